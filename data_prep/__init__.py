@@ -1,0 +1,1 @@
+"""Turns folders of street-scene images and labels into mapseg records."""

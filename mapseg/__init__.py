@@ -1,0 +1,36 @@
+"""mapseg: street-scene segmentation with TensorFlow, from raw images to segmented frames."""
+
+import importlib.metadata
+import os
+
+__version__ = "0.1.0"
+
+
+def _check_stack() -> None:
+    """Refuses a TensorFlow or Keras that mapseg was not built for, before it is imported."""
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise ImportError(
+            f"KERAS_BACKEND must be tensorflow; got {backend}. Remedy: unset KERAS_BACKEND"
+        )
+    if os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() not in ("", "0", "false"):
+        raise ImportError(
+            "TF_USE_LEGACY_KERAS must not be set: mapseg uses the Keras that TensorFlow comes "
+            "with. Remedy: unset TF_USE_LEGACY_KERAS"
+        )
+    try:
+        version = importlib.metadata.version("tensorflow")
+    except importlib.metadata.PackageNotFoundError:
+        return  # a nightly or vendor build: its own import error says more than we could
+    major, minor, patch = (int("".join(filter(str.isdigit, p))) for p in version.split(".")[:3])
+    if (major, minor) == (2, 15) and patch >= 1:
+        return
+    if (major, minor) >= (2, 21):
+        return
+    raise ImportError(
+        f"tensorflow must be 2.21 or newer, or 2.15.1 with mapseg[addons]; got {version}. "
+        "Remedy: pip install --upgrade tensorflow"
+    )
+
+
+_check_stack()

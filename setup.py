@@ -1,0 +1,5 @@
+"""Lets tools that still call setup.py build mapseg; pyproject.toml holds everything."""
+
+from setuptools import setup
+
+setup()
