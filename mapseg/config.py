@@ -168,6 +168,9 @@ class TrainConfig(_Checked):
     eval_samples: int = _option(
         0, "evaluate on the first so many samples while training; 0 is all", check=_NOT_NEGATIVE
     )
+    eval_panels: int = _option(
+        8, "write so many pictures of image, prediction and ground truth", check=_NOT_NEGATIVE
+    )
     log_steps: int = _option(20, "report every so many steps", check=_POSITIVE)
     plot_steps: int = _option(500, "redraw loss.png every so many steps", check=_POSITIVE)
     loss_smoothing: float = _option(0.95, "weight of the past in the smoothed loss", check=_SHARE)

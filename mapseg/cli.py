@@ -1,0 +1,136 @@
+"""Config dataclasses -> absl flags -> what the user gave; errors -> one line and exit code 1.
+
+Only the entry points import this.
+"""
+
+import dataclasses
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+_DEFINE: dict[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+}
+
+
+def define_flags(*kinds: type) -> None:
+    """Defines a flag of the same name for every field of some config dataclasses."""
+    for kind in kinds:
+        for field in dataclasses.fields(kind):
+            text = field.metadata["help"]
+            choices = field.metadata["choices"]
+            if choices:
+                text += f": {', '.join(choices)}"
+            _DEFINE[type(field.default)](field.name, field.default, text)
+
+
+def given(*kinds: type) -> dict[str, Any]:
+    """Returns the options of some config dataclasses that the command line or a flag file set."""
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    return {name: FLAGS[name].value for name in names if FLAGS[name].present}
+
+
+def required(name: str) -> str:
+    """Returns a flag's value.
+
+    Raises:
+      ValueError: it is empty.
+    """
+    value = str(FLAGS[name].value)
+    if not value:
+        raise ValueError(f"--{name} must be given: {FLAGS[name].help}")
+    return value
+
+
+def run(main: Callable[[], int]) -> None:
+    """Parses the flags, calls `main` and exits with its code.
+
+    Flags on the command line win over those of a flag file wherever either stands. A bad flag, a
+    left-over argument and every foreseeable failure end in one line on the error output and 1.
+    """
+    flags.DEFINE_bool("traceback", False, "show where in the program an error came from")
+    app.define_help_flags()
+    for name in FLAGS:
+        if FLAGS[name].name not in ("helpfull", "helpshort", "helpxml"):
+            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    code = 1
+    try:
+        rest = FLAGS(_flag_files_first(sys.argv))[1:]
+        if rest:
+            raise ValueError(
+                f"arguments must be flags, --name=value; got {' '.join(rest)}. Remedy: write a "
+                "switch as --flip or --noflip"
+            )
+        code = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if FLAGS.is_parsed() and FLAGS.traceback:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def report(line: str) -> None:
+    """Shows a line of progress at once, also through a pipe."""
+    print(line, flush=True)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one ends the program."""
+    asked = threading.Event()
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: Any) -> None:
+        report("stopping after this step; once more ends at once without saving")
+        asked.set()
+        signal.signal(number, former[signal.Signals(number)])
+
+    for number in former:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _flag_files_first(argv: list[str]) -> list[str]:
+    """Moves every --flagfile to the front: with absl the last value of a flag wins."""
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(argv[1:])
+    for argument in rest:
+        if argument == "--":
+            others += [argument, *rest]
+        elif argument in ("--flagfile", "-flagfile"):
+            files += [f"--flagfile={next(rest, '')}"]
+        else:
+            is_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
+            (files if is_file else others).append(argument)
+    return [argv[0], *files, *others]
+
+
+def _one_line(error: Exception) -> str:
+    kind = type(error).__name__
+    text = " ".join(str(error).split())
+    if kind == "ResourceExhaustedError":
+        return (
+            "the device's memory is full. Remedy: lower --batch_size or --crop_height and "
+            "--crop_width; when evaluating or predicting, --tile_px"
+        )
+    foreseen = (ValueError, OSError, FloatingPointError, flags.Error)
+    return text if isinstance(error, foreseen) and text else f"{kind}: {text[:1000]}"

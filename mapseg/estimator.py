@@ -1,0 +1,126 @@
+"""The one object a notebook needs: train, evaluate, predict, export, bound to one run folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapseg import checkpoints
+from mapseg import evaluate as evaluation
+from mapseg import export as exporting
+from mapseg import train as training
+from mapseg.checkpoints import Run
+from mapseg.config import PredictConfig
+from mapseg.infer import Segmentation
+from mapseg.predict import Predictor, load_predictor, segment_array
+from mapseg.scores import Scores
+
+
+class Estimator:
+    """Trains, evaluates, predicts and exports in one run folder.
+
+    Example::
+
+        estimator = Estimator("runs/first")
+        estimator.train("records", encoder="mobilenet_v2", steps=1000)
+        print(estimator.evaluate("records").mean_iou)
+        ids = estimator.predict(frame).ids
+    """
+
+    def __init__(self, run_dir: Path | str, progress: Callable[[str], None] = print):
+        """Binds to a run folder, which need not exist before `train`."""
+        self.run_dir = Path(run_dir)
+        self._progress = progress
+        self._loaded: tuple[PredictConfig, Path, Predictor] | None = None
+
+    @property
+    def run(self) -> Run:
+        """What the folder is bound to.
+
+        Raises:
+          FileNotFoundError: nothing was trained here yet.
+        """
+        return checkpoints.open_run(self.run_dir)
+
+    def train(
+        self,
+        records_dir: Path | str,
+        *,
+        evaluating: bool = True,
+        stopping: Callable[[], bool] = lambda: False,
+        **options: Any,
+    ) -> None:
+        """Trains to `steps`, or goes on with what was begun; see `mapseg.train.train`.
+
+        Args:
+          records_dir: a folder made by `data_prep.build_records`.
+          evaluating: evaluate on `eval_split` every `eval_steps` and at the end.
+          stopping: asked after each step; where true, saves and returns.
+          **options: fields of ModelConfig and TrainConfig; a later call needs only what it changes.
+        """
+        run = training.begin_run(self.run_dir, Path(records_dir), options)
+        training.train(
+            run, Path(records_dir), self._progress, evaluating=evaluating, stopping=stopping
+        )
+
+    def evaluate(
+        self,
+        records_dir: Path | str,
+        split: str = "",
+        config: PredictConfig | None = None,
+        checkpoint: str = "best",
+    ) -> Scores:
+        """Scores a checkpoint on a split and writes `evaluation/<split>.json` and panels.
+
+        Args:
+          records_dir: a folder made by `data_prep.build_records`.
+          split: empty is the run's `eval_split`.
+          config: scale, flip and tile size.
+          checkpoint: `best`, `latest` or a step.
+        """
+        run, config = self.run, config or PredictConfig()
+        split = split or run.train.eval_split
+        scores = evaluation.evaluate(
+            self._predictor(run, config, checkpoint),
+            Path(records_dir),
+            split,
+            run.label_set,
+            self._progress,
+            panels_dir=self.run_dir / "evaluation" / "panels",
+            panels=run.train.eval_panels,
+        )
+        evaluation.write_evaluation(
+            self.run_dir,
+            split,
+            scores,
+            checkpoint=checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
+            scale=config.scale,
+            flip=config.flip,
+        )
+        return scores
+
+    def predict(
+        self, frame: np.ndarray, config: PredictConfig | None = None, checkpoint: str = "best"
+    ) -> Segmentation:
+        """Segments one frame [H, W, 3] uint8 RGB; ids come at its own size."""
+        predictor = self._predictor(self.run, config or PredictConfig(), checkpoint)
+        return Segmentation(*segment_array(predictor, frame))
+
+    def export(
+        self,
+        export_dir: Path | str = "",
+        config: PredictConfig | None = None,
+        checkpoint: str = "best",
+    ) -> Path:
+        """Writes a SavedModel, by default to `export` in the run folder; returns its folder."""
+        run = self.run
+        predictor = load_predictor(run, config or PredictConfig(), checkpoint)
+        return exporting.export(run, predictor, Path(export_dir or self.run_dir / "export"))
+
+    def _predictor(self, run: Run, config: PredictConfig, checkpoint: str) -> Predictor:
+        """Keeps the last network, so that frames one by one do not load it again."""
+        path = checkpoints.find_checkpoint(self.run_dir, checkpoint)
+        if self._loaded is None or self._loaded[:2] != (config, path):
+            self._loaded = (config, path, load_predictor(run, config, checkpoint))
+        return self._loaded[2]

@@ -1,0 +1,72 @@
+"""A predictor and a labelled split -> scores and panels."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mapseg.files import write_text
+from mapseg.labels import LabelSet
+from mapseg.plots import panel, write_jpg
+from mapseg.predict import Predictor, segment_array
+from mapseg.records import read_manifest, read_samples
+from mapseg.scores import Scores, confusion_matrix, dump_scores
+
+_REPORT_SECS = 5.0
+
+
+def evaluate(
+    predictor: Predictor,
+    records_dir: Path,
+    split: str,
+    label_set: LabelSet,
+    progress: Callable[[str], None],
+    *,
+    max_samples: int = 0,
+    panels_dir: Path | None = None,
+    panels: int = 0,
+) -> Scores:
+    """Scores a predictor on a split, at the labels' own resolution.
+
+    Args:
+      predictor: any; it sees one image at a time.
+      records_dir: a folder made by `data_prep.build_records`.
+      split: name of a split.
+      label_set: what the predictor's ids mean.
+      progress: takes a line every few seconds.
+      max_samples: only the first so many; 0 is all.
+      panels_dir: where pictures of image, prediction and ground truth go.
+      panels: how many of them.
+
+    Returns:
+      The scores of the summed confusion matrix.
+
+    Raises:
+      ValueError: no such split.
+    """
+    total = read_manifest(records_dir).split(split).samples
+    total = min(total, max_samples) if max_samples else total
+    classes = len(label_set.classes)
+    confusion = np.zeros((classes, classes), np.int64)
+    started = reported = time.monotonic()
+    samples = read_samples(records_dir, split, label_set).take(total).prefetch(1)
+    for i, (image, label, name) in enumerate(samples.as_numpy_iterator()):
+        ids, _, _ = segment_array(predictor, image)
+        confusion += confusion_matrix(label, ids, classes)
+        if panels_dir is not None and i < panels:
+            picture = panel(image, ids, label_set, label)
+            write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
+        now = time.monotonic()
+        if now - reported > _REPORT_SECS:
+            reported = now
+            left = (now - started) / (i + 1) * (total - i - 1)
+            progress(f"evaluated {i + 1} of {total} images of {split}, {left:.0f} s left")
+    return Scores(confusion, label_set)
+
+
+def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> Path:
+    """Writes `evaluation/<split>.json` in a run folder and returns its path."""
+    path = run_dir / "evaluation" / f"{split}.json"
+    write_text(path, dump_scores(scores, split=split, **facts))
+    return path

@@ -1,0 +1,82 @@
+"""Run folder -> SavedModel, checked against the model that it was made from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mapseg.checkpoints import Run
+from mapseg.files import whole_dir
+from mapseg.predict import Predictor, segment_array
+
+
+class _Exported(tf.Module):
+    """What a SavedModel offers; it needs nothing but TensorFlow to run."""
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        self.predictor = predictor
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
+    def segment(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """[B, H, W, 3] uint8 RGB -> ids [B, H, W] uint8, confidence [B], scale [B]."""
+        signature = {
+            "ids": tf.TensorSpec([None, None], tf.uint8),
+            "confidence": tf.TensorSpec([], tf.float32),
+            "scale": tf.TensorSpec([], tf.float32),
+        }
+        segment = self.predictor.segment
+        # One image at a time: the predictor's memory is bounded for one.
+        return tf.map_fn(segment, images, fn_output_signature=signature, parallel_iterations=1)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="encoded")])
+    def segment_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+        """One JPEG or PNG file's bytes -> ids [H, W] uint8, confidence [], scale []."""
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        return self.predictor.segment(tf.ensure_shape(image, [None, None, 3]))
+
+
+def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
+    """Writes a SavedModel with the classes beside it, and checks it against the predictor.
+
+    `serving_default` takes `images` [B, H, W, 3] uint8 RGB of any batch and size.
+
+    Args:
+      run: for the classes.
+      predictor: what to export; its scale, flip and tile size are fixed in the export.
+      export_dir: written whole; a former export there is replaced.
+
+    Returns:
+      `export_dir`.
+
+    Raises:
+      ValueError: the folder holds something else, or the export does not agree with the predictor.
+    """
+    used = export_dir.exists() and any(export_dir.iterdir())
+    if used and not (export_dir / "saved_model.pb").is_file():
+        raise ValueError(
+            f"{export_dir}: export_dir must be new, empty or a former export; it holds other "
+            "files. Remedy: give another --export_dir"
+        )
+    module = _Exported(predictor)
+    with whole_dir(export_dir) as partial:
+        tf.saved_model.save(module, str(partial), signatures={"serving_default": module.segment})
+        text = json.dumps(run.label_set.to_json(), indent=1) + "\n"
+        (partial / "labels.json").write_text(text, encoding="utf-8")
+        _check(predictor, partial)
+    return export_dir
+
+
+def _check(predictor: Predictor, saved_dir: Path) -> None:
+    rng = np.random.default_rng(0)
+    loaded = tf.saved_model.load(str(saved_dir))
+    for size in ((97, 131), (64, 48)):
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        ids = loaded.segment(image[np.newaxis])["ids"][0].numpy()
+        differing = int((ids != segment_array(predictor, image)[0]).sum())
+        if differing:
+            raise ValueError(
+                f"{saved_dir}: the export must give the model's ids; {differing} of {ids.size} "
+                "pixels differ on a test image"
+            )
