@@ -244,7 +244,7 @@ def read_state(path: Path, state: tf.train.Checkpoint) -> None:
         status = state.read(str(path / "state"))
         status.assert_existing_objects_matched()
         status.assert_consumed()
-    except (AssertionError, tf.errors.OpError, ValueError) as error:
+    except (AssertionError, IndexError, tf.errors.OpError, ValueError) as error:
         raise ValueError(
             f"{path}: the saved state must fit this run; it does not, or is damaged: {error}"
         ) from error

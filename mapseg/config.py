@@ -205,7 +205,7 @@ class PredictConfig(_Checked):
         "resize the input by this factor; auto matches its long side to the training images'",
         check=(lambda v: v == "auto" or _is_positive(v), "auto or a positive number"),
     )
-    flip: bool = _option(False, "average with the prediction of the mirrored image")
+    flip_average: bool = _option(False, "average with the prediction of the mirrored image")
     tile_px: int = _option(
         1025,
         "largest side that goes through the network at once; more needs more memory",

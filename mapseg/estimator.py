@@ -96,7 +96,7 @@ class Estimator:
             scores,
             checkpoint=checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
             scale=config.scale,
-            flip=config.flip,
+            flip_average=config.flip_average,
         )
         return scores
 

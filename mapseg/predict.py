@@ -93,7 +93,7 @@ class Predictor(tf.Module):
     def _logits(self, tile: tf.Tensor) -> tf.Tensor:
         """Averages the network's logits [h, w, C] over the tile and, if asked, its mirror image."""
         logits = self.model(tile[tf.newaxis], training=False)[0]
-        if self.config.flip:
+        if self.config.flip_average:
             mirrored = self.model(tile[tf.newaxis, :, ::-1], training=False)[0]
             logits = (logits + mirrored[:, ::-1]) / 2
         return logits

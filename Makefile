@@ -1,0 +1,90 @@
+# Builds the Python environments of mapseg and runs what needs them: `make` lists the targets.
+# On Debian and Ubuntu: apt-get install git make python3-venv
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SILENT:
+.PHONY: help demo test test-addons env env-addons clean
+unexport PYTHONHOME PYTHONPATH
+
+# All paths are relative, so that the checkout may stand in a folder with spaces in its name.
+PYTHON := .venv/bin/python
+ADDONS_PYTHON := .venv-addons/bin/python
+
+help:
+	echo "make demo         sample data -> records -> training -> evaluation -> pictures in demo_out/"
+	echo "make test         format, lint, types and the test suite"
+	echo "make test-addons  the tests marked addons, with TensorFlow Addons (needs Python 3.11)"
+	echo "make env          the environment alone, in .venv (env-addons: in .venv-addons)"
+	echo "make clean        removes everything that make has built"
+
+demo: env
+	$(PYTHON) -m data_prep.demo --out_dir=demo_out
+
+test: env
+	echo "== ruff format"
+	$(PYTHON) -m ruff format --check .
+	echo "== ruff check"
+	$(PYTHON) -m ruff check .
+	echo "== mypy"
+	$(PYTHON) -m mypy mapseg
+	echo "== pytest"
+	$(PYTHON) -m pytest
+
+test-addons: env-addons
+	echo "== pytest -m addons"
+	$(ADDONS_PYTHON) -m pytest -m addons
+
+clean:
+	rm -rf .venv .venv-addons .venv*.partial demo_out build *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+
+env: folder := .venv
+env: extras := test
+env: versions := 3.13 3.12 3.11
+env: cost := downloads 0.8 GB, takes 2.5 GB of disk and 2 to 10 minutes
+env: remedy := apt-get install python3 python3-venv (Debian 12 and 13, Ubuntu 24.04)
+env-addons: folder := .venv-addons
+env-addons: extras := addons,test
+env-addons: versions := 3.11
+env-addons: cost := downloads 0.7 GB, takes 2 GB of disk and 2 to 10 minutes
+env-addons: remedy := apt-get install python3.11-venv (Debian 12), or install Python 3.11 by other means
+
+# An environment is built in FOLDER.partial and renamed when pip has succeeded, so one that stands is whole. Its stamp
+# holds what it was built from: another pyproject.toml, or a checkout that was moved, builds it anew.
+env env-addons:
+	fail() { echo "mapseg: $$*" >&2; exit 1; }
+	stamp() { pwd -P; cat pyproject.toml; }
+	if stamp | cmp -s - $(folder)/stamp && $(folder)/bin/python -c "" 2> /dev/null; then exit; fi
+
+	python= without_pip=
+	for name in $(versions:%=python%) python3; do
+	  "$$name" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv)' \
+	    $(versions) 2> /dev/null || continue
+	  if "$$name" -c 'import ensurepip' 2> /dev/null; then python=$$name; break; fi
+	  without_pip=$$name
+	done
+	if [ ! "$$python" ] && [ "$$without_pip" ]; then
+	  fail "$$without_pip cannot make virtual environments. Remedy: apt-get install python3-venv"
+	fi
+	[ "$$python" ] || fail "Python must be one of: $(versions); found none that runs. Remedy: $(remedy)"
+	free_mb=$$(df -Pm . | awk 'NR == 2 { print $$4 }')
+	[ "$$free_mb" -ge 4000 ] || fail "4000 MB must be free on this disk; got $$free_mb"
+
+	echo "mapseg: $$("$$python" --version) builds $(folder): $(cost)"
+	trap 'rm -rf $(folder).partial' EXIT
+	rm -rf $(folder).partial
+	"$$python" -m venv --prompt mapseg $(folder).partial || fail \
+	  "$$python -m venv failed (see above). Remedy: apt-get install python3-venv"
+	mkdir $(folder).partial/tmp
+	TMPDIR="$$PWD/$(folder).partial/tmp" $(folder).partial/bin/python -m pip install \
+	  --editable ".[$(extras)]" || fail "pip could not install mapseg[$(extras)] (see above)." \
+	  "Remedy: check the network, then run make again; finished downloads are kept"
+	rm -r $(folder).partial/tmp
+	# The scripts in bin/ hold the absolute path of the folder they were installed in.
+	grep -IlF "/$(folder).partial" $(folder).partial/bin/* $(folder).partial/pyvenv.cfg \
+	  | xargs sed -i 's|/$(folder)\.partial|/$(folder)|g'
+	stamp > $(folder).partial/stamp
+	rm -rf $(folder)
+	mv $(folder).partial $(folder)

@@ -1,0 +1,203 @@
+"""Finds the image/label pairs of a data set on disk, without opening a file of pixels.
+
+Knows Mapillary Vistas, flat (v1.2) and nested (v2.0), and any two folders of images and labels.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapseg.labels import LabelClass, read_class_table
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LABEL_SUFFIXES = (".png",)
+
+# By label version, where its class table and a split's labels may lie. The first version that a
+# folder has is taken: published scores, and the runs of 2018, are on v1.2.
+_TABLES = {"v1.2": ("config_v1.2.json", "config.json"), "v2.0": ("config_v2.0.json",)}
+_LABEL_DIRS = {"v1.2": ("v1.2/labels", "labels"), "v2.0": ("v2.0/labels",)}
+LABEL_VERSIONS = tuple(_TABLES)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label. The key is the path below their folders, without suffix."""
+
+    key: str
+    image_path: Path
+    label_path: Path
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """The pairs of one split, by ascending key."""
+
+    name: str
+    image_dir: Path
+    label_dir: Path
+    pairs: tuple[Pair, ...]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"split must be a name of letters, digits, and . - _ between; got {self.name}"
+            )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to convert.
+
+    Attributes:
+      classes: its class table.
+      splits: those that have labels.
+      skipped: by name of a split without labels, the reason.
+      label_version: of Vistas; empty for plain folders.
+      other_versions: label versions of Vistas that are there too, and not taken.
+    """
+
+    classes: tuple[LabelClass, ...]
+    splits: tuple[SourceSplit, ...]
+    skipped: dict[str, str]
+    label_version: str = ""
+    other_versions: tuple[str, ...] = ()
+
+
+def find_folders(image_dir: Path, label_dir: Path, classes_path: Path, split: str) -> Source:
+    """Finds a split in two folders: an image's partner is the label of the same path and stem.
+
+    Raises:
+      FileNotFoundError: a folder or the class table does not exist.
+      ValueError: a missing partner, or a class table that is none.
+    """
+    classes = read_class_table(classes_path)
+    return Source(
+        classes,
+        (SourceSplit(split, image_dir, label_dir, find_pairs(image_dir, label_dir)),),
+        skipped={},
+    )
+
+
+def find_vistas(vistas_dir: Path, label_version: str = "") -> Source:
+    """Finds the splits of a Mapillary Vistas folder.
+
+    Args:
+      vistas_dir: holds `config_*.json` and, for each split, `images` beside `labels` or
+        `<version>/labels`.
+      label_version: v1.2 or v2.0; empty takes the one there is, v1.2 where both are.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: the folder is not laid out so, lacks that version, or a partner is missing.
+    """
+    if not vistas_dir.is_dir():
+        raise FileNotFoundError(f"{vistas_dir}: no such folder")
+    splits = sorted(d.name for d in vistas_dir.iterdir() if (d / "images").is_dir())
+    tables = {
+        version: path
+        for version, path in _tables(vistas_dir).items()
+        if any(_label_dir(vistas_dir / split, version) for split in splits)
+    }
+    if not tables:
+        raise ValueError(
+            f"{vistas_dir}: must hold SPLIT/images, SPLIT/labels (or SPLIT/v2.0/labels) and "
+            f"config_v1.2.json, config_v2.0.json or config.json; got {_content(vistas_dir)}. "
+            "Remedy: give the folder that holds training/ and validation/, or --image_dir, "
+            "--label_dir and --classes"
+        )
+    version = label_version or next(iter(tables))
+    if version not in tables:
+        raise ValueError(
+            f"{vistas_dir}: label_version must be one that is there, {' or '.join(tables)}; "
+            f"got {version}"
+        )
+    taken, skipped = [], {}
+    for name in splits:
+        image_dir, label_dir = vistas_dir / name / "images", _label_dir(vistas_dir / name, version)
+        if label_dir is None:
+            skipped[name] = f"{vistas_dir / name} has no {version} labels"
+            continue
+        taken.append(SourceSplit(name, image_dir, label_dir, find_pairs(image_dir, label_dir)))
+    return Source(
+        classes=read_class_table(tables[version]),
+        splits=tuple(taken),
+        skipped=skipped,
+        label_version=version,
+        other_versions=tuple(v for v in tables if v != version),
+    )
+
+
+def _tables(vistas_dir: Path) -> dict[str, Path]:
+    """The class table files that are there, by label version."""
+    paths = {
+        version: next((vistas_dir / n for n in names if (vistas_dir / n).is_file()), None)
+        for version, names in _TABLES.items()
+    }
+    return {version: path for version, path in paths.items() if path is not None}
+
+
+def _label_dir(split_dir: Path, version: str) -> Path | None:
+    """The folder with this version's labels, unless there is none or it is empty."""
+    paths = (split_dir / name for name in _LABEL_DIRS[version])
+    return next((path for path in paths if path.is_dir() and any(path.iterdir())), None)
+
+
+def _content(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "an empty folder"
+
+
+def find_pairs(image_dir: Path, label_dir: Path) -> tuple[Pair, ...]:
+    """Pairs the images below one folder with the labels below another.
+
+    Hidden files and other suffixes are passed over.
+
+    Args:
+      image_dir: JPEG or PNG images, in sub-folders too.
+      label_dir: PNG labels, under the same relative paths.
+
+    Returns:
+      The pairs by ascending key.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: no image, one without a label, a label without an image, two with one key.
+    """
+    images = _files_by_key(image_dir, IMAGE_SUFFIXES)
+    labels = _files_by_key(label_dir, LABEL_SUFFIXES)
+    if not images:
+        raise ValueError(
+            f"{image_dir}: must hold images ({', '.join(IMAGE_SUFFIXES)}); "
+            f"got {_content(image_dir)}"
+        )
+    _check_partners([images[k] for k in sorted(images.keys() - labels.keys())], "label", label_dir)
+    _check_partners([labels[k] for k in sorted(labels.keys() - images.keys())], "image", image_dir)
+    return tuple(Pair(key, images[key], labels[key]) for key in sorted(images))
+
+
+def _check_partners(alone: Sequence[Path], partner: str, partner_dir: Path) -> None:
+    if alone:
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        raise ValueError(
+            f"{alone[0]}{more}: must have the {partner} of the same name in {partner_dir}; got "
+            "none. Remedy: add it, or take this file away"
+        )
+
+
+def _files_by_key(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith(".") or path.suffix.lower() not in suffixes:
+                continue
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in files:
+                raise ValueError(
+                    f"{path}: must be the only file of its stem; got {files[key].name} too"
+                )
+            files[key] = path
+    return files

@@ -1,0 +1,477 @@
+"""Encoders: backbones that give features at stride 4 and at the chosen output stride.
+
+Where an encoder would go beyond the output stride, its stride becomes dilation, so its features
+are those of the original network, only denser. Feature i of stride s is centred on pixel i * s,
+whatever the size of the input, if that is a multiple of the output stride plus one.
+"""
+
+import http.client
+import os
+import shutil
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import keras
+import numpy as np
+
+from mapseg.config import ModelConfig
+from mapseg.files import whole_file
+
+LOW_LEVEL_STRIDE = 4
+
+_KERAS_STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications"
+_IMAGENET_URLS = {
+    "resnet50": f"{_KERAS_STORAGE}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "mobilenet_v2": f"{_KERAS_STORAGE}/mobilenet_v2/"
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+}
+_NETWORK_TIMEOUT_SECS = 8.0
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How uint8 RGB becomes an encoder's input: (image - mean) / scale, then perhaps as BGR."""
+
+    mean: tuple[float, float, float]
+    scale: float
+    bgr: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone.
+
+    Attributes:
+      model: [B, H, W, 3] float, already normalized -> (features at stride 4, features at the
+        output stride).
+      normalization: what its input must have gone through.
+    """
+
+    model: keras.Model
+    normalization: Normalization
+
+
+_TO_UNIT_RANGE = Normalization((127.5, 127.5, 127.5), 127.5)
+_IMAGENET_MEAN_BGR = Normalization((123.68, 116.779, 103.939), 1.0, bgr=True)
+
+
+def build_encoder(config: ModelConfig) -> Encoder:
+    """Builds an encoder and loads the weights that it starts from.
+
+    `xception65` is the one of DeepLab (Chen et al. 2018, after Dai et al. 2017): its layers carry
+    the names of DeepLab's checkpoints with `-` for `/`. Its stride-4 features are, as there, the
+    second separable convolution of the second block, before its ReLU. `resnet50` and
+    `mobilenet_v2` are those of `keras.applications`; the latter ends, as in DeepLab, before its
+    last convolution to 1280 channels.
+
+    Args:
+      config: the encoder's name, weights, output stride and batch-norm momentum. Building for a
+        checkpoint that will be loaded anyway, replace `encoder_weights` by "none".
+
+    Returns:
+      The encoder, for inputs of any size.
+
+    Raises:
+      FileNotFoundError: the weights are not there and cannot be downloaded.
+      ValueError: no such weights for this encoder, or a file that does not fit it.
+    """
+    weights_path = _find_weights(config)
+    if config.encoder == "xception65":
+        encoder = Encoder(_build_xception65(config), _TO_UNIT_RANGE)
+    elif config.encoder == "resnet50":
+        source = keras.applications.ResNet50(
+            include_top=False, weights=None, input_shape=_SOURCE_SHAPE
+        )
+        model = _at_stride(source, ("conv2_block3_out", "conv5_block3_out"), config)
+        encoder = Encoder(model, _IMAGENET_MEAN_BGR)
+    else:
+        source = keras.applications.MobileNetV2(
+            include_top=False, weights=None, input_shape=_SOURCE_SHAPE
+        )
+        model = _at_stride(source, ("block_2_depthwise_relu", "block_16_project_BN"), config)
+        encoder = Encoder(model, _TO_UNIT_RANGE)
+    if weights_path is not None:
+        _load_weights(encoder.model, weights_path)
+    return encoder
+
+
+def resolve_encoder_weights(config: ModelConfig) -> str:
+    """Returns what `encoder_weights` comes to: imagenet, none, or a path.
+
+    Raises:
+      ValueError: imagenet is asked for an encoder that has no such weights.
+    """
+    has_imagenet = config.encoder in _IMAGENET_URLS
+    if config.encoder_weights == "auto":
+        return "imagenet" if has_imagenet else "none"
+    if config.encoder_weights == "imagenet" and not has_imagenet:
+        raise ValueError(
+            f"encoder_weights must be none or a weights file for encoder={config.encoder}: "
+            f"keras.applications has ImageNet weights only for {', '.join(_IMAGENET_URLS)}; got "
+            "imagenet. Remedy: --encoder_weights=none, or --init_from=CHECKPOINT of TF DeepLab"
+        )
+    return config.encoder_weights
+
+
+# At a side of 128 + 1, keras.applications pads every strided convolution evenly (at even or unknown
+# sizes it does not, which moves MobileNetV2's features by a pixel), and the stride of a feature map
+# can be read from its size.
+_SOURCE_SHAPE = (129, 129, 3)
+
+
+def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfig) -> keras.Model:
+    """Copies a `keras.applications` network, its strides beyond the output stride as dilation."""
+
+    def convert(layer: keras.layers.Layer) -> keras.layers.Layer:
+        settings = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            settings["momentum"] = config.batch_norm_momentum
+        elif isinstance(layer, keras.layers.ZeroPadding2D):
+            rate = max(1, _stride_of(layer.input) // config.output_stride)
+            settings["padding"] = tuple((a * rate, b * rate) for a, b in settings["padding"])
+        elif isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            # The input may carry extra padding; the output's size is sure to tell the stride.
+            stride = _stride_of(layer.output)
+            rate = max(1, stride // settings["strides"][0] // config.output_stride)
+            if stride > config.output_stride:
+                settings["strides"] = (1, 1)
+            if settings["kernel_size"] != (1, 1):
+                settings["dilation_rate"] = (rate, rate)
+        return layer.__class__.from_config(settings)
+
+    encoder = keras.Model(
+        source.input, [source.get_layer(name).output for name in outputs], name=config.encoder
+    )
+    image = keras.Input((None, None, 3), name="encoder_input")
+    return keras.models.clone_model(encoder, input_tensors=image, clone_function=convert)
+
+
+def _stride_of(features: Any) -> int:
+    return int((_SOURCE_SHAPE[0] - 1) // (features.shape[1] - 1))
+
+
+def conv(
+    x: Any,
+    scope: str,
+    channels: int,
+    kernel_px: int = 1,
+    *,
+    norm: dict[str, float],
+    stride: int = 1,
+    relu: bool = True,
+) -> Any:
+    """Convolution, batch norm and, if wanted, ReLU, named as TF-Slim names them.
+
+    Args:
+      x: [B, H, W, C] float.
+      scope: name of the convolution; the others add to it.
+      channels: how many it gives.
+      kernel_px: side of the kernel, odd.
+      norm: `momentum` and `epsilon` of the batch norm.
+      stride: with more than 1 the padding does not depend on the size of the input, so that
+        output i is centred on input i * stride.
+      relu: whether a ReLU follows.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), channels] float.
+    """
+    x, padding = _pad(x, scope, kernel_px // 2, stride)
+    x = keras.layers.Conv2D(
+        channels,
+        kernel_px,
+        strides=stride,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=scope,
+    )(x)
+    return _norm_and_relu(x, scope, norm, relu)
+
+
+def separable_conv(
+    x: Any,
+    scope: str,
+    channels: int,
+    *,
+    norm: dict[str, float],
+    stride: int = 1,
+    rate: int = 1,
+    relu: bool = True,
+) -> Any:
+    """Depthwise 3x3 and pointwise convolution, a batch norm after each.
+
+    Args:
+      x: [B, H, W, C] float.
+      scope: `_depthwise` and `_pointwise` are added to it.
+      channels: how many it gives.
+      norm: `momentum` and `epsilon` of the batch norms.
+      stride: as in `conv`.
+      rate: dilation of the depthwise convolution.
+      relu: whether a ReLU follows each of the two.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), channels] float.
+    """
+    x, padding = _pad(x, f"{scope}_depthwise", rate, stride)
+    x = keras.layers.DepthwiseConv2D(
+        3,
+        strides=stride,
+        padding=padding,
+        dilation_rate=rate,
+        use_bias=False,
+        depthwise_initializer=keras.initializers.TruncatedNormal(stddev=1 / 3),
+        name=f"{scope}_depthwise",
+    )(x)
+    x = _norm_and_relu(x, f"{scope}_depthwise", norm, relu)
+    return conv(x, f"{scope}_pointwise", channels, norm=norm, relu=relu)
+
+
+def _pad(x: Any, scope: str, border_px: int, stride: int) -> tuple[Any, str]:
+    if stride == 1 or border_px == 0:
+        return x, "same"
+    return keras.layers.ZeroPadding2D(border_px, name=f"{scope}-pad")(x), "valid"
+
+
+def _norm_and_relu(x: Any, scope: str, norm: dict[str, float], relu: bool) -> Any:
+    x = keras.layers.BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x)
+    return keras.layers.ReLU(name=f"{scope}-relu")(x) if relu else x
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Units of three separable convolutions; the stride is in the third of the last unit."""
+
+    name: str
+    channels: tuple[int, int, int]
+    skip: str  # conv, sum or none
+    stride: int = 1
+    units: int = 1
+
+
+_XCEPTION65 = (
+    _Block("entry_flow-block1", (128, 128, 128), "conv", stride=2),
+    _Block("entry_flow-block2", (256, 256, 256), "conv", stride=2),
+    _Block("entry_flow-block3", (728, 728, 728), "conv", stride=2),
+    _Block("middle_flow-block1", (728, 728, 728), "sum", units=16),
+    _Block("exit_flow-block1", (728, 1024, 1024), "conv", stride=2),
+    _Block("exit_flow-block2", (1536, 1536, 2048), "none"),
+)
+_XCEPTION65_LOW_LEVEL = "xception_65-entry_flow-block2-unit_1-xception_module-separable_conv2"
+
+
+def _build_xception65(config: ModelConfig) -> keras.Model:
+    norm = {"momentum": config.batch_norm_momentum, "epsilon": 1e-3}
+    image = keras.Input((None, None, 3), name="encoder_input")
+    x = conv(image, "xception_65-entry_flow-conv1_1", 32, 3, norm=norm, stride=2)
+    x = conv(x, "xception_65-entry_flow-conv1_2", 64, 3, norm=norm)
+    stride, rate = 2, 1
+    for block in _XCEPTION65:
+        # At the output stride, a block's own stride becomes the rate of the blocks after it.
+        dilate = stride == config.output_stride
+        for unit in range(1, block.units + 1):
+            scope = f"xception_65-{block.name}-unit_{unit}-xception_module"
+            x = _xception_unit(x, scope, block, 1 if dilate else block.stride, rate, norm)
+        if dilate:
+            rate *= block.stride
+        else:
+            stride *= block.stride
+    model = keras.Model(image, x)
+    low_level = model.get_layer(f"{_XCEPTION65_LOW_LEVEL}_pointwise-BatchNorm").output
+    return keras.Model(image, [low_level, x], name=config.encoder)
+
+
+def _xception_unit(
+    x: Any, scope: str, block: _Block, stride: int, rate: int, norm: dict[str, float]
+) -> Any:
+    # ReLUs stand before the separable convolutions; in the last block, which has no skip, inside.
+    inside = block.skip == "none"
+    residual = x
+    for place, channels in enumerate(block.channels, start=1):
+        name = f"{scope}-separable_conv{place}"
+        if not inside:
+            residual = keras.layers.ReLU(name=f"{name}-relu")(residual)
+        residual = separable_conv(
+            residual,
+            name,
+            channels,
+            norm=norm,
+            stride=stride if place == 3 else 1,
+            rate=rate,
+            relu=inside,
+        )
+    if block.skip == "none":
+        return residual
+    if block.skip == "conv":
+        x = conv(x, f"{scope}-shortcut", block.channels[-1], norm=norm, stride=stride, relu=False)
+    return keras.layers.Add(name=f"{scope}-add")([residual, x])
+
+
+def _find_weights(config: ModelConfig) -> Path | None:
+    weights = resolve_encoder_weights(config)
+    if weights == "none":
+        return None
+    if weights == "imagenet":
+        return _fetch_imagenet(config.encoder)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"encoder_weights must be imagenet, none, auto or an existing weights file; got {path}"
+        )
+    return path
+
+
+def _fetch_imagenet(encoder: str) -> Path:
+    """Returns the weights in Keras's own cache folder, downloaded if they are not there."""
+    url = _IMAGENET_URLS[encoder]
+    keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    path = keras_dir / "models" / url.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            _download(url, path)
+        except (OSError, http.client.HTTPException) as error:
+            raise FileNotFoundError(
+                f"the ImageNet weights of {encoder} are neither at {path} nor could they be "
+                f"downloaded from {url} ({error or type(error).__name__}). Remedy: download "
+                f"{path.name} from there and put it at {path}, or start from random weights "
+                "with --encoder_weights=none"
+            ) from error
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    with whole_file(path) as partial, _open_url(url) as response, partial.open("wb") as file:
+        shutil.copyfileobj(response, file)
+        expected = response.headers["Content-Length"]
+        if expected is not None and file.tell() != int(expected):
+            raise OSError(f"the connection broke off after {file.tell()} of {expected} bytes")
+
+
+def _open_url(url: str) -> Any:
+    # The timeout of urlopen holds for each address of the host anew, and for its name not at all.
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT_SECS))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer.result(timeout=_NETWORK_TIMEOUT_SECS)
+
+
+def _load_weights(model: keras.Model, path: Path) -> None:
+    layers = [layer for layer in model.layers if layer.weights]
+    try:
+        with h5py.File(path) as file:
+            stored = list(_stored_arrays(file, layers))
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path}: encoder_weights must be a whole Keras weights file (.h5 or .weights.h5); "
+            f"{error}. Remedy: fetch it again, or --encoder_weights=none"
+        ) from error
+    for layer, arrays in zip(layers, stored, strict=True):
+        expected, found = [tuple(w.shape) for w in layer.weights], [a.shape for a in arrays]
+        if expected != found:
+            raise ValueError(
+                f"{path}: encoder_weights must hold the weights of {model.name} without its top; "
+                f"the first layer that does not fit is {layer.name}, of shapes {expected}; the "
+                f"file has {found or 'nothing'} in its place"
+            )
+    for layer, arrays in zip(layers, stored, strict=True):
+        layer.set_weights(arrays)
+
+
+# How .weights.h5 files name their groups.
+_GROUP_NAMES = {
+    "Conv2D": "conv2d",
+    "DepthwiseConv2D": "depthwise_conv2d",
+    "BatchNormalization": "batch_normalization",
+}
+
+
+def _stored_arrays(
+    file: h5py.File, layers: Sequence[keras.layers.Layer]
+) -> Iterator[list[np.ndarray]]:
+    """Yields the arrays in a weights file for each layer, as Keras does: by order, not by name.
+
+    What a file has beyond them, such as a network's top, is left alone. Keras's own
+    `load_weights` does not say which layer failed, and reads less.
+    """
+    root = file.get("model_weights", file)
+    if "layer_names" in root.attrs:  # the format of .h5 files
+        groups = [root[_text(name)] for name in root.attrs["layer_names"]]
+        groups = [group for group in groups if len(group.attrs["weight_names"])]
+        for place in range(len(layers)):
+            names = groups[place].attrs["weight_names"] if place < len(groups) else []
+            yield [groups[place][_text(name)][()] for name in names]
+    else:  # the format of .weights.h5 files, which number the layers of each class
+        counts: Counter[str] = Counter()
+        for layer in layers:
+            kind = _GROUP_NAMES[type(layer).__name__]
+            number = f"_{counts[kind]}" if counts[kind] else ""
+            counts[kind] += 1
+            variables = file.get(f"layers/{kind}{number}/vars", {})
+            yield [variables[str(i)][()] for i in range(len(variables))]
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def named_weights(model: keras.Model) -> dict[str, Any]:
+    """Returns a model's weights by names that are the same in every version of Keras.
+
+    Args:
+      model: its layers' names must be its own, those of nested models included.
+
+    Returns:
+      The variables by `layer/weight`, e.g. `aspp0-BatchNorm/gamma`, in the layers' order.
+    """
+    weights: dict[str, Any] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            weights |= named_weights(layer)
+        else:
+            # Keras 2 writes depthwise/depthwise_kernel:0 where Keras 3 writes kernel.
+            names = (w.name.rpartition("/")[2].partition(":")[0] for w in layer.weights)
+            names = (name.removeprefix("depthwise_") for name in names)
+            weights |= dict(zip((f"{layer.name}/{n}" for n in names), layer.weights, strict=True))
+    return weights
+
+
+def deeplab_names(model: keras.Model) -> dict[str, str]:
+    """Says what TF DeepLab's checkpoints call the weights of a network on `xception65`.
+
+    Args:
+      model: from `build_model`, or an encoder's.
+
+    Returns:
+      Checkpoint variable by weight name, e.g. `aspp1_depthwise/depthwise_weights` by
+      `aspp1_depthwise/kernel`. Shapes are equal, but for `logits/semantic` with another number of
+      classes.
+
+    Raises:
+      ValueError: the model has another encoder.
+    """
+    names = list(named_weights(model))
+    if not any(name.startswith("xception_65-") for name in names):
+        raise ValueError(
+            "a TF DeepLab checkpoint must be loaded into a network on xception65; got one whose "
+            f"first weight is {names[0]}. Remedy: --encoder=xception65"
+        )
+    return {name: _deeplab_name(name) for name in names}
+
+
+def _deeplab_name(name: str) -> str:
+    layer, weight = name.split("/")
+    kernel = "depthwise_weights" if layer.endswith("_depthwise") else "weights"
+    renamed = {"kernel": kernel, "bias": "biases"}
+    return f"{layer.replace('-', '/')}/{renamed.get(weight, weight)}"

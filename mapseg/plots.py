@@ -1,0 +1,352 @@
+"""Pictures: label maps in colour, panels with a legend, loss curves, and their way to the disk.
+
+Figures are drawn on a canvas of their own, never through pyplot, so threads and notebooks are safe.
+"""
+
+import csv
+import functools
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from mapseg.labels import VOID, LabelSet
+
+PICTURE_PX = 900  # longest side of a picture in a panel; small ones are enlarged to half of it
+_JPEG_QUALITY = 92
+_INK, _RIM = (25, 25, 25), (140, 140, 140)
+
+Row = Mapping[str, float]
+Entry = tuple[str, tuple[int, int, int]]  # what a legend shows: name and colour
+
+
+def colorize(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Draws a label map in the colours of its classes.
+
+    Args:
+      ids: [H, W] uint8.
+      palette: [256, 3] uint8 RGB by id.
+
+    Returns:
+      [H, W, 3] uint8 RGB.
+    """
+    return cv2.applyColorMap(ids, palette[:, np.newaxis])
+
+
+def overlay(
+    image: np.ndarray,
+    ids: np.ndarray,
+    palette: np.ndarray,
+    drawn: np.ndarray | None = None,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """Tints an image with the colours of its classes.
+
+    With a choice of classes the rest of the image is dimmed to half its brightness: a white tint
+    on a white lane marking would not show otherwise, nor would a marking that was missed.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      ids: [H, W] uint8; VOID is never tinted.
+      palette: [256, 3] uint8 RGB by id.
+      drawn: [256] bool, the ids to tint; None tints all.
+      alpha: share of the class colour, 0-1.
+
+    Returns:
+      [H, W, 3] uint8 RGB.
+    """
+    tinted = np.arange(256) != VOID if drawn is None else drawn
+    result = image.copy() if drawn is None else image // 2
+    mixed = cv2.addWeighted(image, 1 - alpha, colorize(ids, palette), alpha, 0)
+    return cv2.copyTo(mixed, cv2.LUT(ids, tinted.astype(np.uint8)), result)
+
+
+def panel(
+    image: np.ndarray,
+    guess: np.ndarray,
+    label_set: LabelSet,
+    label: np.ndarray | None = None,
+    drawn: np.ndarray | None = None,
+) -> np.ndarray:
+    """Sets image, prediction and ground truth side by side, the legend of their classes beneath.
+
+    Pictures are shrunk to `PICTURE_PX`, or enlarged towards half of it, so that the legend is in
+    proportion to frames of any size.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      guess: [H, W] uint8 train ids.
+      label_set: names and colours.
+      label: [H, W] uint8 train ids or VOID, the ground truth; without it there are two pictures.
+      drawn: [256] bool, the ids to draw, all others black; None draws all.
+
+    Returns:
+      [h, w, 3] uint8 RGB.
+    """
+    maps = [guess] if label is None else [guess, label]
+    palette = label_set.palette
+    if drawn is not None:
+        palette[~drawn] = 0
+    pictures = [_fitted(picture) for picture in (image, *(colorize(m, palette) for m in maps))]
+    present = np.sum([count_ids(m) for m in maps], axis=0) > 0
+    if drawn is not None:
+        present &= drawn
+    entries = [(c.name, c.color) for c in label_set.classes if present[c.id]]
+    if present[VOID]:
+        entries.append(("void", (0, 0, 0)))
+
+    height, width = pictures[0].shape[:2]
+    gap = max(8, width // 50)
+    canvas_width = len(pictures) * (width + gap) + gap
+    text_px = max(14, canvas_width // 95)
+    key = _legend_block(entries, canvas_width - 2 * gap, text_px)
+    top = 2 * gap + text_px
+    canvas = np.full((top + height + 2 * gap + key.shape[0], canvas_width, 3), 255, np.uint8)
+    canvas[top + height + gap : top + height + gap + key.shape[0], gap:-gap] = key
+    for i, picture in enumerate(pictures):
+        left = gap + i * (width + gap)
+        canvas[top : top + height, left : left + width] = picture
+    drawing = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(drawing)
+    for i, title in enumerate(("Image", "Prediction", "Ground truth")[: len(pictures)]):
+        middle = gap + i * (width + gap) + width // 2
+        pen.text((middle, top // 2), title, _INK, _font(round(text_px * 1.15), True), anchor="mm")
+    return np.asarray(drawing)
+
+
+def legend(label_set: LabelSet) -> np.ndarray:
+    """Draws every class of a label set with its train id, colour and name.
+
+    Returns:
+      [h, w, 3] uint8 RGB.
+    """
+    digits = len(str(label_set.classes[-1].id))
+    ids = [str(c.id).rjust(digits, "\N{FIGURE SPACE}") for c in label_set.classes]
+    entries = [(f"{i}  {c.name}", c.color) for i, c in zip(ids, label_set.classes, strict=True)]
+    columns = math.ceil(len(entries) / 25)
+    block = _legend_block(entries, columns * _column_width(entries, 18), 18)
+    return np.pad(block, ((18, 18), (18, 18), (0, 0)), constant_values=255)
+
+
+def count_ids(ids: np.ndarray) -> np.ndarray:
+    """Counts the pixels of each id: [H, W] uint8 -> [256] float32."""
+    return cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()
+
+
+def _fitted(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    longest = max(height, width)
+    if longest > PICTURE_PX:
+        size = [max(1, round(side * PICTURE_PX / longest)) for side in (width, height)]
+        return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    times = max(1, PICTURE_PX // 2 // longest)
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _legend_block(entries: Sequence[Entry], width: int, text_px: int) -> np.ndarray:
+    """Draws swatches and names in as many columns as fit, read downwards: [h, width, 3] uint8."""
+    line = round(text_px * 1.7)
+    columns = max(1, min(len(entries), width // _column_width(entries, text_px)))
+    rows = math.ceil(len(entries) / columns)
+    block = Image.new("RGB", (width, rows * line), "white")
+    pen = ImageDraw.Draw(block)
+    for i, (name, color) in enumerate(entries):
+        left, top = i // rows * (width // columns), i % rows * line
+        low, high = top + (line - text_px) // 2, top + (line + text_px) // 2
+        right = left + round(text_px * 1.6)
+        pen.rectangle((left, low, right, high), color, _RIM, max(1, text_px // 14))
+        pen.text((right + text_px // 2, (low + high) // 2), name, _INK, _font(text_px), "lm")
+    return np.asarray(block)
+
+
+def _column_width(entries: Sequence[Entry], text_px: int) -> int:
+    longest = max((_font(text_px).getlength(name) for name, _ in entries), default=0)
+    return math.ceil(longest + 4 * text_px)
+
+
+@functools.cache
+def _font(text_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), text_px
+    )
+
+
+def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
+    """Averages a curve with exponentially fading weights, without a bias to the start.
+
+    The mean is divided by the sum of its weights, 1 - weight^n, as the moments are in Adam
+    (https://arxiv.org/abs/1412.6980, section 3), so the first value is itself. A value that is not
+    finite is left out: the mean stays where it was.
+
+    Args:
+      values: [N] in order of steps.
+      weight: of the past, at least 0 and below 1; 0 changes nothing.
+
+    Returns:
+      [N] float64; nan before the first finite value.
+    """
+    if not 0 <= weight < 1:
+        raise ValueError(f"weight must be at least 0 and below 1; got {weight}")
+    mean = total = 0.0
+    result = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if math.isfinite(value):
+            mean = weight * mean + (1 - weight) * value
+            total = weight * total + (1 - weight)
+        if total:
+            result[i] = mean / total
+    return result
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Reads the `history.csv` of a run.
+
+    Returns:
+      One dict for each row, by column, without the columns that are empty in it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds no rows, or something other than numbers.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Remedy: name a run that has trained")
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({k: float(v) for k, v in row.items() if v})
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}: a history must hold numbers only; got {dict(row)}"
+                ) from error
+    if not rows:
+        raise ValueError(
+            f"{path}: a history must have a row at least; got none. Remedy: train the run first"
+        )
+    return rows
+
+
+def plot_history(rows: Sequence[Row], out_path: Path, smoothing: float) -> None:
+    """Draws the course of one run: loss raw and smoothed, learning rate, scores on validation.
+
+    Args:
+      rows: as `read_history` gives them.
+      out_path: the picture to write, `.png`.
+      smoothing: weight of the past in the smoothed loss; see `smoothed`.
+    """
+    _write_figure(out_path, _figure({"": rows}, smoothing))
+
+
+def plot_runs(runs: Mapping[str, Sequence[Row]], out_path: Path, smoothing: float) -> None:
+    """Draws several runs together, each in a colour of its own; see `plot_history`.
+
+    Args:
+      runs: rows by the name of the run.
+      out_path: the picture to write, `.png`.
+      smoothing: weight of the past in the smoothed loss.
+    """
+    if not runs:
+        raise ValueError("runs must be one or more; got none")
+    _write_figure(out_path, _figure(runs, smoothing))
+
+
+def _figure(runs: Mapping[str, Sequence[Row]], smoothing: float) -> Figure:
+    scored = any("mean_iou" in row for rows in runs.values() for row in rows)
+    ratios = [3, 1, 1.5][: 2 + scored]
+    figure = Figure(figsize=(10, 1.9 * sum(ratios)), dpi=110)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    for i, (name, rows) in enumerate(runs.items()):
+        color = f"C{i % 10}"
+        steps, loss = _column(rows, "loss")
+        faint = {"color": color, "linewidth": 0.8, "alpha": 0.3 if len(runs) == 1 else 0.15}
+        bold = {"color": color, "linewidth": 1.8, "marker": "." if len(steps) < 30 else ""}
+        axes[0].plot(steps, loss, **faint, label="" if name else "raw")
+        label = name or f"smoothed, weight {smoothing:g}"
+        axes[0].plot(steps, smoothed(loss, smoothing), **bold, label=label)
+        axes[1].plot(*_column(rows, "learning_rate"), **bold)
+        if scored:
+            steps, score = _column(rows, "mean_iou")
+            axes[2].plot(steps, 100 * score, **{**bold, "marker": "o"}, markersize=4)
+    for axis, what in zip(axes, ("training loss", "learning rate", "mean IoU, %"), strict=False):
+        _dress(axis, what)
+    axes[0].legend(frameon=False)
+    axes[1].set_ylim(bottom=0)
+    axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-1, 3), useMathText=True)
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_formatter("{x:,.10g}")
+    return figure
+
+
+def _column(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (steps, values) of the rows that have the column; not finite becomes a gap."""
+    pairs = [(row["step"], row[name]) for row in rows if name in row]
+    steps, values = np.array(pairs, float).reshape(-1, 2).T
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _dress(axis: Axes, what: str) -> None:
+    axis.set_ylabel(what)
+    axis.grid(alpha=0.3, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.01)
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    FigureCanvasAgg(figure)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_file(path, data.getvalue())
+
+
+def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Args:
+      path: the file; its folder is made.
+      image: [H, W, 3] uint8 RGB, or with a palette [H, W] uint8 ids.
+      palette: [256, 3] uint8 RGB: the pixel's index stays the id, the palette colours it.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if palette is not None:
+        picture.putpalette(palette.tobytes())
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_file(path, data.getvalue())
+
+
+def write_jpg(path: Path, image: np.ndarray) -> None:
+    """Writes a JPEG of an [H, W, 3] uint8 RGB image, whole or not at all; its folder is made."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    write_file(path, data.tobytes())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name beside it and renames it; its folder is made.
+
+    Raises:
+      OSError: it cannot be written; the message names the file.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written: {error.strerror or error}. Remedy: free some space or "
+            "name another folder, and run the same command again"
+        ) from error

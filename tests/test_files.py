@@ -1,0 +1,38 @@
+import pytest
+
+from mapseg.files import whole_dir, whole_file, write_text
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with whole_file(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+        assert partial.suffix == ".txt"
+    assert path.read_text() == "half"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failure_leaves_the_former_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(RuntimeError), whole_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "d"
+    with whole_dir(path) as partial:
+        (partial / "a").write_text("1")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), whole_dir(path) as partial:
+        (partial / "b").write_text("2")
+        raise RuntimeError
+    assert [p.name for p in path.iterdir()] == ["a"]
+    with whole_dir(path) as partial:
+        (partial / "c").write_text("3")
+    assert [p.name for p in path.iterdir()] == ["c"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg.config import PredictConfig
+from mapseg.predict import Predictor, segment_array
+
+CLASSES = 5
+
+
+class Network(tf.Module):
+    """Stands in for a trained network: a function of the tile gives the logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self._logits = logits
+
+    def __call__(self, images, training):
+        assert training is False
+        return self._logits(images)
+
+
+def by_brightness(images):
+    """Class 0 to 4 from the red value, far apart."""
+    return 10 * tf.one_hot(tf.cast(images[..., 0], tf.int32) // 51, CLASSES)
+
+
+def near_the_tiles_edge(images):
+    """Class 1 within 10 pixels of the tile's edge, else class 0."""
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    y, x = tf.range(height)[:, tf.newaxis], tf.range(width)[tf.newaxis]
+    depth = tf.minimum(tf.minimum(y, height - 1 - y), tf.minimum(x, width - 1 - x))
+    return tf.one_hot(tf.cast(depth < 10, tf.int32), 2)[tf.newaxis]
+
+
+def blocks(height, width, block=16):
+    y, x = np.mgrid[:height, :width] // block
+    value = ((y * 7 + x * 3) % CLASSES * 51 + 25).astype(np.uint8)
+    return np.stack([value] * 3, -1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 61), (64, 64), (200, 150), (151, 400)])
+@pytest.mark.parametrize("tile_px", [65, 1025])
+def test_every_pixel_gets_its_class_at_the_images_own_size(size, tile_px):
+    image = blocks(*size)
+    predictor = Predictor(Network(by_brightness), PredictConfig(scale="1", tile_px=tile_px), 512)
+    ids, confidence, scale = segment_array(predictor, image)
+    np.testing.assert_array_equal(ids, image[..., 0] // 51)
+    assert ids.dtype == np.uint8
+    assert confidence == pytest.approx(np.exp(10) / (np.exp(10) + 4), rel=1e-4)
+    assert scale == 1
+
+
+@pytest.mark.parametrize("tile_px", [65, 1025])
+@pytest.mark.parametrize("scale", ["0.5", "2", "1.37"])
+def test_a_scaled_input_gives_ids_in_the_right_place(scale, tile_px):
+    image = blocks(192, 240, block=48)
+    predictor = Predictor(Network(by_brightness), PredictConfig(scale=scale, tile_px=tile_px), 512)
+    ids, _, used = segment_array(predictor, image)
+    assert used == pytest.approx(float(scale))
+    # Blended seams between blocks may read as a class between; a shift would move whole seams.
+    wrong = ids != image[..., 0] // 51
+    y, x = np.mgrid[:192, :240] % 48
+    inside = (y >= 3) & (y < 45) & (x >= 3) & (x < 45)
+    assert not wrong[inside].any()
+    left = wrong[:, 1:120].mean()
+    assert left == pytest.approx(wrong[:, 120:239].mean(), abs=0.03)
+
+
+def test_auto_scale_matches_the_training_images_long_side():
+    predictor = Predictor(Network(by_brightness), PredictConfig(), 480)
+    for size, scale in (((240, 120), 2), ((100, 960), 0.5), ((480, 300), 1)):
+        ids, _, used = segment_array(predictor, blocks(*size))
+        assert used == pytest.approx(scale)
+        assert ids.shape == size
+
+
+def test_pixels_come_from_deep_within_a_tile():
+    predictor = Predictor(Network(near_the_tiles_edge), PredictConfig(scale="1", tile_px=101), 512)
+    ids, _, _ = segment_array(predictor, np.zeros([300, 260, 3], np.uint8))
+    assert not ids[10:-10, 10:-10].any()  # only the image's own edges are near an edge
+    assert ids[:10].all()
+    assert ids[:, -10:].all()
+
+
+def test_flip_averages_with_the_mirror_image():
+    def left_is_sure_right_is_not(images):
+        # Class 1 by 4 on the left half, class 0 by 2 on the right half of whatever is seen.
+        x = tf.range(tf.shape(images)[2])
+        left = tf.cast(x < tf.shape(images)[2] // 2, tf.float32)
+        logits = tf.stack([2 * (1 - left), 4 * left], -1)
+        return tf.broadcast_to(logits, tf.concat([tf.shape(images)[:3], [2]], 0))
+
+    image = np.zeros([4, 8, 3], np.uint8)
+    plain, flipped = (
+        segment_array(
+            Predictor(
+                Network(left_is_sure_right_is_not), PredictConfig(scale="1", flip_average=flip), 8
+            ),
+            image,
+        )[0]
+        for flip in (False, True)
+    )
+    assert plain[0].tolist() == [1] * 4 + [0] * 4
+    assert flipped[0].tolist() == [1] * 8

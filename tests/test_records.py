@@ -1,0 +1,262 @@
+import io
+import json
+import os
+import threading
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mapseg.labels import VOID, LabelClass, LabelSet
+from mapseg.records import (
+    Manifest,
+    Split,
+    encode_sample,
+    index_split,
+    read_manifest,
+    read_record,
+    read_samples,
+    read_shard,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+
+CLASSES = (
+    LabelClass(0, "road", (128, 64, 128)),
+    LabelClass(1, "car", (0, 0, 142)),
+    LabelClass(2, "unlabeled", (0, 0, 0), evaluate=False),
+)
+SIZES = [(4, 6), (8, 4), (4, 6)]
+
+
+def encoded(pixels, image_format):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def scene(i):
+    rng = np.random.default_rng(i)
+    image = rng.integers(0, 256, (*SIZES[i], 3), np.uint8)
+    return image, rng.integers(0, 3, SIZES[i], np.uint8)
+
+
+def sample(i, name=None):
+    image, label = scene(i)
+    return encode_sample(
+        name or f"-key_{i}", encoded(image, "PNG"), "png", SIZES[i], 3, encoded(label, "PNG")
+    )
+
+
+def write_records(folder, records=None):
+    records = [sample(i) for i in range(3)] if records is None else records
+    shards = [
+        write_shard(folder / shard_name("training", 0, 2), records[:2]),
+        write_shard(folder / shard_name("training", 1, 2), records[2:]),
+    ]
+    split = Split(
+        "training", tuple(shards), {c.name: 0 for c in CLASSES}, {(4, 6): 2, (8, 4): 1}, {}
+    )
+    manifest = Manifest("0", CLASSES, {"training": split}, {"testing": "no labels"})
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def test_a_record_is_the_example_that_tensorflow_writes():
+    label = encoded(np.full((3, 400), 7, np.uint8), "PNG")
+    record = encode_sample("ä/b", b"\x00\xff" * 9000, "jpeg", (3, 400), 1, label)
+    features = tf.train.Example.FromString(record).features.feature
+    assert {k: v.int64_list.value[0] for k, v in features.items() if v.HasField("int64_list")} == {
+        "image/height": 3,
+        "image/width": 400,
+        "image/channels": 1,
+    }
+    assert {k: v.bytes_list.value[0] for k, v in features.items() if v.HasField("bytes_list")} == {
+        "image/encoded": b"\x00\xff" * 9000,
+        "image/filename": "ä/b".encode(),
+        "image/format": b"jpeg",
+        "image/segmentation/class/encoded": label,
+        "image/segmentation/class/format": b"png",
+    }
+    again = tf.train.Example.FromString(record).SerializeToString(deterministic=True)
+    assert len(again) == len(record)
+
+
+def test_a_shard_is_the_file_that_tensorflow_writes(tmp_path):
+    records = [b"", b"abc", bytes(70_000)]
+    write_shard(tmp_path / "ours", records)
+    with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
+        for record in records:
+            writer.write(record)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert list(read_shard(tmp_path / "theirs")) == records
+
+
+def test_a_shard_appears_whole_or_not_at_all(tmp_path):
+    def broken():
+        yield b"abc"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_shard(tmp_path / "a.tfrecord", broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_is_read_back(tmp_path):
+    written = write_records(tmp_path)
+    assert read_manifest(tmp_path) == written
+    assert written.split("training").samples == 3
+    assert json.loads((tmp_path / "manifest.json").read_text())["splits"]["training"]["sizes"] == {
+        "4x6": 2,
+        "8x4": 1,
+    }
+
+
+def test_long_side_is_the_median_over_samples():
+    split = Split("a", (), {}, {(10, 20): 3, (50, 40): 1, (30, 31): 1}, {})
+    assert split.long_side_px == 20  # of 20 20 20 31 50
+
+
+def test_samples_come_in_stored_order_with_train_ids(tmp_path):
+    write_records(tmp_path)
+    found = list(read_samples(tmp_path, "training"))
+    assert [name.numpy().decode() for *_, name in found] == ["-key_0", "-key_1", "-key_2"]
+    for i, (image, label, _) in enumerate(found):
+        assert image.dtype == label.dtype == tf.uint8
+        np.testing.assert_array_equal(image, scene(i)[0])
+        np.testing.assert_array_equal(label, np.array([0, 1, VOID])[scene(i)[1]])
+
+
+def test_a_label_set_of_ones_own(tmp_path):
+    write_records(tmp_path)
+    mapping = (1, 0) + (VOID,) * 254
+    swapped = LabelSet("swapped", CLASSES[:2], mapping)
+    _, label, _ = next(iter(read_samples(tmp_path, "training", swapped)))
+    np.testing.assert_array_equal(label, np.array([1, 0, VOID])[scene(0)[1]])
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_grey_images_get_three_channels(tmp_path, image_format):
+    data = encoded(scene(0)[0][..., 0], image_format)
+    label = encoded(scene(0)[1], "PNG")
+    record = encode_sample("grey", data, image_format.lower(), SIZES[0], 1, label)
+    write_records(tmp_path, [record])
+    image, *_ = next(iter(read_samples(tmp_path, "training")))
+    grey = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(image, np.stack([grey] * 3, axis=-1))
+
+
+def test_the_index_finds_every_record(tmp_path):
+    write_records(tmp_path)
+    index = index_split(tmp_path, "training")
+    assert len(index) == 3
+    assert index.shard.tolist() == [0, 0, 1]
+    assert index.offset.tolist() == [12, 12 + len(sample(0)) + 4 + 12, 12]
+    for i in (2, 0, 1, 0):
+        assert read_record(index, i) == sample(i)
+
+
+def test_the_index_serves_threads_and_gives_its_descriptors_back(tmp_path):
+    write_records(tmp_path)
+
+    def open_files():
+        return [os.readlink(f.path) for f in os.scandir("/proc/self/fd") if f.is_symlink()]
+
+    index = index_split(tmp_path, "training")
+    good = []
+
+    def read():
+        good.extend(read_record(index, i % 3) == sample(i % 3) for i in range(60))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert good == [True] * 240
+    assert sum(str(tmp_path) in name for name in open_files_safely(open_files)) == 2
+    del index
+    assert not any(str(tmp_path) in name for name in open_files_safely(open_files))
+
+
+def open_files_safely(listing):
+    try:
+        return listing()
+    except FileNotFoundError:
+        pytest.skip("needs /proc/self/fd")
+
+
+@pytest.mark.parametrize("keep", [5, 30, -3])
+def test_a_truncated_shard_is_named(tmp_path, keep):
+    manifest = write_records(tmp_path)
+    path = tmp_path / shard_name("training", 1, 2)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"training-00001-of-00002.*must have"):
+        index_split(tmp_path, "training")
+    whole = manifest.split("training").shards[1]
+    cut = type(whole)(whole.file, 1, path.stat().st_size, whole.sha256)
+    split = Split("training", (cut,), {}, {(4, 6): 1}, {})
+    write_manifest(tmp_path, Manifest("0", CLASSES, {"training": split}, {}))
+    with pytest.raises(ValueError, match="training-00001-of-00002.*truncated"):
+        index_split(tmp_path, "training")
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    write_records(tmp_path, [sample(0)])
+    path = tmp_path / shard_name("training", 0, 2)
+    whole = path.read_bytes()
+    for place in [0, 7, 8, 11, 12, 100, len(whole) - 5, len(whole) - 1]:
+        broken = bytearray(whole)
+        broken[place] ^= 0x10
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="training-00000-of-00002"):
+            read_record(index_split(tmp_path, "training"), 0)
+
+
+def test_the_checksum_is_the_one_of_the_specification():
+    assert google_crc32c.value(b"123456789") == 0xE3069283  # the check value of CRC-32C
+
+
+def test_no_records_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*data_prep.build_records"):
+        read_manifest(tmp_path)
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    write_records(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(ValueError, match=r"format_version must be 1.*got 2\. Remedy"):
+        read_manifest(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write_records(tmp_path)
+    (tmp_path / shard_name("training", 1, 2)).unlink()
+    with pytest.raises(FileNotFoundError, match="training-00001-of-00002.tfrecord"):
+        read_samples(tmp_path, "training")
+
+
+def test_an_unknown_split_names_those_there(tmp_path):
+    manifest = write_records(tmp_path)
+    with pytest.raises(ValueError, match="training; got val$"):
+        manifest.split("val")
+    with pytest.raises(ValueError, match=r"got testing \(testing was skipped: no labels\)"):
+        manifest.split("testing")
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
+def test_jpegs_are_decoded_exactly_as_pillow_does(tmp_path):
+    path = min((SHARED / "mapillary_sample/training/images").glob("*.jpg"), key=os.path.getsize)
+    image = np.asarray(Image.open(path))
+    label = encoded(np.zeros(image.shape[:2], np.uint8), "PNG")
+    record = encode_sample("a", path.read_bytes(), "jpeg", image.shape[:2], 3, label)
+    write_records(tmp_path, [record])
+    np.testing.assert_array_equal(next(iter(read_samples(tmp_path, "training")))[0], image)
