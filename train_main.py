@@ -26,9 +26,11 @@ def main() -> int:
     """Does what --mode says."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if FLAGS.mode == "plot":
-        from mapseg.plots import plot_run_dirs
+        from mapseg.checkpoints import read_history
+        from mapseg.plots import plot_runs
 
-        plot_run_dirs([Path(r) for r in FLAGS.runs], Path(FLAGS.plot_path), FLAGS.loss_smoothing)
+        histories = {run: read_history(Path(run) / "history.csv") for run in FLAGS.runs}
+        plot_runs(histories, Path(FLAGS.plot_path), FLAGS.loss_smoothing)
         cli.report(f"wrote {FLAGS.plot_path}")
         return 0
     run_dir = Path(cli.required("run_dir"))

@@ -175,11 +175,11 @@ def partition(sizes: Sequence[int]) -> list[list[int]]:
       The places in `sizes` that make up each shard: about 256 MB, but 16 shards if there are
       samples enough.
     """
-    ends = np.cumsum(sizes)
+    ends = np.cumsum(sizes, dtype=np.int64)
     total = max(int(ends[-1]), 1)
     count = min(len(sizes), max(_MIN_SHARDS, math.ceil(total / _SHARD_BYTES)))
-    middles = ends - np.array(sizes) / 2
-    shards = (middles * count / total).astype(int)
+    # A sample belongs to the shard in which the middle of its bytes falls.
+    shards = (2 * ends - np.array(sizes)) * count // (2 * total)
     return [list(g) for _, g in itertools.groupby(range(len(sizes)), key=lambda i: shards[i])]
 
 

@@ -12,20 +12,23 @@ import base64
 import dataclasses
 import hashlib
 import json
-import os
+import math
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from absl import app, flags
+from absl import flags
 from numpy.random import Generator
 from PIL import Image
+
+from mapseg.files import whole_dir
 
 CONFIG_PATH = Path(__file__).parent / "vistas_v1.2.json"
 DEFAULT_COUNTS = {"training": 40, "validation": 8, "testing": 2, "frames": 12}
@@ -33,8 +36,8 @@ DRIVE_FRAMES = 40  # then another drive begins
 SIZES = ((240, 320), (375, 500), (416, 312), (288, 384), (480, 640), (333, 250))
 FRAME_SIZE = (188, 621)  # half of KITTI's
 
-_LABELS = json.loads(CONFIG_PATH.read_text(encoding="utf-8"))["labels"]
-_ID = {label["name"]: place for place, label in enumerate(_LABELS)}
+LABELS = json.loads(CONFIG_PATH.read_text(encoding="utf-8"))["labels"]
+_ID = {label["name"]: place for place, label in enumerate(LABELS)}
 ROAD, SIDEWALK = _ID["construction--flat--road"], _ID["construction--flat--sidewalk"]
 CURB, BUILDING = _ID["construction--barrier--curb"], _ID["construction--structure--building"]
 MARKING, ZEBRA = _ID["marking--general"], _ID["marking--crosswalk-zebra"]
@@ -45,14 +48,16 @@ SIGN, TRAFFIC_LIGHT = _ID["object--traffic-sign--front"], _ID["object--traffic-l
 CAR, BUS, TRUCK = (_ID[f"object--vehicle--{name}"] for name in ("car", "bus", "truck"))
 PERSON, EGO, UNLABELED = _ID["human--person"], _ID["void--ego-vehicle"], _ID["void--unlabeled"]
 
-_TURN = 2 * np.pi
 NEAR_M, STREET_M, GROUND_M = 0.6, 170.0, 250.0  # nearest depth; how far street and ground reach
 STEP_M = 0.9  # from frame to frame
 KERB_M = 0.14  # height of the pavement over the road
+HAZE_M = 220.0  # where a third of a thing's own colour is left
+PAINT = (228, 228, 224)
 
 Range = tuple[float, float]
 Color = Sequence[float] | np.ndarray  # red, green, blue in 0-255
-Points = Sequence[Sequence[float]] | np.ndarray  # (x, y, s) in metres
+Point = tuple[float, float, float]  # (x, y, s) in metres
+Points = Sequence[Point]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ VALIDATION = SceneSettings(  # no value in common with training: it measures mor
     facades=((182, 140, 92), (148, 164, 176), (200, 160, 140), (110, 104, 98)),
 )
 
+SPLITS = {"training": TRAINING, "validation": VALIDATION, "testing": VALIDATION}
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -109,18 +116,20 @@ class Camera:
 
     def project(self, points: Points) -> np.ndarray:
         """Returns [N, 2] int32 column and row; what lies behind the camera moves to NEAR_M."""
-        x, y, s = np.asarray(points, float).T
-        depth = np.maximum(s - self.s_m, NEAR_M)
-        column = self.size[1] / 2 + self.focal_px * self.lateral_m(x, depth) / depth
-        row = self.horizon_px + self.focal_px * (self.height_m - y) / depth
-        return np.stack([column, row], axis=1).round().astype(np.int32)
+        pixels = []
+        for x, y, s in points:  # a handful: faster than arrays
+            depth = max(s - self.s_m, NEAR_M)
+            column = self.size[1] / 2 + self.focal_px * self.lateral_m(x, depth) / depth
+            row = self.horizon_px + self.focal_px * (self.height_m - y) / depth
+            pixels.append((round(column), round(row)))
+        return np.array(pixels, np.int32)
 
 
 class Canvas:
     """Image, label and instances of one scene, painted in the same strokes."""
 
     def __init__(self, camera: Camera, haze: Color) -> None:
-        self.camera, self.haze = camera, np.asarray(haze, float)
+        self.camera, self.haze = camera, haze
         self.image = np.zeros((*camera.size, 3), np.uint8)
         self.label = np.full(camera.size, SKY, np.uint8)
         self.instance = np.zeros(camera.size, np.uint8)
@@ -133,30 +142,22 @@ class Canvas:
 
     def polygon(self, pixels: np.ndarray, color: Color, kind: int, instance: int = 0) -> None:
         """Paints a polygon of [N, 2] int32 columns and rows."""
-        red, green, blue = np.clip(color, 0.0, 255.0).tolist()
-        cv2.fillPoly(self.image, [pixels], (red, green, blue))
+        cv2.fillPoly(self.image, [pixels], [min(max(float(c), 0.0), 255.0) for c in color])
         cv2.fillPoly(self.label, [pixels], kind)
         cv2.fillPoly(self.instance, [pixels], instance)
 
     def face(self, points: Points, color: Color, kind: int, instance: int = 0) -> None:
         """Paints a polygon in space, paler with distance."""
-        depth = max(np.min(points, axis=0)[2] - self.camera.s_m, 0)
-        self.polygon(self.camera.project(points), self._hazed(color, depth), kind, instance)
+        nearest = min(s for _, _, s in points)
+        clear = math.exp(-max(nearest - self.camera.s_m, 0) / HAZE_M)
+        hazed = [c * clear + h * (1 - clear) for c, h in zip(color, self.haze, strict=True)]
+        self.polygon(self.camera.project(points), hazed, kind, instance)
 
     def disc(
-        self,
-        center: Sequence[float],
-        radius_m: float,
-        color: Color,
-        kind: int,
-        instance: int = 0,
-        corners: int = 14,
-        turn: float = 0.0,
+        self, center: Point, radius_m: float, color: Color, kind: int, instance: int = 0
     ) -> None:
-        """Paints a disc, or a regular polygon, that faces the camera."""
-        angles = turn + _TURN / corners * np.arange(corners)
-        ring = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
-        self.face(np.asarray(center) + radius_m * ring, color, kind, instance)
+        """Paints a disc that faces the camera."""
+        self.face(_ring(center, radius_m), color, kind, instance)
 
     def strip(self, left: Range, right: Range, s: Range, color: Color, kind: int) -> None:
         """Paints the ribbon along the road between two edges (x, y)."""
@@ -168,14 +169,21 @@ class Canvas:
 
     def shade(self, x: Range, s: Range, factor: float) -> None:
         """Darkens a rectangle of the ground; its label stays."""
-        mask = np.zeros(self.label.shape, np.uint8)
         corners = [(x[0], 0, s[0]), (x[1], 0, s[0]), (x[1], 0, s[1]), (x[0], 0, s[1])]
-        cv2.fillPoly(mask, [self.camera.project(corners)], 1)
-        self.image[mask > 0] = (self.image[mask > 0] * factor).astype(np.uint8)
+        pixels = self.camera.project(corners)
+        (left, top), (right, bottom) = np.maximum(pixels.min(0), 0), np.maximum(pixels.max(0), 0)
+        part = self.image[top : bottom + 1, left : right + 1]
+        if part.size:
+            mask = np.zeros(part.shape[:2], np.uint8)
+            cv2.fillPoly(mask, [pixels - (left, top)], 1)
+            part[mask > 0] = (part[mask > 0] * factor).astype(np.uint8)
 
-    def _hazed(self, color: Color, depth: float) -> np.ndarray:
-        clear = np.exp(-depth / 220)
-        return np.asarray(color) * clear + self.haze * (1 - clear)
+
+def _ring(center: Point, radius_m: float, corners: int = 12, turn: float = 0.0) -> Points:
+    """Returns the corners of a regular polygon that faces the camera."""
+    angles = [turn + math.tau * i / corners for i in range(corners)]
+    x, y, s = center
+    return [(x + radius_m * math.cos(a), y + radius_m * math.sin(a), s) for a in angles]
 
 
 def _across(x: Range, y: Range, s: float) -> Points:
@@ -228,19 +236,16 @@ def _draw_building(
             canvas.face(pane, glass[floor, -1 - i] * 0.8, BUILDING)
 
 
-def _draw_leaves(
-    canvas: Canvas, center: tuple[float, float, float], half: Range, rng: Generator
-) -> None:
-    """Foliage: dabs in an ellipse, large and dark ones below, small and light ones above."""
+def _draw_leaves(canvas: Canvas, center: Point, half: Range, rng: Generator) -> None:
+    """Foliage: dabs in an ellipse, first large ones, then as many small ones as can be seen."""
     x, y, s = center
     green = np.array([70, 106, 44]) * rng.uniform(0.75, 1.15) + rng.uniform(-12, 12, 3)
-    for share in np.linspace(0, 1, 50):
-        angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random())
-        dx, dy = reach * np.cos(angle), reach * np.sin(angle)
-        tone = 0.75 + 0.35 * dy * share + rng.uniform(-0.25, 0.25)
-        radius = half[1] * (0.4 if share < 0.4 else 0.18)
+    size_px = half[1] * canvas.camera.focal_px / max(s - canvas.camera.s_m, NEAR_M)
+    for i, (angle, reach, tone) in enumerate(rng.random((60, 3))[: 16 + int(size_px)].tolist()):
+        dx, dy = [math.sqrt(reach) * turn(math.tau * angle) for turn in (math.cos, math.sin)]
+        large, light = i < 20, 0.5 + 0.5 * tone + (0.2 if i < 20 else 0.35) * dy
         place = (x + dx * half[0], y + dy * half[1], s)
-        canvas.disc(place, radius, green * tone, VEGETATION, corners=9)
+        canvas.disc(place, half[1] * (0.4 if large else 0.18), green * light, VEGETATION)
 
 
 def _draw_tree(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
@@ -289,7 +294,8 @@ def _draw_sign(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
     n = canvas.new_instance(SIGN)
     corners, turn, rim, inside = _SIGNS[rng.integers(len(_SIGNS))]
     for size, color in ((radius, rim), (radius * 0.7, inside)):
-        canvas.disc((x, height, s), size, color, SIGN, n, corners, np.radians(turn))
+        ring = _ring((x, height, s), size, corners, math.radians(turn))
+        canvas.face(ring, color, SIGN, n)
 
 
 def _draw_traffic_light(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
@@ -339,22 +345,25 @@ class Body:
 
 
 _SEDAN = Body(
-    CAR, 1.85, ((0, 0.3), (0, 0.92), (0.4, 1), (0.95, 1.48), (2.4, 1.5), (3.2, 1), (4.3, 0.8), (4.35, 0.3)),
-    glass=(2, 4), pane=(0, 0), windows=((0.95, 1.7), (1.8, 2.55)), window_y=(1.02, 1.4), wheels=(0.85, 3.5), wheel_m=0.34,
-    paints=((178, 30, 34), (28, 54, 120), (222, 222, 224), (28, 28, 32), (120, 124, 130), (46, 98, 84)),
+    CAR, 1.85, glass=(2, 4), pane=(0, 0), wheels=(0.85, 3.5), wheel_m=0.34,
+    outline=((0, 0.3), (0, 0.9), (0.4, 1), (1, 1.5), (2.4, 1.5), (3.2, 1), (4.3, 0.8), (4.35, 0.3)),
+    windows=((0.95, 1.7), (1.8, 2.55)), window_y=(1.02, 1.4),
+    paints=((178, 30, 34), (28, 54, 120), (222, 222, 224), (28, 28, 32), (120, 124, 130)),
 )  # fmt: skip
 _HATCHBACK = dataclasses.replace(
-    _SEDAN, outline=((0, 0.32), (0, 1.05), (0.35, 1.6), (2.3, 1.64), (3, 1.08), (3.85, 0.9), (3.95, 0.32)),
-    glass=(1, 3), windows=((0.5, 1.3), (1.4, 2.4)), window_y=(1.08, 1.5), wheels=(0.7, 3.1),
+    _SEDAN, glass=(1, 3), wheels=(0.7, 3.1), windows=((0.5, 1.3), (1.4, 2.4)), window_y=(1.08, 1.5),
+    outline=((0, 0.32), (0, 1.05), (0.35, 1.6), (2.3, 1.64), (3, 1.08), (3.85, 0.9), (3.95, 0.32)),
 )  # fmt: skip
 _BUS = Body(
-    BUS, 2.5, ((0, 0.4), (0, 3), (0.2, 3.15), (10.8, 3.15), (11, 3), (11, 0.4)),
-    glass=(), pane=(1.5, 2.6), windows=tuple((a, a + 1.35) for a in (0.4, 2, 3.6, 5.2, 6.8, 8.4)), window_y=(1.5, 2.55),
-    wheels=(2.6, 8.2), wheel_m=0.5, paints=((226, 178, 30), (206, 44, 40), (232, 132, 30)),
+    BUS, 2.5, glass=(), pane=(1.5, 2.6), wheels=(2.6, 8.2), wheel_m=0.5,
+    outline=((0, 0.4), (0, 3), (0.2, 3.15), (10.8, 3.15), (11, 3), (11, 0.4)),
+    windows=tuple((s, s + 1.35) for s in (0.4, 2, 3.6, 5.2, 6.8, 8.4)), window_y=(1.5, 2.55),
+    paints=((226, 178, 30), (206, 44, 40), (232, 132, 30)),
 )  # fmt: skip
 _TRUCK = Body(
-    TRUCK, 2.45, ((0, 0.6), (0, 3.5), (5.4, 3.5), (5.45, 2.7), (6.7, 2.6), (7.2, 1.7), (7.3, 0.5)),
-    glass=(4,), pane=(0, 0), windows=((6, 6.7),), window_y=(1.7, 2.4), wheels=(1.2, 2.3, 6.4), wheel_m=0.48,
+    TRUCK, 2.45, glass=(4,), pane=(0, 0), wheels=(1.2, 2.3, 6.4), wheel_m=0.48,
+    outline=((0, 0.6), (0, 3.5), (5.4, 3.5), (5.45, 2.7), (6.7, 2.6), (7.2, 1.7), (7.3, 0.5)),
+    windows=((6, 6.7),), window_y=(1.7, 2.4),
     paints=((226, 226, 222), (70, 110, 168), (196, 204, 212)),
 )  # fmt: skip
 
@@ -389,12 +398,11 @@ def _draw_vehicle(
     for window in body.windows:
         a, b = (length - w if oncoming else w for w in window)
         fill(_along(flank, body.window_y, (s + a, s + b)), dark)
-    turn = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     for radius, color in ((body.wheel_m, black), (body.wheel_m * 0.55, (150, 152, 156))):
         for wheel in body.wheels:
             hub = s + (length - wheel if oncoming else wheel)
-            rim = zip(np.sin(turn) * radius, np.cos(turn) * radius, strict=True)
-            fill([(flank, body.wheel_m + dy, hub + ds) for dy, ds in rim], color)
+            rim = _ring((hub, body.wheel_m, flank), radius)
+            fill([(x_, y, a) for a, y, x_ in rim], color)
 
 
 class Item(NamedTuple):
@@ -418,197 +426,192 @@ class Street:
 
 
 def _build_street(rng: Generator, settings: SceneSettings) -> Street:
-    lane_m, lanes = rng.uniform(*settings.lane_m), rng.integers(1, 3, 2)
-    edges = np.array([-1, 1]) * (lanes * lane_m + rng.choice([0.5, 2.5], 2))
-    walks = edges + np.array([-1, 1]) * rng.uniform(1.8, 3.4, 2)
-    crossing = rng.uniform(11, 24)
-    crossing_m = crossing if rng.random() < 0.65 else None
-    return Street(lane_m, tuple(lanes), tuple(edges), tuple(walks), crossing_m)
-
-
-def _traffic(rng: Generator, street: Street) -> list[Item]:
-    """Returns the vehicles in the lanes; long ones keep to the two lanes in the middle."""
-    items = []
-    for lane in range(-street.lanes[0], street.lanes[1]):
-        s, step = rng.uniform(12, 34), STEP_M if lane >= 0 else -STEP_M
-        while s < STREET_M:
-            kinds = (_SEDAN, _HATCHBACK, _BUS, _TRUCK)[: 4 if lane in (-1, 0) else 2]
-            body = kinds[rng.integers(len(kinds))]
-            x = (lane + 0.5) * street.lane_m + rng.uniform(-0.25, 0.25)
-            draw = partial(_draw_vehicle, body=body, oncoming=lane < 0)
-            items.append(Item(draw, x, s, step))
-            s += body.outline[-1][0] + rng.uniform(8, 40)
-    return items
-
-
-def _roadside(rng: Generator, street: Street, side: int, facades: Sequence[Color]) -> list[Item]:
-    """Returns what stands on the left (0) or right (1) of the road, parked cars included."""
-    out, edge, walk = 2 * side - 1, street.edges_m[side], street.walks_m[side]
-    items, crossing = [], street.crossing_m
-    s, front, built = (
-        rng.uniform(-4, 6),
-        walk + out * rng.choice([0.6, 4.0]),
-        rng.choice([0.25, 0.85]),
+    lane_m, (left, right) = rng.uniform(*settings.lane_m), rng.integers(1, 3, 2).tolist()
+    shoulders, walks = rng.choice([0.5, 2.5], 2), rng.uniform(1.8, 3.4, 2)  # 2.5 m: cars park
+    edges = -left * lane_m - shoulders[0], right * lane_m + shoulders[1]
+    crossing_m = rng.uniform(8, 20)
+    return Street(
+        lane_m=lane_m,
+        lanes=(left, right),
+        edges_m=edges,
+        walks_m=(edges[0] - walks[0], edges[1] + walks[1]),
+        crossing_m=crossing_m if rng.random() < 0.7 else None,
     )
-    while s < STREET_M:  # houses, or a garden
-        length = rng.uniform(9, 18)
+
+
+def _places(rng: Generator, first: Range, gap: Range) -> Iterator[float]:
+    """Yields places along the street, so far from each other."""
+    s = rng.uniform(*first)
+    while s < STREET_M:
+        yield s
+        s += rng.uniform(*gap)
+
+
+def _traffic(rng: Generator, street: Street) -> Iterator[Item]:
+    """Yields the vehicles in the lanes; long ones keep to the two lanes in the middle."""
+    for lane in range(-street.lanes[0], street.lanes[1]):
+        kinds = (_SEDAN, _HATCHBACK, _BUS, _TRUCK)[: 4 if lane in (-1, 0) else 2]
+        for s in _places(rng, (12, 34), (18, 50)):
+            body = kinds[rng.integers(len(kinds))]
+            draw = partial(_draw_vehicle, body=body, oncoming=lane < 0)
+            x = (lane + 0.5) * street.lane_m + rng.uniform(-0.25, 0.25)
+            yield Item(draw, x, s, STEP_M if lane >= 0 else -STEP_M)
+
+
+def _houses(rng: Generator, front: float, facades: Sequence[Color]) -> Iterator[Item]:
+    """Yields the houses behind one pavement, with gardens between them."""
+    out, built = np.sign(front), rng.choice([0.25, 0.85])
+    for s in _places(rng, (-4, 6), (18.5, 24)):
         if rng.random() < built:
-            facade = facades[rng.integers(len(facades))]
+            facade, length = facades[rng.integers(len(facades))], rng.uniform(15, 18)
             draw = partial(_draw_building, facade=facade, length=length)
-            items.append(Item(draw, front, s + length))
+            yield Item(draw, front, s + length)
         else:
-            for plant in (_draw_tree, _draw_tree, _draw_bush, _draw_bush):
-                items.append(
-                    Item(plant, front + out * rng.uniform(1, 8), s + rng.uniform(0, length))
-                )
-        s += length + rng.choice([0.0, 3.0])
-    s = rng.uniform(4, 14)
-    while s < STREET_M:  # along the kerb
-        kinds = (_draw_pole, _draw_street_light, _draw_sign, _draw_sign, _draw_tree)
-        items.append(Item(kinds[rng.integers(len(kinds))], edge + out * 0.7, s))
-        s += rng.uniform(5, 14)
-    for s in rng.uniform(5, 45, rng.integers(1, 6)):
-        items.append(Item(_draw_person, edge + out * rng.uniform(0.9, 1.8), s, 0.1 * out))
-    s = rng.uniform(3, 12)
-    while s < STREET_M and abs(edge) > street.lanes[side] * street.lane_m + 2:  # parked
-        body = (_SEDAN, _HATCHBACK)[rng.integers(2)]
-        draw = partial(_draw_vehicle, body=body, oncoming=side == 0)
-        if crossing is None or not crossing - 6 < s < crossing + 5:
-            items.append(Item(draw, edge - out * 1.25, s))
-        s += rng.uniform(5.2, 14)
+            for plant in (_draw_tree, _draw_bush, _draw_tree, _draw_bush):
+                yield Item(plant, front + out * rng.uniform(1, 8), s + rng.uniform(0, 18))
+
+
+def _kerbside(rng: Generator, street: Street, side: int) -> Iterator[Item]:
+    """Yields what stands along the left (0) or right (1) kerb, and who walks there."""
+    out, edge, crossing = 2 * side - 1, street.edges_m[side], street.crossing_m
+    kinds = (_draw_pole, _draw_street_light, _draw_sign, _draw_sign, _draw_tree)
+    for s in _places(rng, (4, 14), (5, 14)):
+        yield Item(kinds[rng.integers(len(kinds))], edge + out * 0.7, s)
+    for s in _places(rng, (5, 12), (4, 30)):
+        yield Item(_draw_person, edge + out * rng.uniform(0.9, 1.8), s, 0.1 * out)
+    if abs(edge) > street.lanes[side] * street.lane_m + 2:
+        for s in _places(rng, (3, 12), (5.2, 14)):
+            body = (_SEDAN, _HATCHBACK)[rng.integers(2)]
+            if crossing is None or not crossing - 6 < s < crossing + 5:
+                draw = partial(_draw_vehicle, body=body, oncoming=side == 0)
+                yield Item(draw, edge - out * 1.25, s)
     if crossing is not None:
-        items.append(Item(_draw_traffic_light, edge + out * 0.5, crossing - 0.5))
+        yield Item(_draw_traffic_light, edge + out * 0.5, crossing - 0.5)
         if rng.random() < 0.5:
-            items.append(Item(_draw_person, rng.uniform(0.4, 0.9) * edge, crossing + 1.5))
-    return items
+            yield Item(_draw_person, edge * rng.uniform(0.7, 0.95), crossing + 1.5)
 
 
 def _draw_backdrop(canvas: Canvas, rng: Generator) -> None:
     """Draws the sky with its clouds, at times mountains, and the far trees below them."""
-    height, width = canvas.label.shape
-    horizon, hills = int(canvas.camera.horizon_px), rng.random() < 0.6
-    overcast, share = rng.random() < 0.3, np.linspace(0, 1, horizon)[:, None, None]
-    top = np.array([168, 176, 186] if overcast else [84, 140, 210]) * rng.uniform(0.85, 1.1)
-    sky = top * (1 - share) + canvas.haze * share
-    cloud = 0.6 * _noise(rng, (horizon, width), (5, 7)) + 0.4 * _noise(
-        rng, (horizon, width), (11, 17)
-    )
-    cover = np.clip((cloud - rng.uniform(0.4, 0.65)) * 4, 0, 0.85)[..., None]
+    camera, width = canvas.camera, canvas.camera.size[1]
+    horizon = int(camera.horizon_px)
+    top = np.array([[84, 140, 210], [168, 176, 186]][rng.integers(2)]) * rng.uniform(0.85, 1.1)
+    clouds = _noise(rng, (horizon, width), (5, 7)) + _noise(rng, (horizon, width), (11, 17))
+    cover = np.clip(clouds * 2 - rng.uniform(1.6, 2.6), 0, 0.85)[..., None]
+    down = np.linspace(0, 1, horizon)[:, None, None]
+    sky = top * (1 - down) + canvas.haze * down
     canvas.image[:horizon] = sky * (1 - cover) + np.array([238, 240, 244]) * cover
-    columns, steps = np.linspace(0, width, 81), np.arange(81)
-    bottom = canvas.camera.project([(0, 0, canvas.camera.s_m + GROUND_M)])[0, 1] + 1
-    for kind, low, high, color in (
-        (MOUNTAIN, 0.1, 0.34, (92, 110, 122)),
-        (VEGETATION, 0.0, 0.07, (74, 100, 66)),
-    ):
-        rough = np.interp(steps, np.linspace(0, 80, 9), rng.random(9)) + 0.25 * rng.random(81)
-        ridge = horizon - horizon * (low + (high - low) * rough)
-        foot = [(width, bottom), (0, bottom)]
-        pixels = np.vstack([np.stack([columns, ridge], axis=1), foot]).round().astype(np.int32)
-        if kind == VEGETATION or hills:
-            canvas.polygon(pixels, np.array(color) * rng.uniform(0.8, 1.15), kind)
+    columns, foot = np.linspace(0, width, 81), camera.project([(0, 0, camera.s_m + GROUND_M)])[0, 1]
+    ranges = ((MOUNTAIN, 0.1, 0.24, (92, 110, 122)), (VEGETATION, 0.0, 0.07, (74, 100, 66)))
+    for kind, low, high, color in ranges[rng.integers(2) :]:
+        peaks = np.interp(columns, np.linspace(0, width, 9), rng.random(9)) + rng.random(81) / 4
+        crest = np.stack([columns, horizon - horizon * (low + high * peaks)], axis=1)
+        pixels = np.vstack([crest, [(width, foot), (0, foot)]]).round().astype(np.int32)
+        canvas.polygon(pixels, np.array(color) * rng.uniform(0.8, 1.15), kind)
 
 
 def _draw_ground(canvas: Canvas, street: Street, rng: Generator) -> None:
-    """Draws meadow, pavements, kerbs, asphalt and markings, then the grain of all of them."""
-    (left, right), lane, crossing = street.edges_m, street.lane_m, street.crossing_m
-    everything, strip = (canvas.camera.s_m, GROUND_M), canvas.strip
+    """Draws meadow, road, kerbs and pavements."""
+    strip, all_s = canvas.strip, (canvas.camera.s_m, canvas.camera.s_m + GROUND_M)
+    asphalt, paving = rng.uniform(72, 112), np.sort(rng.uniform(138, 178, 3))[::-1]
     grass = np.array([104, 128, 62]) + rng.uniform(-18, 18, 3)
-    asphalt, paving = rng.uniform(72, 112) * np.array([1, 1, 1.04]), rng.uniform(138, 178, 3)
-    strip((-400, 0), (400, 0), everything, grass, TERRAIN)
-    strip((left, 0), (right, 0), everything, asphalt, ROAD)
+    strip((-400, 0), (400, 0), all_s, grass, TERRAIN)
+    strip((street.edges_m[0], 0), (street.edges_m[1], 0), all_s, [asphalt] * 3, ROAD)
     for edge, walk in zip(street.edges_m, street.walks_m, strict=True):
         kerb = edge + np.sign(edge) * 0.32
-        strip((kerb, KERB_M), (walk, KERB_M), everything, np.sort(paving)[::-1], SIDEWALK)
-        strip((edge, KERB_M), (kerb, KERB_M), everything, (206, 206, 202), CURB)
-        strip((edge, 0), (edge, KERB_M), everything, (142, 142, 140), CURB)
-    paint, yellow = rng.uniform(205, 245) * np.array([1, 1, 0.98]), np.array([232, 180, 50])
-    inner = yellow if rng.random() < 0.3 else paint
-    edges = [-street.lanes[0] * lane + 0.2, street.lanes[1] * lane - 0.2]
-    solid = [(x, paint) for x in edges] + [(x, inner) for x in (-0.25, 0.25)] * (
-        rng.random() < 0.35
-    )
-    dividers = [(i * lane, paint) for i in range(1 - street.lanes[0], street.lanes[1])]
-    start, on, off = rng.uniform(-6, 0), rng.uniform(2.5, 4), rng.uniform(3, 5)
-    for x, color in solid:
-        strip((x - 0.13, 0), (x + 0.13, 0), everything, color, MARKING)
-    for x, color in dividers:
-        for s in np.arange(start, 0 if x == 0 and len(solid) > 2 else STREET_M, on + off):
-            strip((x - 0.13, 0), (x + 0.13, 0), (s, s + on), color, MARKING)
-    arrow, arrow_m = rng.random() < 0.4, rng.uniform(4, 9)
-    if arrow:
-        shape = (
-            (-0.14, 0),
-            (0.14, 0),
-            (0.14, 2.4),
-            (0.5, 2.4),
-            (0, 4.2),
-            (-0.5, 2.4),
-            (-0.14, 2.4),
-        )
-        canvas.face([(lane / 2 + x, 0, arrow_m + s) for x, s in shape], paint, MARKING)
-    if crossing is not None:
-        strip((0.3, 0), (right - 0.3, 0), (crossing - 1.8, crossing - 1.2), paint, MARKING)
-        strip((left, 0), (right, 0), (crossing, crossing + 3.2), asphalt, ZEBRA)
-        for x in np.arange(left + 0.4, right - 0.7, 1.1):
-            strip((x, 0), (x + 0.6, 0), (crossing, crossing + 3.2), paint, ZEBRA)
+        strip((kerb, KERB_M), (walk, KERB_M), all_s, paving, SIDEWALK)
+        strip((edge, KERB_M), (kerb, KERB_M), all_s, (206, 206, 202), CURB)
+        strip((edge, 0), (edge, KERB_M), all_s, (142, 142, 140), CURB)
+    _draw_markings(canvas, street, rng)
+    if street.crossing_m is not None:
+        _draw_crossing(canvas, street, asphalt)
     _roughen_ground(canvas, rng)
 
 
+def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
+    """Draws the edge lines, a dashed or a solid double line in the middle, at times an arrow."""
+
+    def line(x: float, s: Range, color: Color = PAINT) -> None:
+        canvas.strip((x - 0.14, 0), (x + 0.14, 0), s, color, MARKING)
+
+    lane, all_s = street.lane_m, (canvas.camera.s_m, canvas.camera.s_m + GROUND_M)
+    is_double, is_yellow, has_arrow = rng.random(3) < (0.35, 0.4, 0.4)
+    on, period, arrow_s = rng.uniform(2.5, 4), rng.uniform(6, 8), rng.uniform(4, 9)
+    for x in (0.2 - street.lanes[0] * lane, street.lanes[1] * lane - 0.2):
+        line(x, all_s)
+    for divider in range(1 - street.lanes[0], street.lanes[1]):
+        if divider == 0 and is_double:
+            for x in (-0.26, 0.26):
+                line(x, all_s, (232, 180, 50) if is_yellow else PAINT)
+        else:
+            for s in np.arange(-rng.uniform(0, period), STREET_M, period):
+                line(divider * lane, (s, s + on))
+    if has_arrow:
+        shaft, head = [(0.14, 0), (0.14, 2.4)], [(0.5, 2.4), (0, 4.2), (-0.5, 2.4)]
+        shape = [*shaft, *head, *[(-x, s) for x, s in shaft[::-1]]]
+        canvas.face([(lane / 2 + x, 0, arrow_s + s) for x, s in shape], PAINT, MARKING)
+
+
+def _draw_crossing(canvas: Canvas, street: Street, asphalt: float) -> None:
+    """Draws the stop line and the zebra crossing, whose label takes in its gaps, as in Vistas."""
+    (left, right), start = street.edges_m, street.crossing_m
+    across = (start, start + 3.2)
+    canvas.strip((0.3, 0), (right - 0.3, 0), (start - 1.8, start - 1.2), PAINT, MARKING)
+    canvas.strip((left, 0), (right, 0), across, [asphalt] * 3, ZEBRA)
+    for x in np.arange(left + 0.4, right - 0.7, 1.1):
+        canvas.strip((x, 0), (x + 0.6, 0), across, PAINT, ZEBRA)
+
+
 def _roughen_ground(canvas: Canvas, rng: Generator) -> None:
-    """Gives each kind of ground its grain, fixed to the ground, and the haze of its distance."""
-    camera, (height, width) = canvas.camera, canvas.label.shape
-    rows = np.arange(int(camera.horizon_px) + 1, height)[:, None]
+    """Gives the ground its grain, which stays in place as the camera moves, and its haze."""
+    camera, width, first = canvas.camera, canvas.camera.size[1], int(canvas.camera.horizon_px) + 1
+    ground, rows = canvas.image[first:], np.arange(first, camera.size[0])[:, None]
     depth = np.minimum(camera.focal_px * camera.height_m / (rows - camera.horizon_px), GROUND_M)
     x = (np.arange(width) - width / 2) * depth / camera.focal_px - camera.lateral_m(0, depth)
+    s = np.broadcast_to(depth + camera.s_m, x.shape)
     fine, coarse = rng.random((256, 256)) - 0.5, _noise(rng, (256, 256), (64, 64)) - 0.5
-    s = depth + camera.s_m + np.zeros_like(x)
     grain = fine[(s * 9).astype(int) % 256, (x * 9).astype(int) % 256] * np.minimum(1, 9 / depth)
     grain += coarse[(s * 3).astype(int) % 256, (x * 5).astype(int) % 256]
-    strength = np.full(len(_LABELS), 0.14)
+    strength = np.full(len(LABELS), 0.14)
     strength[[TERRAIN, SIDEWALK]] = 0.45, 0.18
-    ground = (
-        canvas.image[rows[0, 0] :] * (1 + grain * strength[canvas.label[rows[0, 0] :]])[..., None]
-    )
-    clear = np.exp(-depth / 220)[..., None]
-    canvas.image[rows[0, 0] :] = np.clip(ground * clear + canvas.haze * (1 - clear), 0, 255)
+    clear = np.exp(-depth / HAZE_M)[..., None]
+    rough = ground * (1 + grain * strength[canvas.label[first:]])[..., None]
+    ground[:] = np.clip(rough * clear + canvas.haze * (1 - clear), 0, 255)
 
 
 def _draw_bonnet(canvas: Canvas, rng: Generator) -> None:
     """Draws the bonnet of the car that carries the camera."""
-    height, width = canvas.label.shape
-    rise, color = rng.uniform(0.08, 0.14) * height, rng.uniform(30, 150) * np.array([1, 1, 1.06])
+    height, width = canvas.camera.size
+    rise, grey = rng.uniform(0.08, 0.14) * height, rng.uniform(30, 150)
     across = np.linspace(-0.05, 1.05, 30)
     for share, tone in ((1.0, 0.55), (0.93, 1.0), (0.6, 1.25), (0.45, 1.0)):
-        bow = height - rise * share * (1 - (2 * across - 1) ** 4 * 0.55)
-        pixels = np.stack([across * width, bow], axis=1)
-        corners = np.vstack([pixels, [(width, height), (0, height)]]).round().astype(np.int32)
-        canvas.polygon(corners, color * tone, EGO)
-
-
-def _develop(image: np.ndarray, settings: SceneSettings, rng: Generator, t: int) -> np.ndarray:
-    """Returns the scene as a camera would give it: exposure, colour cast, softness, noise."""
-    warmth, height, width = rng.uniform(*settings.warmth), *image.shape[:2]
-    gain = rng.uniform(*settings.light) * np.array([warmth**0.5, 1, warmth**-0.5])
-    softness, noise = rng.uniform(0.4, 0.8), rng.uniform(2, 7)
-    down, right = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    vignette = 1 - 0.1 * (down**2 + right**2)
-    soft = cv2.GaussianBlur(image, (0, 0), softness) * gain * vignette[..., None]
-    grain = np.random.default_rng(t).normal(0, noise, image.shape)
-    return np.clip(soft + grain, 0, 255).astype(np.uint8)
+        bow = height - rise * share * (1 - 0.55 * (2 * across - 1) ** 4)
+        outline = np.vstack([np.stack([across * width, bow], 1), [(width, height), (0, height)]])
+        canvas.polygon(outline.round().astype(np.int32), [grey * tone] * 3, EGO)
 
 
 def _leave_unlabeled(canvas: Canvas, rng: Generator) -> None:
-    """Leaves a thin border, or a few spots, without a label, as human annotators do."""
-    height, width = canvas.label.shape
-    missing = np.zeros(canvas.label.shape, np.uint8)
+    """Leaves a thin border, and a few spots, without a label, as annotators do."""
+    height, width = canvas.camera.size
+    missing = np.zeros((height, width), np.uint8)
     if rng.random() < 0.5:
         cv2.rectangle(missing, (0, 0), (width - 1, height - 1), 1, int(rng.integers(1, 5)))
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(1, 4)):
         center = int(rng.integers(width)), int(rng.uniform(0.3, 0.8) * height)
         axes = int(rng.uniform(0.01, 0.05) * width), int(rng.uniform(0.01, 0.03) * height)
         cv2.ellipse(missing, center, axes, 0, 0, 360, 1, cv2.FILLED)
     canvas.label[missing > 0], canvas.instance[missing > 0] = UNLABELED, 0
+
+
+def _develop(image: np.ndarray, settings: SceneSettings, rng: Generator, frame: int) -> np.ndarray:
+    """Returns the scene as a camera would give it: exposure, colour cast, softness, noise."""
+    warmth, (height, width) = rng.uniform(*settings.warmth), image.shape[:2]
+    gain = rng.uniform(*settings.light) * np.array([warmth**0.5, 1, warmth**-0.5])
+    down, right = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    vignette = 1 - 0.1 * (down**2 + right**2)[..., None]
+    soft = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8)) * gain * vignette
+    noise = np.random.default_rng([int(rng.integers(2**32)), frame])
+    return np.clip(soft + noise.normal(0, rng.uniform(2, 7), image.shape), 0, 255).astype(np.uint8)
 
 
 def draw_scene(
@@ -619,11 +622,11 @@ def draw_scene(
     Args:
       settings: what the scene's look is drawn from.
       size: (height, width) of the image in pixels.
-      seed: non-negative numbers that name the scene.
+      seed: numbers of 0 or more that name the scene.
       frame: how many steps of STEP_M the camera has driven into it, 0 or more.
 
     Returns:
-      The image [H, W, 3] uint8 RGB, the label [H, W] uint8 of Vistas v1.2 ids, and the instance
+      The image [H, W, 3] uint8 RGB, the label [H, W] uint8 of Vistas v1.2 ids, and the instances
       [H, W] uint16, label * 256 + number.
     """
     rng = np.random.default_rng(seed)
@@ -640,12 +643,13 @@ def draw_scene(
     canvas = Canvas(camera, haze=np.array([206, 214, 222]) * rng.uniform(0.92, 1.05))
     _draw_backdrop(canvas, rng)
     _draw_ground(canvas, street, rng)
-    items = _traffic(rng, street)
-    for side in (0, 1):
-        items += _roadside(rng, street, side, settings.facades)
-    places = [(item.s_m + frame * item.step_m, i) for i, item in enumerate(items)]
-    for s, i in sorted(places, reverse=True):
-        items[i].draw(canvas, items[i].x_m, s, np.random.default_rng([*seed, i]))
+    items = [*_traffic(rng, street)]
+    for side, walk in enumerate(street.walks_m):
+        front = walk + np.sign(walk) * rng.choice([0.6, 4.0])
+        items += [*_houses(rng, front, settings.facades), *_kerbside(rng, street, side)]
+    far_to_near = sorted(((i.s_m + frame * i.step_m, n) for n, i in enumerate(items)), reverse=True)
+    for s, n in far_to_near:
+        items[n].draw(canvas, items[n].x_m, s, np.random.default_rng([*seed, n]))
     if rng.random() < 0.5:
         _draw_bonnet(canvas, rng)
     image = _develop(canvas.image, settings, rng, frame)
@@ -667,60 +671,79 @@ def write_sample(
 
     Args:
       out_dir: a folder that is empty or does not exist.
-      counts: how many scenes for `training`, `validation` and `testing`, how many `frames`.
+      counts: how many scenes of `training`, `validation` and `testing`, how many `frames`.
       seed: 0 or more; the same seed gives the same files.
-      progress: is told of each part that is done.
+      progress: is told what has been written.
 
     Raises:
-      ValueError: out_dir holds something, or is a file.
+      ValueError: out_dir is not empty.
     """
     out_dir = out_dir.resolve()
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise ValueError(
-            f"out_dir must be a new or empty folder; got {out_dir}, which holds something. "
-            "Remedy: remove it or choose another --out_dir"
+            f"out_dir must be new or an empty folder; got {out_dir}, which is not empty. "
+            "Remedy: choose another --out_dir, or remove that one"
         )
-    partial_dir = out_dir.with_name(f"{out_dir.name}.partial-{os.getpid()}")
-    try:
-        partial_dir.mkdir(parents=True)
-        shutil.copyfile(CONFIG_PATH, partial_dir / "config_v1.2.json")
-        for place, (split, settings) in enumerate(_SPLITS.items()):
-            _write_split(partial_dir / split, settings, counts[split], seed, place)
+    with whole_dir(out_dir) as folder:
+        shutil.copyfile(CONFIG_PATH, folder / "config_v1.2.json")
+        for part, (split, settings) in enumerate(SPLITS.items()):
+            kinds = ("images", "labels", "instances") if split != "testing" else ("images",)
+            for kind in kinds:
+                (folder / split / kind).mkdir(parents=True)
+            for index in range(counts[split]):
+                scene = draw_scene(settings, SIZES[index % len(SIZES)], (seed, part, index))
+                _write_scene(folder / split, kinds, make_key(seed, split, index), scene)
             progress(f"{split}: {counts[split]} scenes")
-        _write_frames(partial_dir / "frames", counts["frames"], seed)
+        for index in range(counts["frames"]):
+            drive, frame = divmod(index, DRIVE_FRAMES)
+            image, _, _ = draw_scene(VALIDATION, FRAME_SIZE, (seed, len(SPLITS), drive), frame)
+            data = f"2011_09_26/2011_09_26_drive_{drive + 1:04d}_sync/image_02/data"
+            (folder / "frames" / data).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / "frames" / data / f"{frame:010d}.png")
         progress(f"frames: {counts['frames']}")
-        os.replace(partial_dir, out_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
 
 
-_SPLITS = {"training": TRAINING, "validation": VALIDATION, "testing": VALIDATION}
-
-
-def _write_split(folder: Path, settings: SceneSettings, count: int, seed: int, place: int) -> None:
-    kinds = ("images",) if folder.name == "testing" else ("images", "labels", "instances")
-    for kind in kinds:
-        (folder / kind).mkdir(parents=True)
-    for index in range(count):
-        size, key = SIZES[index % len(SIZES)], make_key(seed, folder.name, index)
-        image, label, instance = draw_scene(settings, size, (seed, place, index))
-        Image.fromarray(image).save(folder / "images" / f"{key}.jpg", quality=88)
-        if len(kinds) > 1:
-            indexed = Image.fromarray(label, mode="P")
-            indexed.putpalette([c for entry in _LABELS for c in entry["color"]])
-            indexed.save(folder / "labels" / f"{key}.png")
-            Image.fromarray(instance).save(folder / "instances" / f"{key}.png")
-
-
-def _write_frames(folder: Path, count: int, seed: int) -> None:
-    for index in range(count):
-        drive, frame = divmod(index, DRIVE_FRAMES)
-        data = f"2011_09_26/2011_09_26_drive_{drive + 1:04d}_sync/image_02/data"
-        (folder / data).mkdir(parents=True, exist_ok=True)
-        image, _, _ = draw_scene(VALIDATION, FRAME_SIZE, (seed, len(_SPLITS), drive), frame)
-        Image.fromarray(image).save(folder / data / f"{frame:010d}.png")
+def _write_scene(
+    folder: Path, kinds: Sequence[str], key: str, scene: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    image, label, instances = scene
+    Image.fromarray(image).save(folder / "images" / f"{key}.jpg", quality=88)
+    if "labels" in kinds:
+        indexed = Image.fromarray(label).convert("P")
+        indexed.putpalette([value for entry in LABELS for value in entry["color"]])
+        indexed.save(folder / "labels" / f"{key}.png")
+        Image.fromarray(instances).save(folder / "instances" / f"{key}.png")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the sample that the flags ask for."""
+    """Runs the command; returns its exit code."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("out_dir", "", "where the data set goes", flag_values=values)
+    for name, count in DEFAULT_COUNTS.items():
+        text = f"how many scenes of {name}" if name in SPLITS else "how many frames of a drive"
+        flags.DEFINE_integer(name, count, text, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("seed", 1, "another seed, other scenes", lower_bound=0, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this", flag_values=values)
+    try:
+        rest = values(list(argv))[1:]
+        if values.help:
+            print(__doc__, values.get_help(), sep="\n")
+            return 0
+        if rest:
+            raise ValueError(f"arguments must be flags, --name=value; got {' '.join(rest)}")
+        if not values.out_dir:
+            raise ValueError("out_dir must be given. Remedy: --out_dir=DIR")
+        counts = {name: values[name].value for name in DEFAULT_COUNTS}
+        write_sample(Path(values.out_dir), counts, values.seed, partial(print, flush=True))
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{values.out_dir}: finished")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -93,7 +93,11 @@ def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
     found = _Found()
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            found.problems.append(f"{path}: changed since it was written: sha256 differs")
+            found.problems.append(
+                f"{path}: must be as it was written; its sha256 differs. Remedy: remove the file, "
+                "and run data_prep.build_records as before: it makes lost shards"
+            )
+            return found
     try:
         for record in read_shard(path):
             _check_record(record, path, manifest, found)

@@ -300,11 +300,11 @@ def read_history(path: Path) -> list[dict[str, float]]:
         if not set(reader.fieldnames or ()) >= {"step", "loss"}:
             raise ValueError(f"{path}: must be a history.csv of mapseg with columns step, loss")
         # A process that was killed while it appended leaves a last row without its end.
-        return [
-            {k: float(v) for k, v in row.items() if k and v}
-            for row in reader
-            if row["step"] and None not in row.values()
-        ]
+        rows = [row for row in reader if row["step"] and None not in row.values()]
+    try:
+        return [{k: float(v) for k, v in row.items() if v} for row in rows]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: must hold numbers only; {error}") from error
 
 
 def append_history(path: Path, row: Mapping[str, float]) -> None:

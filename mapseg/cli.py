@@ -127,7 +127,7 @@ def _flag_files_first(argv: list[str]) -> list[str]:
 def _one_line(error: Exception) -> str:
     kind = type(error).__name__
     text = " ".join(str(error).split())
-    if kind == "ResourceExhaustedError":
+    if kind == "ResourceExhaustedError" and "No space left" not in text:
         return (
             "the device's memory is full. Remedy: lower --batch_size or --crop_height and "
             "--crop_width; when evaluating or predicting, --tile_px"

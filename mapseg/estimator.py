@@ -12,8 +12,8 @@ from mapseg import export as exporting
 from mapseg import train as training
 from mapseg.checkpoints import Run
 from mapseg.config import PredictConfig
-from mapseg.infer import Segmentation
-from mapseg.predict import Predictor, load_predictor, segment_array
+from mapseg.infer import Segmentation, segment_frame
+from mapseg.predict import Predictor, load_predictor
 from mapseg.scores import Scores
 
 
@@ -105,7 +105,7 @@ class Estimator:
     ) -> Segmentation:
         """Segments one frame [H, W, 3] uint8 RGB; ids come at its own size."""
         predictor = self._predictor(self.run, config or PredictConfig(), checkpoint)
-        return Segmentation(*segment_array(predictor, frame))
+        return segment_frame(predictor, frame)
 
     def export(
         self,

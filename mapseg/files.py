@@ -14,39 +14,58 @@ def whole_file(path: Path) -> Iterator[Path]:
     If the block raises, `path` is as it was and the temporary file is gone. Missing folders are
     made. The temporary name keeps the suffix, since many writers choose the format by it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_dir(path: Path) -> Iterator[Path]:
     """The same for a folder; one that already has the name is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.replace(path)
-    finally:
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            partial.replace(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file, whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file that was being written, and the remedy, to an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written: {error.strerror or error}. Remedy: free some space or "
+            "name another folder, and run the same command again"
+        ) from error
 
 
 def _sync(path: Path) -> None:

@@ -7,20 +7,16 @@ is bounded and the order of the results is the order of the frames.
 import contextlib
 import csv
 import datetime
-import fnmatch
-import glob
 import io
-import itertools
 import json
 import math
 import os
-import re
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -28,13 +24,14 @@ import numpy as np
 from PIL import Image
 
 from mapseg import plots
-from mapseg.config import OUTPUTS, InferConfig
+from mapseg.checkpoints import Run, find_checkpoint, open_run
+from mapseg.config import OUTPUTS, InferConfig, PredictConfig
+from mapseg.files import naming, write_text
+from mapseg.frames import RESULTS_MARK, Frame, FrameReader, find_frames, open_video
 from mapseg.labels import LabelSet
+from mapseg.predict import Predictor, load_predictor, segment_array
 
-IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-VIDEO_TYPES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
-_NOT_FRAMES = re.compile("semantic|instance|confidence|depth")  # KITTI's, some inside image_*
 _AHEAD = 4  # frames decoded before the network needs them, and as many still being written
 _THREADS = min(4, os.cpu_count() or 1)
 _REPORT_SECS = 5.0
@@ -66,268 +63,50 @@ class Counts(NamedTuple):
     skipped: int
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture to segment.
+def predict(run: Run, frame: np.ndarray) -> Segmentation:
+    """Segments one frame [H, W, 3] uint8 RGB with a run's best checkpoint.
 
-    Attributes:
-      path: the image or video file.
-      name: where its results go, without an ending: `sequences/01/image_0/000000`.
-      video: which video shows it, without an ending: its folder, or the video that it is from.
-      number: its place in a video file, from 0; None for an image.
+    It loads the network each time: for many frames, use `infer_run`, or an Estimator.
     """
-
-    path: Path
-    name: str
-    video: str
-    number: int | None = None
+    return segment_frame(load_predictor(run, PredictConfig()), frame)
 
 
-@dataclass(frozen=True)
-class FrameList:
-    """Frames in natural order (2 before 10), and lines that tell what was left out."""
-
-    frames: tuple[Frame, ...]
-    skipped: tuple[str, ...]
+def segment_frame(predictor: Predictor, frame: np.ndarray) -> Segmentation:
+    """Segments one frame [H, W, 3] uint8 RGB."""
+    return Segmentation(*segment_array(predictor, frame))
 
 
-def find_frames(config: InferConfig) -> FrameList:
-    """Finds the frames that `config.frames` names.
-
-    It is a folder, with all below it; a glob, where `**` goes through folders; a `.txt` list, one
-    path a line, from the list's folder on; an image; or a video. Where a folder has folders named
-    `image_*` below it, as all layouts of KITTI do, only their images are frames. Hidden files and
-    results in `config.out_dir` never are. Videos are decoded once to count their frames, because
-    their headers may only estimate it.
+def infer_run(
+    run_dir: Path,
+    config: InferConfig,
+    predicting: PredictConfig,
+    checkpoint: str,
+    progress: Callable[[str], None],
+) -> Counts:
+    """Segments frames with a trained run; see `infer_frames`.
 
     Args:
-      config: `frames`, `cameras`, `every` and `out_dir` are used.
-
-    Returns:
-      The frames and what was left out.
-
-    Raises:
-      FileNotFoundError: nothing found.
-      ValueError: neither image nor video, `cameras` without `image_*` folders, or two frames whose
-        results would have the same name.
-    """
-    found = _search(config)
-    home = found.base.name or "frames"
-    inside = {path.parent for path in found.paths if path.parent != found.base}
-    while found.base / home in inside:  # a folder of the same name as the one it lies in
-        home += "_"
-    frames: list[Frame] = []
-    ordered = sorted(found.paths, key=_natural)
-    for _, group in itertools.groupby(ordered, key=lambda path: path.parent):
-        folder = list(group)
-        images = [path for path in folder if _is_image(path)][:: config.every]
-        for path in images:
-            name = _output_name(path, found.base)
-            parent = str(PurePosixPath(name).parent)
-            frames.append(Frame(path, name, home if parent == "." else parent))
-        for path in (path for path in folder if _is_video(path)):
-            name = _output_name(path, found.base)
-            numbers = range(0, _count_video_frames(path), config.every)
-            frames.extend(Frame(path, f"{name}/{n:06d}", name, n) for n in numbers)
-    if not frames:
-        raise FileNotFoundError(
-            f"{config.frames}: no frames found; {'; '.join(found.skipped) or 'no files there'}. "
-            f"Remedy: name a folder of images ({' '.join(IMAGE_TYPES)}), a quoted glob that "
-            "matches files, a .txt list of paths, or a video"
-        )
-    _refuse_equal_names(frames)
-    return FrameList(tuple(frames), found.skipped)
-
-
-class _Found(NamedTuple):
-    paths: list[Path]
-    base: Path  # names of results are relative to it
-    skipped: tuple[str, ...]
-
-
-def _search(config: InferConfig) -> _Found:
-    source, out_dir = _absolute(Path(config.frames).expanduser()), _absolute(Path(config.out_dir))
-    if config.cameras and not source.is_dir():
-        raise ValueError(
-            f"cameras must be used with a folder that has image_* folders; got {config.frames}"
-        )
-    if source.is_dir():
-        return _search_folder(source, out_dir, config.cameras)
-    if source.is_file() and source.suffix.lower() == ".txt":
-        return _Found(_read_list(source), source.parent, ())
-    if source.is_file():
-        if not (_is_image(source) or _is_video(source)):
-            raise ValueError(
-                f"frames must be a folder, a glob, a .txt list, an image or a video "
-                f"({' '.join(IMAGE_TYPES + VIDEO_TYPES)}); got {config.frames}"
-            )
-        return _Found([source], source.parent, ())
-    if glob.has_magic(str(source)):
-        return _search_glob(source, out_dir)
-    raise FileNotFoundError(
-        f"{config.frames}: no such file or folder. Remedy: give --frames a folder, a quoted glob, "
-        "a .txt list of paths, an image or a video"
-    )
-
-
-def _search_folder(root: Path, out_dir: Path, cameras: str) -> _Found:
-    files = [path for path in _walk(root) if not _is_result(path, out_dir)]
-    images = [path for path in files if _is_image(path)]
-    lines = _other_types([path for path in files if not _is_image(path)])
-    if any(_camera(path, root) for path in images):
-        images, left_out = _camera_frames(images, root, cameras.split(",") if cameras else [])
-        lines = left_out + lines
-    elif cameras:
-        raise ValueError(
-            f"cameras must be used with a folder that has image_* folders; {root} has none. "
-            "Remedy: leave --cameras out"
-        )
-    return _Found(images, root, tuple(lines))
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the files below a folder, links to folders included, each folder once."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = Path(folder).resolve()
-        below[:] = [] if real in seen else sorted(name for name in below if name[0] != ".")
-        if real not in seen:
-            yield from (Path(folder) / name for name in files if name[0] != ".")
-        seen.add(real)
-
-
-def _camera(path: Path, root: Path) -> str:
-    folders = path.relative_to(root).parts[:-1]
-    return next((name for name in folders if fnmatch.fnmatchcase(name, "image_*")), "")
-
-
-def _camera_frames(
-    images: Sequence[Path], root: Path, wanted: Sequence[str]
-) -> tuple[list[Path], list[str]]:
-    """Keeps the images of cameras; tells what else there is, with counts."""
-    kept, left_out = [], Counter[str]()
-    for path in images:
-        folders = path.relative_to(root).parts[:-1]
-        camera = _camera(path, root)
-        map_folder = next((name for name in folders if _NOT_FRAMES.search(name)), "")
-        if map_folder:
-            left_out[f"{map_folder}: labels or depth, not frames"] += 1
-        elif not camera:
-            left_out[f"{folders[-1] if folders else root.name}: not an image_* folder"] += 1
-        elif wanted and camera not in wanted:
-            left_out[f"{camera}: not among --cameras={','.join(wanted)}"] += 1
-        else:
-            kept.append(path)
-    return kept, [f"skipped {n} images in {what}" for what, n in sorted(left_out.items())]
-
-
-def _search_glob(pattern: Path, out_dir: Path) -> _Found:
-    # pathlib's ** leaves files out before Python 3.13
-    hits = [Path(hit) for hit in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207
-    files = [path for path in hits if path.is_file() and not _is_result(path, out_dir)]
-    usable = [path for path in files if _is_image(path) or _is_video(path)]
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
-    skipped = _other_types([path for path in files if path not in set(usable)])
-    return _Found(usable, Path(*fixed), tuple(skipped))
-
-
-def _read_list(path: Path) -> list[Path]:
-    paths = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        frame = _absolute(path.parent / entry)
-        if not frame.is_file():
-            raise FileNotFoundError(f"{path}, line {number}: no such file: {frame}")
-        if not (_is_image(frame) or _is_video(frame)):
-            raise ValueError(
-                f"{path}, line {number}: must name an image or a video "
-                f"({' '.join(IMAGE_TYPES + VIDEO_TYPES)}); got {entry}"
-            )
-        paths.append(frame)
-    return paths
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(path.absolute()))  # links stay as they are named
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_TYPES
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_TYPES
-
-
-def _is_result(path: Path, out_dir: Path) -> bool:
-    if not path.is_relative_to(out_dir):
-        return False
-    return path.relative_to(out_dir).parts[0] in (*OUTPUTS, "legend.png")
-
-
-def _other_types(files: Sequence[Path]) -> list[str]:
-    counts = Counter(path.suffix.lower() or path.name for path in files)
-    what = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
-    return [f"skipped files that are not images: {what}"] if what else []
-
-
-def _natural(path: Path) -> Any:
-    def pieces(text: str) -> list[Any]:
-        split = re.split(r"(\d+)", text)
-        return [(int(piece), piece) if i % 2 else piece for i, piece in enumerate(split)]
-
-    return [pieces(folder) for folder in path.parent.parts], pieces(path.name)
-
-
-def _output_name(path: Path, base: Path) -> str:
-    inside = path.relative_to(base if path.is_relative_to(base) else path.anchor)
-    return inside.with_suffix("").as_posix()
-
-
-def _refuse_equal_names(frames: Iterable[Frame]) -> None:
-    first: dict[str, Path] = {}
-    for frame in frames:
-        other = first.setdefault(frame.name, frame.path)
-        if other is not frame.path:
-            raise ValueError(
-                f"frames must have names of their own; the results of {other} and {frame.path} "
-                f"would both be {frame.name}. Remedy: rename one, or choose by a glob or a list"
-            )
-
-
-def _open_video(path: Path) -> Any:
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise ValueError(f"{path}: must be a video that OpenCV can decode")
-    return capture
-
-
-def _count_video_frames(path: Path) -> int:
-    capture = _open_video(path)
-    return sum(1 for _ in iter(capture.grab, False))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Decodes an image file of any kind that OpenCV knows.
-
-    Grey becomes three equal channels, 16 bits become 8, transparency is dropped, and a rotation
-    noted in EXIF is carried out, so that results stand upright.
-
-    Returns:
-      [H, W, 3] uint8 RGB.
+      run_dir: a run folder.
+      config: which frames, and what to write where.
+      predicting: scale, flip and tile size.
+      checkpoint: `best`, `latest` or a step.
+      progress: takes lines for people.
 
     Raises:
-      ValueError: it cannot be read, is cut off, or is no image.
+      FileNotFoundError: no such run or checkpoint, or no frames.
+      ValueError: see `infer_frames`.
     """
-    try:
-        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if image is None:
-        raise ValueError(f"{path}: cannot be decoded: cut off, or not an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    run = open_run(run_dir)
+    step = find_checkpoint(run_dir, checkpoint).name
+    find_frames(config)  # what is missing is told before the network is loaded
+    fingerprint = f"{run_dir.resolve()} {step} {predicting} classes={config.classes or 'all'}"
+    predictor = load_predictor(run, predicting, step.removeprefix("step-").lstrip("0") or "0")
+
+    def segment(frame: np.ndarray) -> Segmentation:
+        return segment_frame(predictor, frame)
+
+    progress(f"{run.model.encoder}, {step} of {run_dir}, {len(run.label_set.classes)} classes")
+    return infer_frames(segment, run.label_set, config, progress, fingerprint)
 
 
 def infer_frames(
@@ -432,7 +211,7 @@ def _work(
     videos: "_Videos",
 ) -> Generator[tuple[_Task, str], None, None]:
     """Does the tasks in order, reading ahead and writing behind; yields (task, status)."""
-    source = _Source()
+    source = FrameReader()
 
     def load(task: _Task) -> _Loaded:
         image = source.read(task.frame)
@@ -486,29 +265,6 @@ def _segment_one(segment: Segment, loading: "Future[_Loaded]") -> _Segmented | V
         return error
 
 
-class _Source:
-    """Reads frames. A video is decoded once from its start: seeking is not exact."""
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._capture: Any = None
-        self._next = 0
-
-    def read(self, frame: Frame) -> np.ndarray:
-        if frame.number is None:
-            return read_image(frame.path)
-        if frame.path != self._path:
-            self._path, self._capture, self._next = frame.path, _open_video(frame.path), 0
-        while self._next < frame.number:
-            self._capture.grab()
-            self._next += 1
-        whole, image = self._capture.read()
-        self._next += 1
-        if not whole:
-            raise ValueError(f"{frame.path}: frame {frame.number} cannot be decoded")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 @dataclass(frozen=True)
 class _Results:
     """The files that a frame gives."""
@@ -560,7 +316,7 @@ class _Results:
 
 def _claim(out_dir: Path, fingerprint: str) -> None:
     """Binds a folder to one fingerprint, so that results of two runs never mix."""
-    path = out_dir / "inference.json"
+    path = out_dir / RESULTS_MARK
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
         if stored != fingerprint:
@@ -571,11 +327,11 @@ def _claim(out_dir: Path, fingerprint: str) -> None:
     elif any((out_dir / name).exists() for name in (*OUTPUTS, "frames.csv")):
         raise ValueError(
             f"{out_dir}: must be empty or hold results of mapseg; it has others, without an "
-            "inference.json. Remedy: another --out_dir"
+            f"{RESULTS_MARK}. Remedy: another --out_dir"
         )
     else:
         text = json.dumps({"fingerprint": fingerprint}, indent=2) + "\n"
-        plots.write_file(path, text.encode())
+        write_text(path, text)
 
 
 class _Journal:
@@ -606,21 +362,23 @@ class _Journal:
         return text.getvalue()
 
     def __enter__(self) -> "_Journal":
-        plots.write_file(self._notes_path, self._text(self.rows.values(), header=True).encode())
+        write_text(self._notes_path, self._text(self.rows.values(), header=True))
         self._file = self._notes_path.open("a", encoding="utf-8", newline="")
         return self
 
     def append(self, row: dict[str, str]) -> None:
         self.rows[row["frame"]] = row
-        self._file.write(self._text([row], header=False))
-        self._file.flush()
+        with naming(self._notes_path):
+            self._file.write(self._text([row], header=False))
+            self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # all rows are flushed; what was not, has been told
+            self._file.close()
 
     def finish(self, names: Sequence[str]) -> None:
         rows = [self.rows[name] for name in names]
-        plots.write_file(self._path, self._text(rows, header=True).encode())
+        write_text(self._path, self._text(rows, header=True))
         self._notes_path.unlink()
 
 
@@ -652,10 +410,10 @@ class _Videos:
 
     def _open(self, frame: Frame, size: tuple[int, int]) -> None:
         self._name, self._size, self._count = frame.video, size, 0
-        fps = FOLDER_FPS
-        if frame.number is not None:
-            fps = _open_video(frame.path).get(cv2.CAP_PROP_FPS) / self._every or FOLDER_FPS
-        self._part.parent.mkdir(parents=True, exist_ok=True)
+        fps = 0.0 if frame.number is None else open_video(frame.path).get(cv2.CAP_PROP_FPS)
+        fps = fps / self._every if fps > 0 else FOLDER_FPS
+        with naming(self._part):
+            self._part.parent.mkdir(parents=True, exist_ok=True)
         code = cv2.VideoWriter_fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(str(self._part), code, fps, size[::-1])
 
@@ -669,7 +427,7 @@ class _Videos:
         if written != self._count:
             self._part.unlink(missing_ok=True)
             raise OSError(
-                f"{self._path}: cannot be written: {written:.0f} of {self._count} frames arrived. "
+                f"{self._path}: cannot be written: not all of {self._count} frames arrived. "
                 "Remedy: free some space, or leave video out of --outputs"
             )
         self._part.replace(self._path)

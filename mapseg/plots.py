@@ -3,7 +3,6 @@
 Figures are drawn on a canvas of their own, never through pyplot, so threads and notebooks are safe.
 """
 
-import csv
 import functools
 import io
 import math
@@ -18,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from mapseg.files import write_bytes
 from mapseg.labels import VOID, LabelSet
 
 PICTURE_PX = 900  # longest side of a picture in a panel; small ones are enlarged to half of it
@@ -207,39 +207,11 @@ def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
     return result
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Reads the `history.csv` of a run.
-
-    Returns:
-      One dict for each row, by column, without the columns that are empty in it.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it holds no rows, or something other than numbers.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Remedy: name a run that has trained")
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                rows.append({k: float(v) for k, v in row.items() if v})
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path}: a history must hold numbers only; got {dict(row)}"
-                ) from error
-    if not rows:
-        raise ValueError(
-            f"{path}: a history must have a row at least; got none. Remedy: train the run first"
-        )
-    return rows
-
-
 def plot_history(rows: Sequence[Row], out_path: Path, smoothing: float) -> None:
     """Draws the course of one run: loss raw and smoothed, learning rate, scores on validation.
 
     Args:
-      rows: as `read_history` gives them.
+      rows: as `checkpoints.read_history` gives them.
       out_path: the picture to write, `.png`.
       smoothing: weight of the past in the smoothed loss; see `smoothed`.
     """
@@ -305,7 +277,7 @@ def _write_figure(path: Path, figure: Figure) -> None:
     FigureCanvasAgg(figure)
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    write_file(path, data.getvalue())
+    write_bytes(path, data.getvalue())
 
 
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -321,32 +293,11 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
         picture.putpalette(palette.tobytes())
     data = io.BytesIO()
     picture.save(data, "PNG")
-    write_file(path, data.getvalue())
+    write_bytes(path, data.getvalue())
 
 
 def write_jpg(path: Path, image: np.ndarray) -> None:
     """Writes a JPEG of an [H, W, 3] uint8 RGB image, whole or not at all; its folder is made."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
-    write_file(path, data.tobytes())
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it and renames it; its folder is made.
-
-    Raises:
-      OSError: it cannot be written; the message names the file.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written: {error.strerror or error}. Remedy: free some space or "
-            "name another folder, and run the same command again"
-        ) from error
+    write_bytes(path, data.tobytes())

@@ -33,7 +33,8 @@ MANIFEST_NAME = "manifest.json"
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # length and its CRC; CRC of the data
 _PARALLEL_DECODES = 4  # a decoded 12-megapixel sample is 50 MB
 _CONVERT = "python -m data_prep.build_records --vistas_dir=DIR --records_dir="
-_AGAIN = "Remedy: remove the folder and run python -m data_prep.build_records again"
+_CLEAR = "Remedy: remove the folder, and run data_prep.build_records again"
+_REMAKE = "Remedy: remove the file, and run data_prep.build_records as before: it makes lost shards"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Manifest:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{origin}: not a manifest written by mapseg: {error!r}. {_AGAIN}"
+                f"{origin}: not a manifest written by mapseg: {error!r}. {_CLEAR}"
             ) from error
 
 
@@ -191,7 +192,7 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: must be a JSON file; {error}. {_AGAIN}") from error
+        raise ValueError(f"{path}: must be a JSON file; {error}. {_CLEAR}") from error
     manifest = Manifest.from_json(raw, str(path))
     if check_shards:
         for shard in (shard for split in manifest.splits.values() for shard in split.shards):
@@ -201,9 +202,9 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
 
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: this shard is missing. {_AGAIN}")
+        raise FileNotFoundError(f"{path}: this shard is missing. {_REMAKE}")
     if path.stat().st_size != size:
-        raise ValueError(f"{path}: must have {size} bytes; got {path.stat().st_size}. {_AGAIN}")
+        raise ValueError(f"{path}: must have {size} bytes; got {path.stat().st_size}. {_REMAKE}")
 
 
 def write_manifest(records_dir: Path, manifest: Manifest) -> None:
@@ -222,6 +223,9 @@ def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
     Args:
       path: the shard.
       records: each a sample of `encode_sample`.
+
+    Returns:
+      What was written.
     """
     digest, samples, size = hashlib.sha256(), 0, 0
     with whole_file(path) as partial, partial.open("wb") as file:
@@ -391,7 +395,7 @@ def index_split(records_dir: Path | str, split: str) -> RecordIndex:
             found = [(number, *span) for span in _spans(descriptors[-1], path)]
             if len(found) != shard.samples:
                 raise ValueError(
-                    f"{path}: must have {shard.samples} records; got {len(found)}. {_AGAIN}"
+                    f"{path}: must have {shard.samples} records; got {len(found)}. {_REMAKE}"
                 )
             spans += found
     except BaseException:
@@ -441,12 +445,12 @@ def _spans(descriptor: int, path: Path) -> Iterator[tuple[int, int]]:
         header = os.pread(descriptor, _HEADER_BYTES, position)
         whole = len(header) == _HEADER_BYTES
         if whole and header[8:] != _masked_crc(header[:8]):
-            raise ValueError(f"{path}: broken: no TFRecord header at byte {position}. {_AGAIN}")
+            raise ValueError(f"{path}: broken: no TFRecord header at byte {position}. {_REMAKE}")
         length = int.from_bytes(header[:8], "little")
         offset = position + _HEADER_BYTES
         position = offset + length + _FOOTER_BYTES
         if not whole or position > end:
-            raise ValueError(f"{path}: truncated at byte {end}, within a record. {_AGAIN}")
+            raise ValueError(f"{path}: truncated at byte {end}, within a record. {_REMAKE}")
         yield offset, length
 
 
@@ -454,5 +458,5 @@ def _read_span(descriptor: int, path: Path, offset: int, length: int) -> bytes:
     data = os.pread(descriptor, length + _FOOTER_BYTES, offset)
     record = data[:length]
     if data[length:] != _masked_crc(record):
-        raise ValueError(f"{path}: broken: checksum of the record at byte {offset}. {_AGAIN}")
+        raise ValueError(f"{path}: broken: checksum of the record at byte {offset}. {_REMAKE}")
     return record

@@ -1,5 +1,63 @@
+import json
 import os
 
 # Tests are for the CPU: the same everywhere, and a GPU stays free for its user.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.build_records import build_records
+from data_prep.convert import Resize
+from data_prep.sources import find_vistas
+
+LABELS = [
+    {"name": "flat--road", "color": [128, 64, 128], "evaluate": True},
+    {"name": "marking--general", "color": [255, 255, 255], "evaluate": True},
+    {"name": "nature--sky", "color": [70, 130, 180], "evaluate": True},
+    {"name": "void--unlabeled", "color": [0, 0, 0], "evaluate": False},
+]
+# What a training run of seconds on a CPU takes; tests change single options of it.
+TINY = {
+    "encoder": "mobilenet_v2",
+    "encoder_weights": "none",
+    "decoder_channels": 8,
+    "crop_height": 33,
+    "crop_width": 33,
+    "batch_size": 2,
+    "steps": 4,
+    "log_steps": 2,
+    "precision": "float32",
+}
+
+
+def tiny_scene(rng, height=60, width=80):
+    """Sky above a road with a marking on it: [H, W, 3] uint8 and source ids [H, W] uint8."""
+    horizon, left = rng.integers(20, 35), rng.integers(10, width - 20)
+    label = np.zeros([height, width], np.uint8)
+    label[:horizon] = 2
+    label[horizon:, left : left + 9] = 1
+    label[-3:] = 3
+    colors = np.array([[90, 90, 90], [240, 240, 240], [100, 160, 220], [20, 20, 20]])
+    image = colors[label] + rng.integers(-10, 11, [height, width, 1])
+    return np.clip(image, 0, 255).astype(np.uint8), label
+
+
+@pytest.fixture(scope="session")
+def records_dir(tmp_path_factory):
+    """Records of six training and three validation scenes with four classes."""
+    root = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    for split, count in (("training", 6), ("validation", 3)):
+        for kind in ("images", "labels"):
+            (root / "vistas" / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image, label = tiny_scene(rng)
+            Image.fromarray(image).save(root / f"vistas/{split}/images/{split}-{i}.jpg")
+            Image.fromarray(label).save(root / f"vistas/{split}/labels/{split}-{i}.png")
+    (root / "vistas" / "config_v1.2.json").write_text(json.dumps({"labels": LABELS}))
+    source = find_vistas(root / "vistas")
+    build_records(source, root / "records", Resize(), workers=1, progress=lambda _: None)
+    return root / "records"

@@ -154,3 +154,10 @@ def test_a_history_that_is_not_there_or_not_one(tmp_path):
     (tmp_path / "history.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="columns step, loss"):
         checkpoints.read_history(tmp_path / "history.csv")
+
+
+def test_a_history_without_numbers_is_refused(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss\n1,much\n")
+    with pytest.raises(ValueError, match=r"history\.csv: must hold numbers"):
+        checkpoints.read_history(path)

@@ -1,6 +1,9 @@
+import errno
+from pathlib import Path
+
 import pytest
 
-from mapseg.files import whole_dir, whole_file, write_text
+from mapseg.files import whole_dir, whole_file, write_bytes, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -36,3 +39,18 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (partial / "c").write_text("3")
     assert [p.name for p in path.iterdir()] == ["c"]
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_bytes(path, b"old")
+
+    def full(self, data):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"a\.png: cannot be written: No space left.*Remedy"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

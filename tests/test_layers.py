@@ -28,6 +28,7 @@ ORDER = [
     "predict",
     "evaluate",
     "train",
+    "frames",
     "infer",
     "export",
     "estimator",

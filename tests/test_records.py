@@ -1,10 +1,11 @@
+import contextlib
 import io
 import json
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -64,6 +65,16 @@ def write_records(folder, records=None):
     manifest = Manifest("0", CLASSES, {"training": split}, {"testing": "no labels"})
     write_manifest(folder, manifest)
     return manifest
+
+
+def open_descriptors(folder):
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("open files are counted in /proc")
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists them
+            names.append(str(descriptor.readlink()))
+    return sum(name.startswith(str(folder)) for name in names)
 
 
 def test_a_record_is_the_example_that_tensorflow_writes():
@@ -163,31 +174,13 @@ def test_the_index_finds_every_record(tmp_path):
 def test_the_index_serves_threads_and_gives_its_descriptors_back(tmp_path):
     write_records(tmp_path)
 
-    def open_files():
-        return [os.readlink(f.path) for f in os.scandir("/proc/self/fd") if f.is_symlink()]
-
     index = index_split(tmp_path, "training")
-    good = []
-
-    def read():
-        good.extend(read_record(index, i % 3) == sample(i % 3) for i in range(60))
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert good == [True] * 240
-    assert sum(str(tmp_path) in name for name in open_files_safely(open_files)) == 2
-    del index
-    assert not any(str(tmp_path) in name for name in open_files_safely(open_files))
-
-
-def open_files_safely(listing):
-    try:
-        return listing()
-    except FileNotFoundError:
-        pytest.skip("needs /proc/self/fd")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(partial(read_record, index), [i % 3 for i in range(240)]))
+    assert found == [sample(i) for i in range(3)] * 80
+    assert open_descriptors(tmp_path) == 2
+    del index, pool
+    assert open_descriptors(tmp_path) == 0
 
 
 @pytest.mark.parametrize("keep", [5, 30, -3])
@@ -201,7 +194,7 @@ def test_a_truncated_shard_is_named(tmp_path, keep):
     cut = type(whole)(whole.file, 1, path.stat().st_size, whole.sha256)
     split = Split("training", (cut,), {}, {(4, 6): 1}, {})
     write_manifest(tmp_path, Manifest("0", CLASSES, {"training": split}, {}))
-    with pytest.raises(ValueError, match="training-00001-of-00002.*truncated"):
+    with pytest.raises(ValueError, match=r"training-00001-of-00002.*truncated"):
         index_split(tmp_path, "training")
 
 
@@ -215,10 +208,6 @@ def test_every_flipped_bit_is_found(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="training-00000-of-00002"):
             read_record(index_split(tmp_path, "training"), 0)
-
-
-def test_the_checksum_is_the_one_of_the_specification():
-    assert google_crc32c.value(b"123456789") == 0xE3069283  # the check value of CRC-32C
 
 
 def test_no_records_there(tmp_path):
@@ -237,13 +226,13 @@ def test_an_unknown_format_is_refused(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     write_records(tmp_path)
     (tmp_path / shard_name("training", 1, 2)).unlink()
-    with pytest.raises(FileNotFoundError, match="training-00001-of-00002.tfrecord"):
+    with pytest.raises(FileNotFoundError, match=r"training-00001-of-00002\.tfrecord"):
         read_samples(tmp_path, "training")
 
 
 def test_an_unknown_split_names_those_there(tmp_path):
     manifest = write_records(tmp_path)
-    with pytest.raises(ValueError, match="training; got val$"):
+    with pytest.raises(ValueError, match=r"training; got val$"):
         manifest.split("val")
     with pytest.raises(ValueError, match=r"got testing \(testing was skipped: no labels\)"):
         manifest.split("testing")

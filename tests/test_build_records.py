@@ -1,0 +1,567 @@
+import fcntl
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_prep import build_records as command
+from data_prep import convert
+from data_prep.build_records import build_records, main, partition
+from data_prep.convert import Resize, resize_image, resize_label
+from data_prep.sources import find_pairs, find_vistas
+from mapseg.labels import VOID
+from mapseg.records import read_manifest, read_samples, read_shard
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
+
+NAMES = ("road", "car", "sky", "unlabeled")
+KEYS = ("-a", "_b", "c.d", "e", "f")
+
+
+def class_table(names=NAMES):
+    return {
+        "labels": [
+            {"name": name, "color": [20 * i, 9, 9], "evaluate": name != "unlabeled"}
+            for i, name in enumerate(names)
+        ]
+    }
+
+
+def ids_of(seed, size=(30, 40), count=4):
+    return np.random.default_rng(seed).integers(0, count, size, np.uint8)
+
+
+def save_image(path, seed, size=(30, 40), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+
+
+def save_label(path, ids, palette=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(ids)
+    if palette:  # of colours that say nothing about the class
+        image = image.convert("P")
+        image.putpalette(bytes(255 - i // 3 for i in range(768)))
+        image.paste(Image.fromarray(ids))
+    image.save(path)
+
+
+def save_pair(image_path, label_path, seed, size=(30, 40)):
+    save_image(image_path, seed, size)
+    save_label(label_path, ids_of(seed, size))
+
+
+@pytest.fixture
+def vistas_dir(tmp_path):
+    folder = tmp_path / "vistas"
+    for split, keys in (("training", KEYS), ("validation", KEYS[:2])):
+        for seed, key in enumerate(keys):
+            save_pair(
+                folder / split / "images" / f"{key}.jpg",
+                folder / split / "labels" / f"{key}.png",
+                seed,
+                (30, 40) if seed else (50, 20),
+            )
+    save_image(folder / "testing/images/t.jpg", 9)
+    (folder / "config_v1.2.json").write_text(json.dumps(class_table()))
+    return folder
+
+
+def convert_vistas(vistas_dir, records_dir, *options):
+    return main(
+        ["", f"--vistas_dir={vistas_dir}", f"--records_dir={records_dir}", "--workers=1", *options]
+    )
+
+
+def stored(records_dir, split):
+    """Decoded records: {key: (features, ids)}."""
+    found = {}
+    for shard in read_manifest(records_dir).split(split).shards:
+        for record in read_shard(records_dir / shard.file):
+            features = tf.train.Example.FromString(record).features.feature
+            label = features["image/segmentation/class/encoded"].bytes_list.value[0]
+            ids = tf.io.decode_png(label, channels=1)[..., 0].numpy()
+            found[features["image/filename"].bytes_list.value[0].decode()] = features, ids
+    return found
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if p.is_file()}
+
+
+@pytest.mark.addons
+def test_vistas_is_converted_and_read_back(vistas_dir, tmp_path, capsys):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert "skipped testing" in capsys.readouterr().out
+    manifest = read_manifest(tmp_path / "r")
+    assert sorted(manifest.splits) == ["training", "validation"]
+    assert list(manifest.skipped) == ["testing"]
+    assert [c.name for c in manifest.classes] == list(NAMES)
+    training = manifest.split("training")
+    assert training.samples == 5
+    assert training.sizes == {(30, 40): 4, (50, 20): 1}
+    counts = sum(np.bincount(ids_of(i, (30, 40) if i else (50, 20)).ravel()) for i in range(5))
+    assert training.pixels == dict(zip(NAMES, counts.tolist(), strict=True))
+    samples = list(read_samples(tmp_path / "r", "training"))
+    assert [name.numpy().decode() for *_, name in samples] == sorted(KEYS)
+    for i, (image, label, name) in enumerate(samples):
+        ids = ids_of(i, (30, 40) if i else (50, 20))
+        np.testing.assert_array_equal(label, np.where(ids == 3, VOID, ids))
+        path = vistas_dir / "training/images" / f"{name.numpy().decode()}.jpg"
+        np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
+
+
+def test_images_keep_their_bytes(vistas_dir, tmp_path):
+    save_image(vistas_dir / "training/images/e.jpg", 1, mode="L")
+    (vistas_dir / "training/images/f.jpg").unlink()
+    save_image(vistas_dir / "training/images/f.png", 1)
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    records = stored(tmp_path / "r", "training")
+    assert sorted(records) == sorted(KEYS)
+    for pair in find_pairs(vistas_dir / "training/images", vistas_dir / "training/labels"):
+        features, _ = records[pair.key]
+        assert features["image/encoded"].bytes_list.value[0] == pair.image_path.read_bytes()
+    assert records["f"][0]["image/format"].bytes_list.value[0] == b"png"
+    assert records["e"][0]["image/channels"].int64_list.value[0] == 1
+    assert records["-a"][0]["image/height"].int64_list.value[0] == 50
+
+
+def nested(folder, versions):
+    for version in versions:
+        names = NAMES if version == "v1.2" else (*NAMES, "lane")
+        (folder / f"config_{version}.json").write_text(json.dumps(class_table(names)))
+        for seed in range(2):
+            save_image(folder / f"training/images/k{seed}.jpg", seed)
+            ids = np.full((30, 40), len(names) - 1, np.uint8)
+            save_label(folder / f"training/{version}/labels/k{seed}.png", ids)
+            save_label(folder / f"training/{version}/instances/k{seed}.png", ids)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("versions", "options", "highest"),
+    [
+        (["v2.0"], [], 4),
+        (["v1.2", "v2.0"], [], 3),
+        (["v1.2", "v2.0"], ["--label_version=v2.0"], 4),
+    ],
+)
+def test_the_nested_layout(tmp_path, capsys, versions, options, highest):
+    (tmp_path / "v").mkdir()
+    assert convert_vistas(nested(tmp_path / "v", versions), tmp_path / "r", *options) == 0
+    assert {int(ids.max()) for _, ids in stored(tmp_path / "r", "training").values()} == {highest}
+    assert len(read_manifest(tmp_path / "r").classes) == highest + 1
+    said = "there too: --label_version" in capsys.readouterr().out
+    assert said == (len(versions) == 2)
+
+
+def test_a_version_that_is_not_there_is_refused(vistas_dir):
+    (vistas_dir / "config_v1.2.json").rename(vistas_dir / "config.json")  # as in older archives
+    assert find_vistas(vistas_dir).label_version == "v1.2"
+    with pytest.raises(ValueError, match=r"one that is there, v1\.2; got v2\.0"):
+        find_vistas(vistas_dir, "v2.0")
+
+
+def folder_options(folder, split, classes):
+    return [
+        f"--image_dir={folder / 'images'}",
+        f"--label_dir={folder / 'labels'}",
+        f"--classes={classes}",
+        f"--split={split}",
+    ]
+
+
+def test_plain_folders_add_split_after_split(vistas_dir, tmp_path, capsys):
+    records, classes = f"--records_dir={tmp_path / 'r'}", vistas_dir / "config_v1.2.json"
+    nested_path = vistas_dir / "training/{}/sub/x.png"
+    save_pair(*(Path(str(nested_path).format(kind)) for kind in ("images", "labels")), 7)
+    (vistas_dir / "training/images/.DS_Store").touch()
+    assert main(["", *folder_options(vistas_dir / "training", "train", classes), records]) == 0
+    assert main(["", *folder_options(vistas_dir / "validation", "val", classes), records]) == 0
+    manifest = read_manifest(tmp_path / "r")
+    assert {name: s.samples for name, s in manifest.splits.items()} == {"train": 6, "val": 2}
+    assert "sub/x" in stored(tmp_path / "r", "train")
+    before = content(tmp_path / "r")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(class_table((*NAMES, "lane"))))
+    capsys.readouterr()
+    assert main(["", *folder_options(vistas_dir / "validation", "more", other), records]) == 1
+    assert "class table" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+
+
+def test_the_result_does_not_depend_on_the_workers(vistas_dir, tmp_path):
+    for workers in (1, 2):
+        build_records(find_vistas(vistas_dir), tmp_path / f"{workers}", Resize(), workers, print)
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+
+
+def test_a_worker_names_the_broken_file_too(vistas_dir, tmp_path):
+    (vistas_dir / "validation/labels/_b.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"_b\.png"):
+        build_records(find_vistas(vistas_dir), tmp_path / "r", Resize(), 2, print)
+    assert_nothing_half_written(tmp_path / "r")
+
+
+def assert_nothing_half_written(records_dir):
+    assert not (records_dir / "manifest.json").exists()
+    assert not list(records_dir.rglob("*partial*"))
+
+
+@pytest.mark.parametrize("stop_at", range(1, 7))
+def test_interrupted_and_run_again_it_goes_on(vistas_dir, tmp_path, monkeypatch, capsys, stop_at):
+    assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
+    converted = []
+    original = convert.convert_pair
+
+    def interrupted(pair, *args):
+        if len(converted) == stop_at:
+            raise KeyboardInterrupt
+        converted.append(pair.key)
+        return original(pair, *args)
+
+    monkeypatch.setattr(convert, "convert_pair", interrupted)
+    capsys.readouterr()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert_nothing_half_written(tmp_path / "r")
+    finished = content(tmp_path / "r")
+    stop_at = 99
+    converted.clear()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert finished.items() <= content(tmp_path / "r").items()
+    assert len(converted) + len([name for name in finished if name.endswith("record")]) == 7
+    assert content(tmp_path / "r") == content(tmp_path / "whole")
+
+
+def test_finished_records_are_left_alone(vistas_dir, tmp_path, capsys):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").glob("*.*")}
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").glob("*.*")} == before
+
+
+def test_a_lost_shard_is_made_again(vistas_dir, tmp_path):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = content(tmp_path / "r")
+    next((tmp_path / "r").glob("training-*")).unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert content(tmp_path / "r") == before
+
+
+def test_finished_records_refuse_other_options_and_other_input(vistas_dir, tmp_path, capsys):
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=20") == 0
+    before = content(tmp_path / "r")
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=30") == 1
+    assert "max_side was 20; got 30" in capsys.readouterr().err
+    save_pair(vistas_dir / "training/images/e.jpg", vistas_dir / "training/labels/e.png", 77)
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=20") == 1
+    assert "1 pairs differ, the first is e" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+
+
+def test_unfinished_records_take_other_input(vistas_dir, tmp_path):
+    broken = vistas_dir / "validation/images/_b.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-40])
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert len(list((tmp_path / "r").glob("*.tfrecord"))) == 6
+    broken.write_bytes(whole)
+    (vistas_dir / "training/images/e.jpg").unlink()
+    (vistas_dir / "training/labels/e.png").unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert convert_vistas(vistas_dir, tmp_path / "again") == 0
+    assert content(tmp_path / "r") == content(tmp_path / "again")
+
+
+def test_shards_of_others_are_not_touched(vistas_dir, tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/training-00000-of-00005.tfrecord").write_bytes(b"theirs")
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert "must be empty or begun by this program" in capsys.readouterr().err
+    assert [p.read_bytes() for p in (tmp_path / "r").iterdir()] == [b"theirs"]
+
+
+def test_two_conversions_do_not_mix(vistas_dir, tmp_path, capsys):
+    (tmp_path / "r/.parts").mkdir(parents=True)
+    with (tmp_path / "r/.parts/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert "another conversion" in capsys.readouterr().err
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+
+
+def grey_4_bit(path):
+    # Pillow would read id 1 of such a file as 17.
+    header = bytes([0, 0, 0, 40, 0, 0, 0, 30, 4, 0, 0, 0, 0])
+    png = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(21 * 30)), b"IEND"):
+        png += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(png)
+
+
+BROKEN = {
+    "truncated image": ("images/e.jpg", truncated, "whole"),
+    "truncated label": ("labels/e.png", truncated, "whole"),
+    "flipped bit in a label": ("labels/e.png", flipped, "whole"),
+    "empty image": ("images/e.jpg", lambda p: p.write_bytes(b""), "first bytes"),
+    "text as image": ("images/e.jpg", lambda p: p.write_text("<html>"), "first bytes"),
+    "CMYK image": ("images/e.jpg", lambda p: save_image(p, 3, mode="CMYK"), "CMYK"),
+    "RGB label": ("labels/e.png", lambda p: save_image(p, 3), "8-bit RGB"),
+    "16-bit label": (
+        "labels/e.png",
+        lambda p: Image.fromarray(np.full((30, 40), 256, np.uint16)).save(p),
+        "16-bit grey",
+    ),
+    "4-bit grey label": ("labels/e.png", grey_4_bit, "4-bit grey"),
+    "JPEG label": ("labels/e.png", lambda p: save_image(p, 3, format="JPEG"), "must be a PNG"),
+    "unknown ids": (
+        "labels/e.png",
+        lambda p: save_label(p, ids_of(3, count=6), palette=False),
+        "class table (0-3); got 4, 5.",
+    ),
+    "other size": (
+        "images/e.jpg",
+        lambda p: save_image(p, 3, (40, 30)),
+        "got image 40x30, label 30x40",
+    ),
+    "no label": ("labels/e.png", Path.unlink, "images/e.jpg: must have the label"),
+    "no image": ("images/e.jpg", Path.unlink, "labels/e.png: must have the image"),
+    "two images": ("images/e.png", lambda p: save_image(p, 3), "only file of its stem"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_bad_file_ends_in_one_line_that_names_it(vistas_dir, tmp_path, capsys, case):
+    name, spoil, expected = BROKEN[case]
+    spoil(vistas_dir / "training" / name)
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "vistas/training/" in error
+    assert "/e." in error
+    assert expected in error
+    assert_nothing_half_written(tmp_path / "r")
+
+
+def test_what_needs_no_decoding_is_checked_first(vistas_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "convert_shard", lambda *_: pytest.fail("work has begun"))
+    (vistas_dir / "validation/labels/_b.png").unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "records_dir must be given"),
+        (["--records_dir=r"], "got no source"),
+        (["--records_dir=r", "--vistas_dir=nowhere"], "nowhere: no such folder"),
+        (["--records_dir=r", "--vistas_dir=."], "must hold SPLIT/images"),
+        (["--records_dir=r", "--vistas_dir=v", "--split=a"], "together with split"),
+        (["--records_dir=r", "--image_dir=v", "--split=a"], "got no label_dir, classes"),
+        (["--records_dir=r", "--vistas_dir=v", "--max_side=9", "--resize_to=9x9"], "not both"),
+        (["--records_dir=r", "--vistas_dir=v", "--resize_to=512"], "HEIGHTxWIDTH"),
+        (["--records_dir=r", "--vistas_dir=v", "--resize_to=0x9"], "positive"),
+        (["--records_dir=r", "--vistas_dir=v", "more"], "flags, --name=value; got more"),
+        (["--records_dir=r", "--vista_dir=v"], "vista_dir"),
+        (["--records_dir=r", "--vistas_dir=v", "--workers=-1"], "workers"),
+    ],
+)
+def test_bad_options_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(["", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert expected in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_help_shows_how_it_is_called(capsys):
+    assert main(["", "--help"]) == 0
+    assert "--vistas_dir=D --records_dir=R" in capsys.readouterr().out
+
+
+def turned_jpeg(upright, orientation):
+    """A JPEG whose stored pixels show `upright` only once its EXIF orientation is heeded."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    stored_image = Image.fromarray(upright).transpose(undo[orientation])
+    stored_image.save(buffer, "JPEG", quality=98, subsampling=0, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_turned_images_are_made_upright(vistas_dir, tmp_path, capsys, orientation):
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = (200, 30, 30)
+    upright[:16, 16:] = (30, 200, 30)
+    save_label(vistas_dir / "validation/labels/_b.png", ids_of(5, (32, 48)))
+    (vistas_dir / "validation/images/_b.jpg").write_bytes(turned_jpeg(upright, orientation))
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert "1 images made upright" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "r").split("validation").made_upright == ("_b",)
+    features, ids = stored(tmp_path / "r", "validation")["_b"]
+    data = features["image/encoded"].bytes_list.value[0]
+    assert np.abs(np.asarray(Image.open(io.BytesIO(data)), int) - upright).max() < 12
+    assert Image.open(io.BytesIO(data)).getexif().get(274) is None
+    np.testing.assert_array_equal(ids, ids_of(5, (32, 48)))
+
+
+def test_a_turned_image_whose_label_is_not_keeps_its_bytes(vistas_dir, tmp_path, capsys):
+    data = turned_jpeg(np.zeros((48, 32, 3), np.uint8), 6)  # stored as 32x48, like the label
+    save_label(vistas_dir / "validation/labels/_b.png", ids_of(5, (32, 48)))
+    (vistas_dir / "validation/images/_b.jpg").write_bytes(data)
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert "1 images kept as stored" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "r").split("validation").kept_turned == ("_b",)
+    features, _ = stored(tmp_path / "r", "validation")["_b"]
+    assert features["image/encoded"].bytes_list.value[0] == data
+
+
+def test_a_label_is_reduced_to_the_ids_under_the_pixel_centres():
+    label = np.array([[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17]], np.uint8)
+    np.testing.assert_array_equal(resize_label(label, (1, 2)), [[7, 10]])
+    np.testing.assert_array_equal(resize_label(label, (3, 4))[0], [0, 2, 3, 5])
+    np.testing.assert_array_equal(resize_label(label, (6, 6))[::2], label)
+
+
+def test_an_image_is_reduced_by_area():
+    image = np.array([[0, 100, 10, 10], [100, 200, 10, 10]], np.uint8)
+    np.testing.assert_array_equal(resize_image(image, (1, 2)), [[100, 10]])
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "expected"),
+    [
+        (Resize(max_side=512), (3456, 4608), (384, 512)),
+        (Resize(max_side=512), (1000, 10), (512, 5)),
+        (Resize(max_side=512), (4000, 1), (512, 1)),
+        (Resize(max_side=512), (300, 512), (300, 512)),
+        (Resize(resize_to=(384, 512)), (30, 20), (384, 512)),
+        (Resize(), (30, 20), (30, 20)),
+    ],
+)
+def test_stored_sizes(resize, size, expected):
+    assert resize.target(size) == expected
+
+
+def test_max_side_shrinks_what_is_larger_and_leaves_the_rest(vistas_dir, tmp_path):
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=40") == 0
+    assert read_manifest(tmp_path / "r").split("training").sizes == {(30, 40): 4, (40, 16): 1}
+    records = stored(tmp_path / "r", "training")
+    small, ids = records["-a"]
+    assert Image.open(io.BytesIO(small["image/encoded"].bytes_list.value[0])).size == (16, 40)
+    np.testing.assert_array_equal(ids, resize_label(ids_of(0, (50, 20)), (40, 16)))
+    kept = records["e"][0]["image/encoded"].bytes_list.value[0]
+    assert kept == (vistas_dir / "training/images/e.jpg").read_bytes()
+
+
+def test_resize_to_gives_every_sample_one_size(vistas_dir, tmp_path):
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--resize_to=12x16") == 0
+    split = read_manifest(tmp_path / "r").split("training")
+    assert split.sizes == {(12, 16): 5}
+    assert sum(split.pixels.values()) == 5 * 12 * 16
+    assert split.options["resize_to"] == [12, 16]
+
+
+def test_a_palette_of_few_colours_is_read_by_index(vistas_dir, tmp_path):
+    path = vistas_dir / "training/labels/e.png"
+    label = Image.fromarray(ids_of(3)).convert("P")
+    label.putpalette(bytes(12))
+    label.paste(Image.fromarray(ids_of(3)))
+    label.save(path, bits=2)
+    assert path.read_bytes()[24] == 2  # bits a pixel
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    np.testing.assert_array_equal(stored(tmp_path / "r", "training")["e"][1], ids_of(3))
+
+
+def test_shards_are_cut_by_bytes():
+    assert [len(g) for g in partition([1] * 40)] == [2, 3, 2, 3] * 4
+    assert [len(g) for g in partition([64 << 20] * 100)] == [4] * 25  # 256 MB each
+    assert partition([1 << 30, 1, 1 << 30]) == [[0], [1], [2]]
+    assert partition([5, 0]) == [[0], [1]]
+    assert partition([0]) == [[0]]
+    random = np.random.default_rng(0).integers(1 << 10, 40 << 20, 999).tolist()
+    groups = partition(random)
+    assert [i for group in groups for i in group] == list(range(999))
+    assert max(sum(random[i] for i in group) for group in groups) < 300 << 20
+
+
+def test_progress_tells_rate_and_time_left(monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 4.5, 10.0])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    lines = []
+    report = command.make_reporter(10, 110, lines.append)
+    for done in (2, 8, 9, 20):
+        report(done)
+    assert lines == [
+        "18/110 pairs, 2.0 pairs/s, 0:00:46 left",
+        "30/110 pairs, 2.0 pairs/s, 0:00:40 left",
+    ]
+
+
+@needs_shared
+def test_the_real_sample(tmp_path):
+    source = SHARED / "mapillary_sample"
+    assert main(["", f"--vistas_dir={source}", f"--records_dir={tmp_path}", "--workers=1"]) == 0
+    manifest = read_manifest(tmp_path)
+    assert {name: s.samples for name, s in manifest.splits.items()} == {
+        "training": 10,
+        "validation": 5,
+    }
+    lane_pixels = 0
+    for split in manifest.splits:
+        for image, label, name in read_samples(tmp_path, split):
+            path = source / split / "labels" / f"{name.numpy().decode()}.png"
+            ids = np.asarray(Image.open(path))
+            np.testing.assert_array_equal(label, np.where(ids == 65, VOID, ids))
+            assert image.shape[:2] == ids.shape
+            lane_pixels += np.count_nonzero(ids == 24)
+    lane = [s.pixels["marking--general"] for s in manifest.splits.values()]
+    assert sum(lane) == lane_pixels > 0
+    size = sum(p.stat().st_size for p in source.glob("*/*/*"))
+    assert sum(p.stat().st_size for p in tmp_path.glob("*.tfrecord")) < 1.01 * size
+
+
+@needs_shared
+def test_camvid_as_plain_folders(tmp_path):
+    source, classes = SHARED / "camvid/val", tmp_path / "camvid.json"
+    names = [f"class {i}" for i in range(11)] + ["unlabeled"]
+    classes.write_text(json.dumps(class_table(names)))
+    records = tmp_path / "r"
+    arguments = [*folder_options(source, "val", classes), f"--records_dir={records}"]
+    assert main(["", *arguments, "--workers=1"]) == 0
+    assert read_manifest(records).split("val").samples == 101
+    for _, label, name in read_samples(records, "val").take(20):
+        ids = np.asarray(Image.open(source / "labels" / f"{name.numpy().decode()}.png"))
+        np.testing.assert_array_equal(label, np.where(ids == 11, VOID, ids))
