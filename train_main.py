@@ -1,6 +1,8 @@
 """Trains, evaluates, exports and plots: flags in, library call, exit code."""
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -9,51 +11,65 @@ from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 MODES = ("train_and_evaluate", "train", "evaluate", "export", "plot")
-FLAGS = flags.FLAGS
-
-flags.DEFINE_enum("mode", "train_and_evaluate", MODES, "what to do")
-flags.DEFINE_string("run_dir", "", "folder of the run: configuration, checkpoints, history")
-flags.DEFINE_string("records_dir", "", "folder of records, made by data_prep.build_records")
-flags.DEFINE_string("checkpoint", "best", "to evaluate or export: best, latest or a step")
-flags.DEFINE_string("export_dir", "", "where the SavedModel goes; default RUN_DIR/export")
-flags.DEFINE_list("runs", [], "to plot: the run folders to draw together")
-flags.DEFINE_string("plot_path", "runs.png", "to plot: the picture to write")
-cli.define_flags(ModelConfig, TrainConfig, PredictConfig)
-flags.DEFINE_alias("init_checkpoint", "init_from")
 
 
-def main() -> int:
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+
+    def text(name: str, default: str, help_text: str) -> None:
+        flags.DEFINE_string(name, default, help_text, flag_values=values)
+
+    flags.DEFINE_enum("mode", MODES[0], MODES, "what to do", flag_values=values)
+    text("run_dir", "", "folder of the run: configuration, checkpoints, history")
+    text("records_dir", "", "folder of records, made by data_prep.build_records")
+    text("checkpoint", "best", "to evaluate or export: best, latest or a step")
+    text("export_dir", "", "where the SavedModel goes; default RUN_DIR/export")
+    flags.DEFINE_list("runs", [], "to plot: the run folders to draw together", flag_values=values)
+    text("plot_path", "runs.png", "to plot: the picture to write")
+    cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
+    flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
     """Does what --mode says."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if FLAGS.mode == "plot":
+    mode = values.mode
+    if mode == "plot":
         from mapseg.checkpoints import read_history
         from mapseg.plots import plot_runs
 
-        histories = {run: read_history(Path(run) / "history.csv") for run in FLAGS.runs}
-        plot_runs(histories, Path(FLAGS.plot_path), FLAGS.loss_smoothing)
-        cli.report(f"wrote {FLAGS.plot_path}")
+        histories = {run: read_history(Path(run) / "history.csv") for run in values.runs}
+        plot_runs(histories, Path(values.plot_path), values.loss_smoothing)
+        cli.report(f"wrote {values.plot_path}")
         return 0
-    run_dir = Path(cli.required("run_dir"))
-    records_dir = Path(cli.required("records_dir")) if FLAGS.mode != "export" else Path()
+    run_dir = Path(cli.required(values, "run_dir"))
+    records_dir = Path(cli.required(values, "records_dir")) if mode != "export" else Path()
 
     from mapseg.estimator import Estimator  # TensorFlow takes seconds to import
 
     estimator = Estimator(run_dir, cli.report)
-    predicting = PredictConfig(**cli.given(PredictConfig))
-    if FLAGS.mode == "evaluate":
-        split = cli.given(TrainConfig).get("eval_split", "")
-        scores = estimator.evaluate(records_dir, split, predicting, FLAGS.checkpoint)
+    options = cli.given(values, ModelConfig, TrainConfig)
+    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    if mode == "evaluate":
+        split = estimator.amended(options).train.eval_split
+        scores = estimator.evaluate(records_dir, split, predicting, values.checkpoint)
         cli.report("\n".join(scores.lines()))
-    elif FLAGS.mode == "export":
-        path = estimator.export(FLAGS.export_dir, predicting, FLAGS.checkpoint)
-        cli.report(f"wrote {path}")
+    elif mode == "export":
+        estimator.amended(options)
+        cli.report(f"wrote {estimator.export(values.export_dir, predicting, values.checkpoint)}")
     else:
-        evaluating = FLAGS.mode == "train_and_evaluate"
-        options = cli.given(ModelConfig, TrainConfig)
+        evaluating = mode == "train_and_evaluate"
         with cli.stop_on_signal() as stopping:
             estimator.train(records_dir, evaluating=evaluating, stopping=stopping, **options)
     return 0
 
 
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return cli.run(work, define_flags(), argv, __doc__)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    sys.exit(main(sys.argv))

@@ -9,7 +9,6 @@ The same command again continues an interrupted conversion.
 """
 
 import contextlib
-import fcntl
 import itertools
 import math
 import multiprocessing
@@ -40,6 +39,8 @@ from data_prep.convert import (
     part_path,
     read_part,
 )
+from mapseg import cli
+from mapseg.files import locked
 from mapseg.records import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -83,8 +84,8 @@ def build_records(
       OSError: a file cannot be read or written.
     """
     _check_records_dir(records_dir)
-    (records_dir / PARTS_DIR).mkdir(parents=True, exist_ok=True)
-    with _lock(records_dir):
+    refusal = f"{records_dir}: another conversion is writing here. Remedy: wait for it"
+    with locked(records_dir / PARTS_DIR / "lock", refusal):
         has_manifest = (records_dir / MANIFEST_NAME).is_file()
         old = read_manifest(records_dir, check_shards=False) if has_manifest else None
         if old is not None and old.classes != source.classes:
@@ -121,17 +122,6 @@ def _check_records_dir(records_dir: Path) -> None:
             f"{records_dir}: must be empty or begun by this program; got {foreign.name}, written "
             "by another. Remedy: another --records_dir"
         )
-
-
-@contextlib.contextmanager
-def _lock(records_dir: Path) -> Iterator[None]:
-    """Keeps a second conversion out; the lock ends with the process, however that ends."""
-    with (records_dir / PARTS_DIR / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{records_dir}: another conversion is writing here") from error
-        yield
 
 
 def _plan(
@@ -372,28 +362,16 @@ def _join(contents: Sequence[Split], options: dict[str, Any]) -> Split:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    values = _define_flags()
-    try:
-        rest = values(list(argv))[1:]
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if rest:
-            raise ValueError(f"arguments must be flags, --name=value; got {' '.join(rest)}")
-        resize = Resize(values.max_side, _parse_size(values.resize_to))
-        if not values.records_dir:
-            raise ValueError("records_dir must be given. Remedy: --records_dir=DIR")
-        records_dir = Path(values.records_dir)
-        source = _find_source(values)
-        _print_source(source)
-        started = time.monotonic()
-        manifest = build_records(source, records_dir, resize, values.workers, show)
-    except (ValueError, OSError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command again continues", file=sys.stderr)
-        return 130
+    return cli.run(_work_on, _define_flags(), argv, __doc__)
+
+
+def _work_on(values: flags.FlagValues) -> int:
+    resize = Resize(values.max_side, _parse_size(values.resize_to))
+    records_dir = Path(cli.required(values, "records_dir"))
+    source = _find_source(values)
+    _print_source(source)
+    started = time.monotonic()
+    manifest = build_records(source, records_dir, resize, values.workers, show)
     _print_manifest(manifest, source)
     print(f"{records_dir}: finished in {time.monotonic() - started:.0f} s")
     return 0
@@ -423,7 +401,6 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer(
         "workers", 0, "processes; 0 is one for each core", lower_bound=0, flag_values=values
     )
-    flags.DEFINE_boolean("help", False, "show this", flag_values=values)
     return values
 
 

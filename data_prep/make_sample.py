@@ -28,6 +28,7 @@ from absl import flags
 from numpy.random import Generator
 from PIL import Image
 
+from mapseg import cli
 from mapseg.files import whole_dir
 
 CONFIG_PATH = Path(__file__).parent / "vistas_v1.2.json"
@@ -715,6 +716,14 @@ def _write_scene(
         Image.fromarray(instances).save(folder / "instances" / f"{key}.png")
 
 
+def _work_on(values: flags.FlagValues) -> int:
+    out_dir = Path(cli.required(values, "out_dir"))
+    counts = {name: values[name].value for name in DEFAULT_COUNTS}
+    write_sample(out_dir, counts, values.seed, cli.report)
+    print(f"{out_dir}: finished")
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
@@ -723,26 +732,7 @@ def main(argv: Sequence[str]) -> int:
         text = f"how many scenes of {name}" if name in SPLITS else "how many frames of a drive"
         flags.DEFINE_integer(name, count, text, lower_bound=0, flag_values=values)
     flags.DEFINE_integer("seed", 1, "another seed, other scenes", lower_bound=0, flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", flag_values=values)
-    try:
-        rest = values(list(argv))[1:]
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if rest:
-            raise ValueError(f"arguments must be flags, --name=value; got {' '.join(rest)}")
-        if not values.out_dir:
-            raise ValueError("out_dir must be given. Remedy: --out_dir=DIR")
-        counts = {name: values[name].value for name in DEFAULT_COUNTS}
-        write_sample(Path(values.out_dir), counts, values.seed, partial(print, flush=True))
-    except (ValueError, OSError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"{values.out_dir}: finished")
-    return 0
+    return cli.run(_work_on, values, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import flags
 
 from data_prep.build_records import make_reporter, show
+from mapseg import cli
 from mapseg.records import (
     MANIFEST_NAME,
     Manifest,
@@ -151,33 +152,21 @@ def _table(manifest: Manifest) -> Iterator[str]:
         yield f"{split.name:<12} {split.samples:>8} {len(split.shards):>7} {mb:>9.1f}  {shares}"
 
 
+def _work_on(values: flags.FlagValues) -> int:
+    records_dir = Path(cli.required(values, "records_dir"))
+    problems = verify_records(records_dir, show)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not problems:
+        print(*_table(read_manifest(records_dir)), sep="\n")
+    return 1 if problems else 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
     flags.DEFINE_string("records_dir", "", "the records to check", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", flag_values=values)
-    try:
-        rest = values(list(argv))[1:]
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if rest:
-            raise ValueError(f"arguments must be flags, --name=value; got {' '.join(rest)}")
-        if not values.records_dir:
-            raise ValueError("records_dir must be given. Remedy: --records_dir=DIR")
-        records_dir = Path(values.records_dir)
-        problems = verify_records(records_dir, show)
-    except (ValueError, OSError, flags.Error) as error:
-        problems = [str(error)]
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        return 1
-    print(*_table(read_manifest(records_dir)), sep="\n")
-    return 0
+    return cli.run(_work_on, values, argv, __doc__)
 
 
 if __name__ == "__main__":

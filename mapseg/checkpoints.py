@@ -6,12 +6,11 @@ network alone, for any version) and `info.json`.
 """
 
 import csv
-import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import mapseg
+from mapseg import files
 from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
 from mapseg.files import whole_dir, whole_file, write_text
 from mapseg.labels import LabelSet
@@ -145,23 +145,13 @@ def _means_stored(run: Run, name: str, value: Any) -> bool:
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
 
 
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Holds a run folder for one training process.
-
-    Raises:
-      ValueError: another process trains in it.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{run_dir}: must be trained by one process at a time; another one is at work. "
-                "Remedy: wait for it, or give another --run_dir"
-            ) from error
-        yield
+def locked(run_dir: Path) -> AbstractContextManager[None]:
+    """Holds a run folder for one training process; ValueError where another one has it."""
+    return files.locked(
+        run_dir / ".lock",
+        f"{run_dir}: must be trained by one process at a time; another one is at work. "
+        "Remedy: wait for it, or give another --run_dir",
+    )
 
 
 def saved_steps(checkpoints_dir: Path) -> list[int]:

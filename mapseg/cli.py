@@ -8,13 +8,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from absl import app, flags
-
-FLAGS = flags.FLAGS
+from absl import flags
 
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -24,7 +22,7 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 }
 
 
-def define_flags(*kinds: type) -> None:
+def define_flags(values: flags.FlagValues, *kinds: type) -> None:
     """Defines a flag of the same name for every field of some config dataclasses."""
     for kind in kinds:
         for field in dataclasses.fields(kind):
@@ -32,55 +30,70 @@ def define_flags(*kinds: type) -> None:
             choices = field.metadata["choices"]
             if choices:
                 text += f": {', '.join(choices)}"
-            _DEFINE[type(field.default)](field.name, field.default, text)
+            _DEFINE[type(field.default)](field.name, field.default, text, flag_values=values)
 
 
-def given(*kinds: type) -> dict[str, Any]:
+def given(values: flags.FlagValues, *kinds: type) -> dict[str, Any]:
     """Returns the options of some config dataclasses that the command line or a flag file set."""
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
-    return {name: FLAGS[name].value for name in names if FLAGS[name].present}
+    return {name: values[name].value for name in names if values[name].present}
 
 
-def required(name: str) -> str:
+def required(values: flags.FlagValues, name: str) -> str:
     """Returns a flag's value.
 
     Raises:
       ValueError: it is empty.
     """
-    value = str(FLAGS[name].value)
+    value = str(values[name].value)
     if not value:
-        raise ValueError(f"--{name} must be given: {FLAGS[name].help}")
+        raise ValueError(f"{name} must be given: {values[name].help}. Remedy: --{name}=...")
     return value
 
 
-def run(main: Callable[[], int]) -> None:
-    """Parses the flags, calls `main` and exits with its code.
+def run(
+    main: Callable[[flags.FlagValues], int],
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    about: str | None,
+) -> int:
+    """Parses the flags and calls `main`.
 
     Flags on the command line win over those of a flag file wherever either stands. A bad flag, a
-    left-over argument and every foreseeable failure end in one line on the error output and 1.
+    left-over argument and every failure end in one line on the error output.
+
+    Args:
+      main: takes the parsed flags, returns an exit code.
+      values: the flags that the program has.
+      argv: the program's name and its arguments.
+      about: what `--help` says above the flags.
+
+    Returns:
+      The exit code: that of `main`, 1 after an error, 130 after Ctrl-C.
     """
-    flags.DEFINE_bool("traceback", False, "show where in the program an error came from")
-    app.define_help_flags()
-    for name in FLAGS:
-        if FLAGS[name].name not in ("helpfull", "helpshort", "helpxml"):
-            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    code = 1
+    flags.DEFINE_bool("help", False, "show this", flag_values=values)
+    flags.DEFINE_bool(
+        "traceback", False, "show where in the program an error came from", flag_values=values
+    )
     try:
-        rest = FLAGS(_flag_files_first(sys.argv))[1:]
+        rest = values(_flag_files_first(argv))[1:]
         if rest:
             raise ValueError(
                 f"arguments must be flags, --name=value; got {' '.join(rest)}. Remedy: write a "
-                "switch as --flip or --noflip"
+                "switch as --name or --noname"
             )
-        code = main()
+        if values["help"].value:
+            print(about, values.get_help(), sep="\n")
+            return 0
+        return main(values)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        print("interrupted; the same command again goes on", file=sys.stderr)
+        return 130
     except Exception as error:
-        if FLAGS.is_parsed() and FLAGS.traceback:
+        if values["traceback"].value:
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
-    sys.exit(code)
+        return 1
 
 
 def report(line: str) -> None:
@@ -108,7 +121,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _flag_files_first(argv: list[str]) -> list[str]:
+def _flag_files_first(argv: Sequence[str]) -> list[str]:
     """Moves every --flagfile to the front: with absl the last value of a flag wins."""
     files: list[str] = []
     others: list[str] = []

@@ -1,6 +1,6 @@
 """The one object a notebook needs: train, evaluate, predict, export, bound to one run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ class Estimator:
           FileNotFoundError: nothing was trained here yet.
         """
         return checkpoints.open_run(self.run_dir)
+
+    def amended(self, options: Mapping[str, Any]) -> Run:
+        """The stored run with options of a later call.
+
+        Raises:
+          FileNotFoundError: nothing was trained here yet.
+          ValueError: an option that makes the run what it is has another value.
+        """
+        return checkpoints.amend_run(self.run, options)
 
     def train(
         self,

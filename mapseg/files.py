@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: a temporary name, flush, rename."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -54,6 +55,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file, whole or not at all."""
     write_bytes(path, text.encode())
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Holds a lock file; the lock ends with the process, however that ends.
+
+    Raises:
+      ValueError: another process holds it; `refusal` is the message.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(refusal) from error
+        yield
 
 
 @contextmanager

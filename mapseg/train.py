@@ -294,7 +294,24 @@ def train(
       FloatingPointError: the loss is not finite.
     """
     with checkpoints.locked(run.run_dir):
-        _Loop(run, records_dir, progress, evaluating).go(stopping)
+        if _is_finished(run, evaluating):
+            checkpoints.store_run(run)
+            progress(f"nothing to do: {run.run_dir} is finished at step {run.train.steps}")
+        else:
+            _Loop(run, records_dir, progress, evaluating).go(stopping)
+
+
+def _is_finished(run: Run, evaluating: bool) -> bool:
+    steps, saved = run.train.steps, checkpoints.saved_steps(run.checkpoints_dir)
+    if saved and steps < saved[-1]:
+        raise ValueError(
+            f"{run.run_dir}: steps must not be below the saved ones; got {steps}. "
+            "Remedy: leave --steps out, or give another --run_dir"
+        )
+    if steps not in saved:
+        return False
+    history = checkpoints.read_history(run.history_path)
+    return not evaluating or any("mean_iou" in r and r["step"] == steps for r in history)
 
 
 class _Loop:

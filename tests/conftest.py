@@ -61,3 +61,13 @@ def records_dir(tmp_path_factory):
     source = find_vistas(root / "vistas")
     build_records(source, root / "records", Resize(), workers=1, progress=lambda _: None)
     return root / "records"
+
+
+@pytest.fixture(scope="session")
+def run_dir(records_dir, tmp_path_factory):
+    """A run that was trained for four steps and evaluated; tests must not change it."""
+    from mapseg.estimator import Estimator
+
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
+    return run_dir

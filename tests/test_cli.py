@@ -25,8 +25,8 @@ def test_explicit_flags_win_over_a_flag_file_wherever_it_stands():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train_main.py"], "--run_dir must be given"),
-        (["train_main.py", "--run_dir=r"], "--records_dir must be given"),
+        (["train_main.py"], "run_dir must be given"),
+        (["train_main.py", "--run_dir=r"], "records_dir must be given"),
         (["train_main.py", "--flip", "false"], "got false"),
         (["train_main.py", "--no_such_flag=1"], "no_such_flag"),
         (["train_main.py", "--steps=many"], "steps"),

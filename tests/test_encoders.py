@@ -20,17 +20,21 @@ def config(encoder, **options):
 
 
 def scramble(model):
-    """Gives batch norms statistics that matter, and kernels that are their own mirror image."""
+    """Makes kernels their own mirror image, and batch norms those of a trained network."""
     rng = np.random.default_rng(1)
     for name, weight in named_weights(model).items():
-        if name.endswith(("moving_variance", "gamma")):
+        if name.endswith("gamma"):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        elif name.endswith(("moving_mean", "beta")):
+        elif name.endswith("beta"):
             weight.assign(rng.normal(0, 0.3, weight.shape))
         elif name.endswith("kernel"):
             kernel = np.array(weight)
             kernel = kernel + kernel[::-1]
-            weight.assign((kernel + kernel[:, ::-1]) / 4)
+            weight.assign((kernel + kernel[:, ::-1]) / 2)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(IMAGE, training=True)
 
 
 def run(model, image=IMAGE):
@@ -38,7 +42,7 @@ def run(model, image=IMAGE):
 
 
 def assert_near(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.addons
@@ -51,7 +55,7 @@ def test_denser_features_are_the_same_and_lie_on_their_pixels(name):
     low_level, features = zip(*(run(model) for model in models.values()), strict=True)
 
     assert [f.shape[1:3] for f in features] == [(3, 4), (5, 7), (9, 13)]
-    assert np.ptp(features[0], axis=(1, 2)).max() > 0.1  # no constant maps
+    assert np.median(np.ptp(features[0], axis=(1, 2))) > 0.5  # no constant maps
     assert_near(features[1][:, ::2, ::2], features[0])
     assert_near(features[2][:, ::2, ::2], features[1])
     assert low_level[0].shape[1:3] == (17, 25)
@@ -93,7 +97,7 @@ SOURCES = {
 def build_source(name):
     """Builds the network of keras.applications, and itself up to where the encoder ends."""
     build, last = SOURCES[name]
-    source = build(weights=None, include_top=False, input_shape=(65, 65, 3))
+    source = build(weights=None, include_top=False, input_shape=IMAGE.shape[1:])
     scramble(source)
     return source, keras.Model(source.input, source.get_layer(last).output)
 
@@ -120,7 +124,7 @@ def test_a_weights_file_of_keras_gives_the_network_of_keras(name, tmp_path):
     for file in ("new.weights.h5", "old.h5"):
         weights = str(tmp_path / file)
         model = build_encoder(config(name, encoder_weights=weights, output_stride=32)).model
-        assert_near(run(model, IMAGE[:, :, :65])[1], expected(IMAGE[:, :, :65]).numpy())
+        assert_near(run(model)[1], expected(IMAGE, training=False).numpy())
 
 
 def test_own_weights_come_back_and_what_does_not_fit_is_named(tmp_path):
@@ -181,7 +185,7 @@ def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
     sent = len(content) // 2
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -205,4 +209,4 @@ def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in models_dir.iterdir()] == ["weights.h5"]
     # From now on no network is needed.
     model = build_encoder(config("mobilenet_v2", encoder_weights="auto", output_stride=32)).model
-    assert_near(run(model, IMAGE[:, :, :65])[1], expected(IMAGE[:, :, :65]).numpy())
+    assert_near(run(model)[1], expected(IMAGE, training=False).numpy())

@@ -24,7 +24,7 @@ def random_image(height, width, batch=1):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(CONFIG, 5)
+    return build_model(CONFIG, 5, dropout_seed=lambda: tf.constant([1, 2]))
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +130,13 @@ def test_deeplab_names_cover_every_weight_once(xception):
     shapes = {names[key]: array.shape for key, array in arrays.items()}
     assert len(shapes) == len(arrays) == len(xception.weights)
     unit = "unit_1/xception_module"
+    middle = "xception_65/middle_flow/block1/unit_16/xception_module"
     known = {
         "xception_65/entry_flow/conv1_1/weights": (3, 3, 3, 32),
         "xception_65/entry_flow/conv1_2/BatchNorm/moving_variance": (64,),
         f"xception_65/entry_flow/block2/{unit}/shortcut/BatchNorm/gamma": (256,),
-        f"xception_65/entry_flow/block3/{unit}/separable_conv1_depthwise/depthwise_weights": (
-            *(3, 3, 256, 1),
-        ),
-        "xception_65/middle_flow/block1/unit_16/xception_module/separable_conv3_pointwise/weights": (
-            *(1, 1, 728, 728),
-        ),
+        f"{middle}/separable_conv3_depthwise/depthwise_weights": (3, 3, 728, 1),
+        f"{middle}/separable_conv3_depthwise/BatchNorm/moving_mean": (728,),
         f"xception_65/exit_flow/block1/{unit}/shortcut/weights": (1, 1, 728, 1024),
         f"xception_65/exit_flow/block2/{unit}/separable_conv3_pointwise/weights": (
             1,
@@ -221,16 +218,15 @@ def test_dropout_draws_from_its_seed_alone():
 
 
 @pytest.mark.addons
-def test_only_training_moves_the_statistics():
-    seeded = build_model(CONFIG, 5, dropout_seed=lambda: tf.constant([1, 2]))
-    apply = tf.function(lambda image, training: seeded(image, training=training))
-    before = weight_arrays(seeded)
+def test_only_training_moves_the_statistics(model):
+    before = weight_arrays(model)
+    apply = tf.function(lambda image, training: model(image, training=training))
     image = random_image(33, 33, batch=2)
     apply(image, False)
-    after = weight_arrays(seeded)
+    after = weight_arrays(model)
     assert all(np.array_equal(before[key], after[key]) for key in before)
     np.testing.assert_array_equal(apply(image, True), apply(image, True))
-    after = weight_arrays(seeded)
+    after = weight_arrays(model)
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert changed == {key for key in before if "/moving_" in key}
 
@@ -242,13 +238,14 @@ def test_weights_go_out_and_in_by_name(model, tmp_path):
     assert arrays["Conv1/kernel"].shape == (3, 3, 3, 32)
     assert arrays["expanded_conv_depthwise/kernel"].shape == (3, 3, 32, 1)
     assert arrays["logits-semantic/bias"].shape == (5,)
-    np.savez(tmp_path / "weights.npz", **arrays)
-    other = build_model(CONFIG, 5)
     image = random_image(17, 17)
-    assert not np.allclose(model(image), other(image))
+    expected = model(image, training=False)
+    np.savez(tmp_path / "weights.npz", **arrays)
+    assign_weight_arrays(model, {key: array + 1 for key, array in arrays.items()})
+    assert not np.allclose(model(image, training=False), expected)
     with np.load(tmp_path / "weights.npz") as stored:
-        assign_weight_arrays(other, stored)
-    np.testing.assert_array_equal(model(image), other(image))
+        assign_weight_arrays(model, stored)
+    np.testing.assert_array_equal(model(image, training=False), expected)
 
 
 def test_weights_that_do_not_fit_are_listed_and_change_nothing(model):

@@ -16,6 +16,7 @@ from conftest import TINY
 from mapseg import checkpoints, train
 from mapseg.config import TrainConfig
 from mapseg.losses import cross_entropy
+from mapseg.model import weight_arrays
 from mapseg.optimizers import LossScale, build_optimizer
 
 ROOT = Path(__file__).parents[1]
@@ -259,8 +260,10 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     assert scores["iou"].keys() == {"flat--road", "marking--general", "nature--sky"}
 
     before = (run_dir / "history.csv").read_text()
+    told.clear()
     go()  # finished: nothing is done again
     assert (run_dir / "history.csv").read_text() == before
+    assert told == [f"nothing to do: {run_dir} is finished at step 4"]
 
     raised = go(steps=6)
     assert raised.train.schedule_steps == 4
@@ -269,20 +272,17 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
 
     with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is asked"):
         go(seed=5)
+    with pytest.raises(ValueError, match="steps must not be below the saved ones; got 5"):
+        go(steps=5)
     assert checkpoints.open_run(run_dir).train.steps == 6
 
 
-def test_fine_tuning_keeps_what_fits(records_dir, tmp_path):
-    first = train.begin_run(tmp_path / "first", records_dir, TINY)
-    train.train(first, records_dir, quiet, evaluating=False)
+def test_fine_tuning_keeps_what_fits(records_dir, run_dir, tmp_path):
     told = []
-    options = {**TINY, "label_set": "lane_marking", "init_from": str(tmp_path / "first")}
-    second = train.begin_run(tmp_path / "second", records_dir, options)
-    state = train.build_state(second, told.append, fresh=True)
-    weights = checkpoints.read_weights(tmp_path / "first" / "checkpoints" / "step-00000004")
-    from mapseg.model import weight_arrays
-
-    own = weight_arrays(state.model)
+    options = {**TINY, "label_set": "lane_marking", "init_from": str(run_dir)}
+    run = train.begin_run(tmp_path / "second", records_dir, options)
+    own = weight_arrays(train.build_state(run, told.append, fresh=True).model)
+    weights = checkpoints.read_weights(checkpoints.find_checkpoint(run_dir))
     same = [k for k in own if own[k].shape == weights[k].shape]
     assert len(same) == len(own) - 2  # all but the logits' kernel and bias
     for key in same:
@@ -290,16 +290,19 @@ def test_fine_tuning_keeps_what_fits(records_dir, tmp_path):
     assert sum("new:" in t for t in told) == 2
 
 
-def test_frozen_batch_norm_does_not_move(records_dir, tmp_path):
-    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "batch_norm": "frozen"})
-    state = train.build_state(run, quiet, fresh=True)
+def test_frozen_batch_norm_does_not_move():
+    config = TrainConfig(schedule_steps=100, learning_rate=0.1)
+    state = SmallState(config)
+    train.freeze_batch_norm(state.model)
     assert not any("gamma" in v.name for v in state.model.trainable_variables)
-    before = [np.array(v) for v in state.model.non_trainable_variables]
-    step = train.make_step(state, run.train, one_device())
-    image = tf.zeros([2, 33, 33, 3], tf.uint8)
-    step(image, tf.zeros([2, 33, 33], tf.uint8))
-    for value, old in zip(state.model.non_trainable_variables, before, strict=True):
+    before = [np.array(v) for v in state.model.get_layer("norm").variables]
+    kernel = np.array(state.model.get_layer("conv").kernel)
+    optimizer = build_optimizer(config, state.step, state.model.trainable_variables)
+    state.optimizer = optimizer
+    train.make_step(state, config, one_device())(*small_batch())
+    for value, old in zip(state.model.get_layer("norm").variables, before, strict=True):
         np.testing.assert_array_equal(value, old)
+    assert np.any(np.array(state.model.get_layer("conv").kernel) != kernel)
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path):

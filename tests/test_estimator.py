@@ -1,0 +1,39 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_scene
+
+from mapseg import checkpoints
+from mapseg.config import PredictConfig
+from mapseg.estimator import Estimator
+from mapseg.infer import predict
+
+
+def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
+    estimator = Estimator(run_dir, progress=print)
+    assert estimator.run.train.steps == 4
+    scores = estimator.evaluate(records_dir, "training", PredictConfig(flip_average=True))
+    written = json.loads((run_dir / "evaluation" / "training.json").read_text())
+    assert written["mean_iou"] == scores.mean_iou
+    assert (written["checkpoint"], written["flip_average"]) == ("step-00000004", True)
+
+    image, _ = tiny_scene(np.random.default_rng(9))
+    found = estimator.predict(image)
+    assert found.ids.shape == (60, 80)
+    assert 1 / 3 <= found.confidence <= 1
+    assert found.scale == 1
+    again = predict(checkpoints.open_run(run_dir), image)
+    np.testing.assert_array_equal(again.ids, found.ids)
+
+
+def test_evaluation_at_the_end_of_training_is_that_of_the_estimator(records_dir, run_dir):
+    """The weights file holds what was trained: the same scores come from it."""
+    trained = json.loads((run_dir / "evaluation" / "validation.json").read_text())
+    scores = Estimator(run_dir, progress=print).evaluate(records_dir)
+    assert scores.confusion.tolist() == trained["confusion"]
+
+
+def test_before_training_there_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        _ = Estimator(tmp_path / "none").run

@@ -1,0 +1,93 @@
+"""README's road from a Vistas download to KITTI overlays, run as written."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from conftest import TINY
+from PIL import Image
+
+import mapseg
+from data_prep.make_sample import write_sample
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def road():
+    block = README.split("<!-- run by tests/test_readme.py -->\n```\n")[1].split("```")[0]
+    return block.strip().splitlines()
+
+
+def test_the_first_line_names_what_the_system_must_have():
+    assert "git make python3-venv" in README.splitlines()[0]
+
+
+def test_the_road_to_kitti_overlays(tmp_path):
+    environment, *commands = road()
+    assert environment == "make env && . .venv/bin/activate"
+    assert len(commands) == 4
+    write_sample(
+        tmp_path / "sample",
+        {"training": 3, "validation": 2, "testing": 1, "frames": 2},
+        seed=1,
+        progress=print,
+    )
+    places = {
+        "VISTAS": tmp_path / "sample",
+        "KITTI": tmp_path / "sample" / "frames",
+        "runs/first": tmp_path / "run",
+        "kitti_overlays": tmp_path / "out",
+        "=records": f"={tmp_path / 'records'}",
+    }
+    for command in commands:
+        for word, place in places.items():
+            command = command.replace(word, str(place))
+        program, *arguments = shlex.split(command)
+        assert program == "python"
+        if arguments[0] == "train_main.py" and "--mode=evaluate" not in arguments:
+            arguments += [f"--{name}={value}" for name, value in TINY.items()]
+        done = run_python(*arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+    frames = sorted((tmp_path / "sample" / "frames").rglob("*.png"))
+    assert len(frames) == 2
+    for frame in frames:
+        name = frame.relative_to(tmp_path / "sample" / "frames")
+        ids = Image.open(tmp_path / "out" / "ids" / name)
+        assert ids.mode == "P"
+        assert np.asarray(ids).shape == cv2.imread(str(frame)).shape[:2]
+        assert (tmp_path / "out" / "overlay" / name).with_suffix(".jpg").is_file()
+
+
+def run_python(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_every_option_that_readme_names_exists():
+    programs = [["train_main.py"], ["infer_main.py"]]
+    programs += [["-m", f"data_prep.{name}"] for name in ("build_records", "verify_records")]
+    known = set()
+    for program in programs:
+        known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))
+    named = set(re.findall(r"--(\w+)", README)) - {"help", "flagfile"}
+    assert named <= known
+
+
+def test_every_flag_file_can_be_read():
+    for path in (ROOT / "experiments").glob("*.flags"):
+        code = (
+            "import sys, train_main; from absl import flags; flags.FLAGS(sys.argv); "
+            "from mapseg import cli; from mapseg.config import ModelConfig, TrainConfig; "
+            "ModelConfig(**cli.given(ModelConfig)); TrainConfig(**cli.given(TrainConfig))"
+        )
+        done = run_python("-c", code, f"--flagfile={path}")
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_changelog_has_the_version():
+    assert f"## {mapseg.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
