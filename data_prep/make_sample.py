@@ -77,9 +77,9 @@ class SceneSettings:
 
 TRAINING = SceneSettings(
     camera_height_m=(1.35, 1.8),
-    horizon=(0.38, 0.47),
-    focal=(0.83, 1.0),
-    lane_m=(3.3, 3.9),
+    horizon=(0.42, 0.5),
+    focal=(0.95, 1.12),
+    lane_m=(3.0, 3.5),
     curvature=(0.0, 0.002),
     light=(0.85, 1.1),
     warmth=(0.92, 1.06),
@@ -87,9 +87,9 @@ TRAINING = SceneSettings(
 )
 VALIDATION = SceneSettings(  # no value in common with training: it measures more than memory
     camera_height_m=(1.9, 2.15),
-    horizon=(0.48, 0.53),
-    focal=(1.04, 1.12),
-    lane_m=(2.95, 3.2),
+    horizon=(0.51, 0.55),
+    focal=(1.14, 1.22),
+    lane_m=(2.7, 2.95),
     curvature=(0.0022, 0.0035),
     light=(0.72, 0.82),
     warmth=(1.08, 1.16),
@@ -263,8 +263,8 @@ def _draw_bush(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
 
 def _draw_pole(canvas: Canvas, x: float, s: float, rng: Generator, height: float = 6.0) -> None:
     grey, n = np.array([112, 110, 106]) * rng.uniform(0.6, 1.1), canvas.new_instance(POLE)
-    canvas.face(_across((x - 0.11, x + 0.11), (0, height), s), grey, POLE, n)
-    canvas.face(_across((x - 0.07, x - 0.01), (0, height), s), grey * 1.4, POLE, n)
+    canvas.face(_across((x - 0.14, x + 0.14), (0, height), s), grey, POLE, n)
+    canvas.face(_across((x - 0.09, x - 0.02), (0, height), s), grey * 1.4, POLE, n)
 
 
 def _draw_street_light(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
@@ -302,7 +302,7 @@ def _draw_sign(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
 def _draw_traffic_light(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
     _draw_pole(canvas, x, s, rng, 2.6)
     n, lit = canvas.new_instance(TRAFFIC_LIGHT), rng.integers(3)
-    canvas.face(_across((x - 0.36, x + 0.36), (2.3, 4.0), s), (208, 202, 174), TRAFFIC_LIGHT, n)
+    canvas.face(_across((x - 0.36, x + 0.36), (2.3, 4.0), s), (232, 186, 52), TRAFFIC_LIGHT, n)
     canvas.face(_across((x - 0.27, x + 0.27), (2.38, 3.92), s), (26, 30, 28), TRAFFIC_LIGHT, n)
     for lamp, color in enumerate(((60, 235, 140), (255, 190, 40), (255, 50, 40))):
         glow = np.array(color) * (1.0 if lamp == lit else 0.28)
@@ -337,7 +337,7 @@ class Body:
     width_m: float
     outline: tuple[Range, ...]
     glass: tuple[int, ...]  # which pieces of the outline are panes
-    pane: Range  # y from, to of the pane in an upright rear
+    pane: Range | None  # y from, to of the pane in an upright rear
     windows: tuple[Range, ...]  # s from, to in the side
     window_y: Range
     wheels: tuple[float, ...]
@@ -345,11 +345,11 @@ class Body:
     paints: tuple[Color, ...]
 
 
+_PAINTS = ((178, 30, 34), (28, 54, 120), (222, 222, 224), (28, 28, 32), (46, 98, 84))
 _SEDAN = Body(
-    CAR, 1.85, glass=(2, 4), pane=(0, 0), wheels=(0.85, 3.5), wheel_m=0.34,
+    CAR, 1.85, glass=(2, 4), pane=None, wheels=(0.85, 3.5), wheel_m=0.34,
     outline=((0, 0.3), (0, 0.9), (0.4, 1), (1, 1.5), (2.4, 1.5), (3.2, 1), (4.3, 0.8), (4.35, 0.3)),
-    windows=((0.95, 1.7), (1.8, 2.55)), window_y=(1.02, 1.4),
-    paints=((178, 30, 34), (28, 54, 120), (222, 222, 224), (28, 28, 32), (120, 124, 130)),
+    windows=((0.95, 1.7), (1.8, 2.55)), window_y=(1.02, 1.4), paints=_PAINTS,
 )  # fmt: skip
 _HATCHBACK = dataclasses.replace(
     _SEDAN, glass=(1, 3), wheels=(0.7, 3.1), windows=((0.5, 1.3), (1.4, 2.4)), window_y=(1.08, 1.5),
@@ -362,10 +362,10 @@ _BUS = Body(
     paints=((226, 178, 30), (206, 44, 40), (232, 132, 30)),
 )  # fmt: skip
 _TRUCK = Body(
-    TRUCK, 2.45, glass=(4,), pane=(0, 0), wheels=(1.2, 2.3, 6.4), wheel_m=0.48,
+    TRUCK, 2.45, glass=(4,), pane=None, wheels=(1.2, 2.3, 6.4), wheel_m=0.48,
     outline=((0, 0.6), (0, 3.5), (5.4, 3.5), (5.45, 2.7), (6.7, 2.6), (7.2, 1.7), (7.3, 0.5)),
     windows=((6, 6.7),), window_y=(1.7, 2.4),
-    paints=((226, 226, 222), (70, 110, 168), (196, 204, 212)),
+    paints=((44, 112, 176), (40, 140, 150), (228, 226, 216)),
 )  # fmt: skip
 
 
@@ -385,7 +385,8 @@ def _draw_vehicle(
         corners = [(x - half, y0, s0), (x + half, y0, s0), (x + half, y1, s1), (x - half, y1, s1)]
         fill(corners, dark * 1.2 if i in body.glass else paint * tone)
     end, (low, high) = s - 0.01, body.outline[0][1] + np.array([-0.1, 0.25])
-    fill(_across((x - half * 0.86, x + half * 0.86), body.pane, end), dark * 1.2)
+    if body.pane is not None:
+        fill(_across((x - half * 0.86, x + half * 0.86), body.pane, end), dark * 1.2)
     fill(_across((x - half, x + half), (low, high - 0.05), end), dark * 0.8)
     for lx in (x - half * 0.82, x + half * 0.82):
         lamp = (250, 246, 220) if oncoming else (214, 24, 28)
@@ -427,8 +428,8 @@ class Street:
 
 
 def _build_street(rng: Generator, settings: SceneSettings) -> Street:
-    lane_m, (left, right) = rng.uniform(*settings.lane_m), rng.integers(1, 3, 2).tolist()
-    shoulders, walks = rng.choice([0.5, 2.5], 2), rng.uniform(1.8, 3.4, 2)  # 2.5 m: cars park
+    lane_m, (left, right) = rng.uniform(*settings.lane_m), (1 + (rng.random(2) < 0.3)).tolist()
+    shoulders, walks = rng.choice([0.4, 0.4, 2.5], 2), rng.uniform(2, 3.6, 2)  # 2.5 m: cars park
     edges = -left * lane_m - shoulders[0], right * lane_m + shoulders[1]
     crossing_m = rng.uniform(8, 20)
     return Street(
@@ -436,7 +437,7 @@ def _build_street(rng: Generator, settings: SceneSettings) -> Street:
         lanes=(left, right),
         edges_m=edges,
         walks_m=(edges[0] - walks[0], edges[1] + walks[1]),
-        crossing_m=crossing_m if rng.random() < 0.7 else None,
+        crossing_m=crossing_m if rng.random() < 0.75 else None,
     )
 
 
@@ -476,9 +477,9 @@ def _kerbside(rng: Generator, street: Street, side: int) -> Iterator[Item]:
     """Yields what stands along the left (0) or right (1) kerb, and who walks there."""
     out, edge, crossing = 2 * side - 1, street.edges_m[side], street.crossing_m
     kinds = (_draw_pole, _draw_street_light, _draw_sign, _draw_sign, _draw_tree)
-    for s in _places(rng, (4, 14), (5, 14)):
-        yield Item(kinds[rng.integers(len(kinds))], edge + out * 0.7, s)
-    for s in _places(rng, (5, 12), (4, 30)):
+    for s in _places(rng, (4, 9), (4, 11)):
+        yield Item(kinds[rng.integers(len(kinds))], edge + out * 0.8, s)
+    for s in _places(rng, (4, 9), (3, 16)):
         yield Item(_draw_person, edge + out * rng.uniform(0.9, 1.8), s, 0.1 * out)
     if abs(edge) > street.lanes[side] * street.lane_m + 2:
         for s in _places(rng, (3, 12), (5.2, 14)):
@@ -503,7 +504,7 @@ def _draw_backdrop(canvas: Canvas, rng: Generator) -> None:
     sky = top * (1 - down) + canvas.haze * down
     canvas.image[:horizon] = sky * (1 - cover) + np.array([238, 240, 244]) * cover
     columns, foot = np.linspace(0, width, 81), camera.project([(0, 0, camera.s_m + GROUND_M)])[0, 1]
-    ranges = ((MOUNTAIN, 0.1, 0.24, (92, 110, 122)), (VEGETATION, 0.0, 0.07, (74, 100, 66)))
+    ranges = ((MOUNTAIN, 0.15, 0.3, (104, 112, 146)), (VEGETATION, 0.0, 0.07, (74, 100, 66)))
     for kind, low, high, color in ranges[rng.integers(2) :]:
         peaks = np.interp(columns, np.linspace(0, width, 9), rng.random(9)) + rng.random(81) / 4
         crest = np.stack([columns, horizon - horizon * (low + high * peaks)], axis=1)
@@ -514,12 +515,12 @@ def _draw_backdrop(canvas: Canvas, rng: Generator) -> None:
 def _draw_ground(canvas: Canvas, street: Street, rng: Generator) -> None:
     """Draws meadow, road, kerbs and pavements."""
     strip, all_s = canvas.strip, (canvas.camera.s_m, canvas.camera.s_m + GROUND_M)
-    asphalt, paving = rng.uniform(72, 112), np.sort(rng.uniform(138, 178, 3))[::-1]
-    grass = np.array([104, 128, 62]) + rng.uniform(-18, 18, 3)
+    asphalt, paving = rng.uniform(72, 106), np.array([184, 158, 146]) + rng.uniform(-14, 14)
+    grass = np.array([132, 158, 70]) + rng.uniform(-18, 18, 3)
     strip((-400, 0), (400, 0), all_s, grass, TERRAIN)
     strip((street.edges_m[0], 0), (street.edges_m[1], 0), all_s, [asphalt] * 3, ROAD)
     for edge, walk in zip(street.edges_m, street.walks_m, strict=True):
-        kerb = edge + np.sign(edge) * 0.32
+        kerb = edge + np.sign(edge) * 0.45
         strip((kerb, KERB_M), (walk, KERB_M), all_s, paving, SIDEWALK)
         strip((edge, KERB_M), (kerb, KERB_M), all_s, (206, 206, 202), CURB)
         strip((edge, 0), (edge, KERB_M), all_s, (142, 142, 140), CURB)
@@ -536,8 +537,8 @@ def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
         canvas.strip((x - 0.14, 0), (x + 0.14, 0), s, color, MARKING)
 
     lane, all_s = street.lane_m, (canvas.camera.s_m, canvas.camera.s_m + GROUND_M)
-    is_double, is_yellow, has_arrow = rng.random(3) < (0.35, 0.4, 0.4)
-    on, period, arrow_s = rng.uniform(2.5, 4), rng.uniform(6, 8), rng.uniform(4, 9)
+    is_double, is_yellow, has_arrow = rng.random(3) < (0.35, 0.4, 0.6)
+    on, period, arrow_s = rng.uniform(2.5, 4), rng.uniform(6, 8), rng.uniform(3, 9)
     for x in (0.2 - street.lanes[0] * lane, street.lanes[1] * lane - 0.2):
         line(x, all_s)
     for divider in range(1 - street.lanes[0], street.lanes[1]):
@@ -547,7 +548,7 @@ def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
         else:
             for s in np.arange(-rng.uniform(0, period), STREET_M, period):
                 line(divider * lane, (s, s + on))
-    if has_arrow:
+    if has_arrow and (street.crossing_m is None or arrow_s < street.crossing_m - 7):
         shaft, head = [(0.14, 0), (0.14, 2.4)], [(0.5, 2.4), (0, 4.2), (-0.5, 2.4)]
         shape = [*shaft, *head, *[(-x, s) for x, s in shaft[::-1]]]
         canvas.face([(lane / 2 + x, 0, arrow_s + s) for x, s in shape], PAINT, MARKING)
@@ -583,12 +584,12 @@ def _roughen_ground(canvas: Canvas, rng: Generator) -> None:
 def _draw_bonnet(canvas: Canvas, rng: Generator) -> None:
     """Draws the bonnet of the car that carries the camera."""
     height, width = canvas.camera.size
-    rise, grey = rng.uniform(0.08, 0.14) * height, rng.uniform(30, 150)
+    rise, paint = rng.uniform(0.08, 0.14) * height, _PAINTS[rng.integers(len(_PAINTS))]
     across = np.linspace(-0.05, 1.05, 30)
     for share, tone in ((1.0, 0.55), (0.93, 1.0), (0.6, 1.25), (0.45, 1.0)):
         bow = height - rise * share * (1 - 0.55 * (2 * across - 1) ** 4)
         outline = np.vstack([np.stack([across * width, bow], 1), [(width, height), (0, height)]])
-        canvas.polygon(outline.round().astype(np.int32), [grey * tone] * 3, EGO)
+        canvas.polygon(outline.round().astype(np.int32), np.multiply(paint, tone), EGO)
 
 
 def _leave_unlabeled(canvas: Canvas, rng: Generator) -> None:
@@ -646,7 +647,7 @@ def draw_scene(
     _draw_ground(canvas, street, rng)
     items = [*_traffic(rng, street)]
     for side, walk in enumerate(street.walks_m):
-        front = walk + np.sign(walk) * rng.choice([0.6, 4.0])
+        front = walk + np.sign(walk) * rng.choice([1.0, 5.0])
         items += [*_houses(rng, front, settings.facades), *_kerbside(rng, street, side)]
     far_to_near = sorted(((i.s_m + frame * i.step_m, n) for n, i in enumerate(items)), reverse=True)
     for s, n in far_to_near:

@@ -61,7 +61,7 @@ def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> R
         train = TrainConfig(**train_options)
         train = replace(
             train,
-            precision=_resolve_precision(train.precision),
+            precision=resolve_precision(train.precision),
             schedule_steps=train.schedule_steps or train.steps,
         )
         run = Run(
@@ -100,7 +100,8 @@ def _check_new(run_dir: Path) -> None:
         )
 
 
-def _resolve_precision(asked: str) -> str:
+def resolve_precision(asked: str) -> str:
+    """Says what `auto` is here: bfloat16 where every GPU has its arithmetic, else float32."""
     if asked != "auto":
         return asked
     gpus = tf.config.list_physical_devices("GPU")
