@@ -34,7 +34,7 @@ from mapseg.files import whole_dir
 CONFIG_PATH = Path(__file__).parent / "vistas_v1.2.json"
 DEFAULT_COUNTS = {"training": 40, "validation": 8, "testing": 2, "frames": 12}
 DRIVE_FRAMES = 40  # then another drive begins
-SIZES = ((240, 320), (375, 500), (416, 312), (288, 384), (480, 640), (333, 250))
+SIZES = ((240, 320), (300, 400), (333, 250), (270, 360), (337, 449), (360, 270))
 FRAME_SIZE = (188, 621)  # half of KITTI's
 
 LABELS = json.loads(CONFIG_PATH.read_text(encoding="utf-8"))["labels"]
@@ -86,14 +86,14 @@ TRAINING = SceneSettings(
     facades=((168, 92, 74), (206, 188, 152), (150, 150, 152), (120, 78, 62), (196, 196, 190)),
 )
 VALIDATION = SceneSettings(  # no value in common with training: it measures more than memory
-    camera_height_m=(1.9, 2.15),
+    camera_height_m=(1.85, 2.05),
     horizon=(0.51, 0.55),
     focal=(1.14, 1.22),
     lane_m=(2.7, 2.95),
     curvature=(0.0022, 0.0035),
-    light=(0.72, 0.82),
-    warmth=(1.08, 1.16),
-    facades=((182, 140, 92), (148, 164, 176), (200, 160, 140), (110, 104, 98)),
+    light=(0.76, 0.83),
+    warmth=(1.07, 1.12),
+    facades=((184, 136, 96), (156, 164, 172), (196, 164, 146), (142, 96, 84)),
 )
 
 SPLITS = {"training": TRAINING, "validation": VALIDATION, "testing": VALIDATION}
@@ -262,20 +262,20 @@ def _draw_bush(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
 
 
 def _draw_pole(canvas: Canvas, x: float, s: float, rng: Generator, height: float = 6.0) -> None:
-    grey, n = np.array([112, 110, 106]) * rng.uniform(0.6, 1.1), canvas.new_instance(POLE)
+    grey, n = np.array([66, 68, 72]) * rng.uniform(0.85, 1.1), canvas.new_instance(POLE)
     canvas.face(_across((x - 0.14, x + 0.14), (0, height), s), grey, POLE, n)
     canvas.face(_across((x - 0.09, x - 0.02), (0, height), s), grey * 1.4, POLE, n)
 
 
 def _draw_street_light(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
-    height, tip = rng.uniform(4.8, 6.0), x - np.sign(x) * 1.8
+    height, tip = rng.uniform(4.2, 5.4), x - np.sign(x) * 1.8
     _draw_pole(canvas, x, s, rng, height)
     n = canvas.new_instance(STREET_LIGHT)
-    arm = [(x, height - 0.15, s), (x, height + 0.05, s), (tip, height + 0.5, s)]
+    arm = [(x, height - 0.2, s), (x, height + 0.05, s), (tip, height + 0.5, s)]
     canvas.face([*arm, (tip, height + 0.3, s)], (72, 74, 78), STREET_LIGHT, n)
-    lamp = (tip - 0.65, tip + 0.65)
-    canvas.face(_across(lamp, (height + 0.3, height + 0.65), s), (56, 58, 62), STREET_LIGHT, n)
-    canvas.face(_across(lamp, (height + 0.2, height + 0.34), s), (242, 238, 206), STREET_LIGHT, n)
+    lamp = (tip - 0.8, tip + 0.8)
+    canvas.face(_across(lamp, (height + 0.35, height + 0.7), s), (56, 58, 62), STREET_LIGHT, n)
+    canvas.face(_across(lamp, (height + 0.1, height + 0.38), s), (250, 240, 190), STREET_LIGHT, n)
 
 
 # (corners, turn in degrees, rim, inside): yield, ban, order, stop, information, warning.
@@ -290,7 +290,7 @@ _SIGNS: tuple[tuple[int, float, Color, Color], ...] = (
 
 
 def _draw_sign(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
-    height, radius = rng.uniform(2.3, 2.9), rng.uniform(0.45, 0.6)
+    height, radius = rng.uniform(2.2, 2.7), rng.uniform(0.55, 0.7)
     _draw_pole(canvas, x, s, rng, height)
     n = canvas.new_instance(SIGN)
     corners, turn, rim, inside = _SIGNS[rng.integers(len(_SIGNS))]
@@ -302,16 +302,19 @@ def _draw_sign(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
 def _draw_traffic_light(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
     _draw_pole(canvas, x, s, rng, 2.6)
     n, lit = canvas.new_instance(TRAFFIC_LIGHT), rng.integers(3)
-    canvas.face(_across((x - 0.36, x + 0.36), (2.3, 4.0), s), (232, 186, 52), TRAFFIC_LIGHT, n)
-    canvas.face(_across((x - 0.27, x + 0.27), (2.38, 3.92), s), (26, 30, 28), TRAFFIC_LIGHT, n)
+    canvas.face(_across((x - 0.45, x + 0.45), (2.2, 4.05), s), (232, 186, 52), TRAFFIC_LIGHT, n)
+    canvas.face(_across((x - 0.32, x + 0.32), (2.32, 3.93), s), (26, 30, 28), TRAFFIC_LIGHT, n)
     for lamp, color in enumerate(((60, 235, 140), (255, 190, 40), (255, 50, 40))):
         glow = np.array(color) * (1.0 if lamp == lit else 0.28)
         canvas.disc((x, 2.65 + 0.5 * lamp, s), 0.2, glow, TRAFFIC_LIGHT, n)
 
 
+_COATS = ((168, 60, 150), (112, 64, 176), (226, 96, 140), (236, 120, 60))
+
+
 def _draw_person(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
     n, tall, step = canvas.new_instance(PERSON), rng.uniform(0.92, 1.06), rng.uniform(0.05, 0.28)
-    coat, trousers = rng.uniform(30, 225, 3), rng.uniform(25, 110, 3)
+    coat, trousers = np.array(_COATS[rng.integers(len(_COATS))]), rng.uniform(25, 80, 3)
     skin = np.array([216, 172, 140]) * rng.uniform(0.45, 1.05)
     canvas.shade((x - 0.4, x + 0.4), (s - 0.1, s + 0.4), 0.7)
     limbs = (  # middle at the lower end, at the upper end, y from, to, half width, colour
@@ -437,7 +440,7 @@ def _build_street(rng: Generator, settings: SceneSettings) -> Street:
         lanes=(left, right),
         edges_m=edges,
         walks_m=(edges[0] - walks[0], edges[1] + walks[1]),
-        crossing_m=crossing_m if rng.random() < 0.75 else None,
+        crossing_m=crossing_m if rng.random() < 0.85 else None,
     )
 
 
@@ -453,7 +456,7 @@ def _traffic(rng: Generator, street: Street) -> Iterator[Item]:
     """Yields the vehicles in the lanes; long ones keep to the two lanes in the middle."""
     for lane in range(-street.lanes[0], street.lanes[1]):
         kinds = (_SEDAN, _HATCHBACK, _BUS, _TRUCK)[: 4 if lane in (-1, 0) else 2]
-        for s in _places(rng, (12, 34), (18, 50)):
+        for s in _places(rng, (10, 26), (18, 44)):
             body = kinds[rng.integers(len(kinds))]
             draw = partial(_draw_vehicle, body=body, oncoming=lane < 0)
             x = (lane + 0.5) * street.lane_m + rng.uniform(-0.25, 0.25)
@@ -462,7 +465,7 @@ def _traffic(rng: Generator, street: Street) -> Iterator[Item]:
 
 def _houses(rng: Generator, front: float, facades: Sequence[Color]) -> Iterator[Item]:
     """Yields the houses behind one pavement, with gardens between them."""
-    out, built = np.sign(front), rng.choice([0.25, 0.85])
+    out, built = np.sign(front), rng.choice([0.3, 0.8])
     for s in _places(rng, (-4, 6), (18.5, 24)):
         if rng.random() < built:
             facade, length = facades[rng.integers(len(facades))], rng.uniform(15, 18)
@@ -516,14 +519,14 @@ def _draw_ground(canvas: Canvas, street: Street, rng: Generator) -> None:
     """Draws meadow, road, kerbs and pavements."""
     strip, all_s = canvas.strip, (canvas.camera.s_m, canvas.camera.s_m + GROUND_M)
     asphalt, paving = rng.uniform(72, 106), np.array([184, 158, 146]) + rng.uniform(-14, 14)
-    grass = np.array([132, 158, 70]) + rng.uniform(-18, 18, 3)
+    grass = np.array([140, 170, 74]) + rng.uniform(-18, 18, 3)
     strip((-400, 0), (400, 0), all_s, grass, TERRAIN)
     strip((street.edges_m[0], 0), (street.edges_m[1], 0), all_s, [asphalt] * 3, ROAD)
     for edge, walk in zip(street.edges_m, street.walks_m, strict=True):
         kerb = edge + np.sign(edge) * 0.45
         strip((kerb, KERB_M), (walk, KERB_M), all_s, paving, SIDEWALK)
-        strip((edge, KERB_M), (kerb, KERB_M), all_s, (206, 206, 202), CURB)
-        strip((edge, 0), (edge, KERB_M), all_s, (142, 142, 140), CURB)
+        strip((edge, KERB_M), (kerb, KERB_M), all_s, (212, 192, 124), CURB)
+        strip((edge, 0), (edge, KERB_M), all_s, (150, 134, 84), CURB)
     _draw_markings(canvas, street, rng)
     if street.crossing_m is not None:
         _draw_crossing(canvas, street, asphalt)
@@ -557,7 +560,7 @@ def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
 def _draw_crossing(canvas: Canvas, street: Street, asphalt: float) -> None:
     """Draws the stop line and the zebra crossing, whose label takes in its gaps, as in Vistas."""
     (left, right), start = street.edges_m, street.crossing_m
-    across = (start, start + 3.2)
+    across = (start, start + 4)
     canvas.strip((0.3, 0), (right - 0.3, 0), (start - 1.8, start - 1.2), PAINT, MARKING)
     canvas.strip((left, 0), (right, 0), across, [asphalt] * 3, ZEBRA)
     for x in np.arange(left + 0.4, right - 0.7, 1.1):
@@ -584,12 +587,12 @@ def _roughen_ground(canvas: Canvas, rng: Generator) -> None:
 def _draw_bonnet(canvas: Canvas, rng: Generator) -> None:
     """Draws the bonnet of the car that carries the camera."""
     height, width = canvas.camera.size
-    rise, paint = rng.uniform(0.08, 0.14) * height, _PAINTS[rng.integers(len(_PAINTS))]
+    rise, paint = rng.uniform(0.09, 0.15) * height, np.array([36, 52, 96]) * rng.uniform(0.8, 1.1)
     across = np.linspace(-0.05, 1.05, 30)
     for share, tone in ((1.0, 0.55), (0.93, 1.0), (0.6, 1.25), (0.45, 1.0)):
         bow = height - rise * share * (1 - 0.55 * (2 * across - 1) ** 4)
         outline = np.vstack([np.stack([across * width, bow], 1), [(width, height), (0, height)]])
-        canvas.polygon(outline.round().astype(np.int32), np.multiply(paint, tone), EGO)
+        canvas.polygon(outline.round().astype(np.int32), paint * tone, EGO)
 
 
 def _leave_unlabeled(canvas: Canvas, rng: Generator) -> None:
@@ -647,12 +650,12 @@ def draw_scene(
     _draw_ground(canvas, street, rng)
     items = [*_traffic(rng, street)]
     for side, walk in enumerate(street.walks_m):
-        front = walk + np.sign(walk) * rng.choice([1.0, 5.0])
+        front = walk + np.sign(walk) * rng.choice([2.5, 6.0])
         items += [*_houses(rng, front, settings.facades), *_kerbside(rng, street, side)]
     far_to_near = sorted(((i.s_m + frame * i.step_m, n) for n, i in enumerate(items)), reverse=True)
     for s, n in far_to_near:
         items[n].draw(canvas, items[n].x_m, s, np.random.default_rng([*seed, n]))
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         _draw_bonnet(canvas, rng)
     image = _develop(canvas.image, settings, rng, frame)
     _leave_unlabeled(canvas, rng)

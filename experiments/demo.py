@@ -19,14 +19,17 @@ def main(out_dir: Path) -> int:
     run_dir, frames_dir = out_dir / "run", out_dir / "frames"
     records, run = f"--records_dir={records_dir}", f"--run_dir={run_dir}"
     make = ["data_prep.make_sample", f"--out_dir={sample_dir}"]
-    convert = ["data_prep.build_records", f"--vistas_dir={sample_dir}", records]
+    convert = ["data_prep.build_records", f"--vistas_dir={sample_dir}", records, "--max_side=256"]
     train = ["train_main.py", "--flagfile=experiments/demo.flags", records, run]
     infer = ["infer_main.py", run, f"--frames={sample_dir / 'frames'}", f"--out_dir={frames_dir}"]
     steps = [
         ("a scripted street-scene data set", ["-m", *make]),
         ("its conversion to records", ["-m", *convert]),
         ("training, then evaluation on scenes of other settings", train),
-        ("inference over the frames of a drive", [*infer, "--outputs=ids,overlay,panel,video"]),
+        (
+            "inference over the frames of a drive, twice as wide as what it was trained on",
+            [*infer, "--scale=0.8", "--outputs=ids,overlay,panel,video"],
+        ),
     ]
     started = time.monotonic()
     for number, (what, arguments) in enumerate(steps, start=1):

@@ -7,7 +7,6 @@ whatever the size of the input, if that is a multiple of the output stride plus 
 
 import http.client
 import os
-import shutil
 import threading
 import urllib.request
 from collections import Counter
@@ -22,7 +21,7 @@ import keras
 import numpy as np
 
 from mapseg.config import ModelConfig
-from mapseg.files import whole_file
+from mapseg.files import write_bytes
 
 LOW_LEVEL_STRIDE = 4
 
@@ -334,23 +333,16 @@ def _fetch_imagenet(encoder: str) -> Path:
     path = keras_dir / "models" / url.rpartition("/")[2]
     if not path.is_file():
         try:
-            _download(url, path)
+            with _open_url(url) as response:
+                content = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise FileNotFoundError(
                 f"the ImageNet weights of {encoder} are neither at {path} nor could they be "
-                f"downloaded from {url} ({error or type(error).__name__}). Remedy: download "
-                f"{path.name} from there and put it at {path}, or start from random weights "
-                "with --encoder_weights=none"
+                f"downloaded from {url} ({error!r}). Remedy: download {path.name} from there and "
+                f"put it at {path}, or start from random weights with --encoder_weights=none"
             ) from error
+        write_bytes(path, content)
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    with whole_file(path) as partial, _open_url(url) as response, partial.open("wb") as file:
-        shutil.copyfileobj(response, file)
-        expected = response.headers["Content-Length"]
-        if expected is not None and file.tell() != int(expected):
-            raise OSError(f"the connection broke off after {file.tell()} of {expected} bytes")
 
 
 def _open_url(url: str) -> Any:
@@ -400,10 +392,10 @@ _GROUP_NAMES = {
 def _stored_arrays(
     file: h5py.File, layers: Sequence[keras.layers.Layer]
 ) -> Iterator[list[np.ndarray]]:
-    """Yields the arrays in a weights file for each layer, as Keras does: by order, not by name.
+    """Yields the arrays that a weights file has for each layer, by order and not by name.
 
-    What a file has beyond them, such as a network's top, is left alone. Keras's own
-    `load_weights` does not say which layer failed, and reads less.
+    That is how Keras matches them, too, but it does not always say which layer does not fit. What
+    a file has beyond the layers, such as a network's top, is left alone.
     """
     root = file.get("model_weights", file)
     if "layer_names" in root.attrs:  # the format of .h5 files

@@ -177,7 +177,10 @@ def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tens
 
 
 class StatelessDropout(keras.layers.Layer):
-    """Dropout without state: the same seed drops the same values, replicas drop different ones."""
+    """Dropout without state: the same seed drops the same values, replicas drop different ones.
+
+    XLA's generator is another one: compiled, the same seed drops other values, always the same.
+    """
 
     def __init__(self, rate: float, seed: Callable[[], tf.Tensor] | None, **kwargs: Any):
         super().__init__(**kwargs)

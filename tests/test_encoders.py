@@ -210,9 +210,9 @@ def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/weights.h5"
         monkeypatch.setitem(encoders._IMAGENET_URLS, "mobilenet_v2", url)
-        with pytest.raises(FileNotFoundError, match=f"broke off after {sent} of {len(content)}"):
+        with pytest.raises(FileNotFoundError, match=r"IncompleteRead.*--encoder_weights=none"):
             build_encoder(config("mobilenet_v2", encoder_weights="imagenet"))
-        assert list(models_dir.iterdir()) == []
+        assert not models_dir.exists()
         sent = len(content)
         build_encoder(config("mobilenet_v2", encoder_weights="imagenet"))
         server.shutdown()

@@ -1,0 +1,126 @@
+"""Overfits one crop with each encoder at each precision: wrong dilation or alignment would show.
+
+    python benchmarks/overfit.py --image=IMAGE --label=LABEL [--encoders=...] [--precisions=...]
+
+The label is a PNG of ids (a palette's index counts); the crop is cut out of the middle of both.
+Prints the step at which the network, in inference mode, first has 95 % of the pixels right.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mapseg import cli
+from mapseg.config import ENCODERS, PRECISIONS
+
+STEPS, GOAL = 300, 0.95
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("image", "", "an image", flag_values=values)
+    flags.DEFINE_string("label", "", "its label map", flag_values=values)
+    flags.DEFINE_integer("crop_px", 129, "side of the crop", flag_values=values)
+    flags.DEFINE_list("encoders", list(ENCODERS), "encoders to try", flag_values=values)
+    flags.DEFINE_list("precisions", list(PRECISIONS[1:]), "precisions", flag_values=values)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Prints a row for every encoder and precision; 1 where one does not reach the goal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from mapseg.frames import read_image
+
+    image = read_image(Path(cli.required(values, "image")))
+    label = read_label(Path(cli.required(values, "label")))
+    top, left = ((side - values.crop_px) // 2 for side in label.shape)
+    window = slice(top, top + values.crop_px), slice(left, left + values.crop_px)
+    failed = 0
+    print("| encoder | precision | steps to 95 % | accuracy then | a step |")
+    print("| --- | --- | --- | --- | --- |")
+    for encoder in values.encoders:
+        for precision in values.precisions:
+            reached, accuracy, secs = overfit(image[window], label[window], encoder, precision)
+            failed += reached is None
+            told = reached or f"not within {STEPS}"
+            print(
+                f"| {encoder} | {precision} | {told} | {accuracy:.1%} | {secs:.2f} s |", flush=True
+            )
+    return 1 if failed else 0
+
+
+def read_label(path):
+    """Reads a label map [H, W] uint8 by index."""
+    import numpy as np
+    from PIL import Image
+
+    return np.array(Image.open(path))
+
+
+def overfit(image, label, encoder: str, precision: str, every_steps: int = 20):
+    """Trains on one crop until it is known.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      label: [H, W] uint8 ids; those of 65 and more do not count.
+      encoder: one of ENCODERS.
+      precision: float32, mixed_float16 or mixed_bfloat16.
+      every_steps: how often the accuracy is taken.
+
+    Returns:
+      (steps to the goal or None, the last accuracy, seconds a step).
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from mapseg.checkpoints import Run
+    from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+    from mapseg.labels import VOID, LabelClass, make_label_set
+    from mapseg.predict import Predictor, segment_array
+    from mapseg.train import build_state, make_step
+
+    label = np.where(label < 65, label, VOID).astype(np.uint8)
+    config = TrainConfig(
+        batch_size=1,
+        precision=precision,
+        optimizer="adamw",
+        schedule="cosine",
+        schedule_steps=STEPS,
+        learning_rate=2e-3,
+        warmup_steps=10,
+        weight_decay=0.0,
+    )
+    model = ModelConfig(
+        encoder=encoder, encoder_weights="none", batch_norm_momentum=0.8, dropout=0.0
+    )
+    labels = make_label_set([LabelClass(i, str(i), (i, i, i)) for i in range(65)], "all")
+    state = build_state(Run(Path(), model, config, labels, max(label.shape)), print, fresh=True)
+    step = make_step(state, config, tf.distribute.get_strategy())
+    predictor = Predictor(state.model, PredictConfig(scale="1"), max(label.shape))
+    batch = tf.constant(image[np.newaxis]), tf.constant(label[np.newaxis])
+    secs, accuracy = 0.0, 0.0
+    for done in range(every_steps, STEPS + 1, every_steps):
+        started = time.perf_counter()
+        for _ in range(every_steps):
+            loss, _ = step(*batch)
+        _ = float(loss)
+        secs = (time.perf_counter() - started) / every_steps
+        ids, _, _ = segment_array(predictor, image)
+        accuracy = float((ids == label)[label != VOID].mean())
+        if accuracy >= GOAL:
+            return done, accuracy, secs
+    return None, accuracy, secs
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return cli.run(work, define_flags(), argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
