@@ -11,6 +11,7 @@ unexport PYTHONHOME PYTHONPATH
 # All paths are relative, so that the checkout may stand in a folder with spaces in its name.
 PYTHON := .venv/bin/python
 ADDONS_PYTHON := .venv-addons/bin/python
+PYTEST := pytest -n 2 --dist worksteal
 
 help:
 	echo "make demo         sample data -> records -> training -> evaluation -> pictures in demo_out/"
@@ -20,7 +21,7 @@ help:
 	echo "make clean        removes everything that make has built"
 
 demo: env
-	$(PYTHON) -m data_prep.demo --out_dir=demo_out
+	$(PYTHON) experiments/demo.py demo_out
 
 test: env
 	echo "== ruff format"
@@ -30,11 +31,11 @@ test: env
 	echo "== mypy"
 	$(PYTHON) -m mypy mapseg
 	echo "== pytest"
-	$(PYTHON) -m pytest
+	$(PYTHON) -m $(PYTEST)
 
 test-addons: env-addons
 	echo "== pytest -m addons"
-	$(ADDONS_PYTHON) -m pytest -m addons
+	$(ADDONS_PYTHON) -m $(PYTEST) -m addons
 
 clean:
 	rm -rf .venv .venv-addons .venv*.partial demo_out build *.egg-info

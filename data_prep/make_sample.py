@@ -95,7 +95,6 @@ VALIDATION = SceneSettings(  # no value in common with training: it measures mor
     warmth=(1.07, 1.12),
     facades=((184, 136, 96), (156, 164, 172), (196, 164, 146), (142, 96, 84)),
 )
-
 SPLITS = {"training": TRAINING, "validation": VALIDATION, "testing": VALIDATION}
 
 
@@ -398,7 +397,7 @@ def _draw_vehicle(
     lateral = canvas.camera.lateral_m(x, s - canvas.camera.s_m)
     if abs(lateral) <= half:
         return
-    flank = x - np.sign(lateral) * half
+    flank = x - math.copysign(half, lateral)
     fill([(flank, y, a) for a, y in outline], paint * rng.uniform(0.72, 0.92))
     for window in body.windows:
         a, b = (length - w if oncoming else w for w in window)
@@ -529,7 +528,7 @@ def _draw_ground(canvas: Canvas, street: Street, rng: Generator) -> None:
         strip((edge, 0), (edge, KERB_M), all_s, (150, 134, 84), CURB)
     _draw_markings(canvas, street, rng)
     if street.crossing_m is not None:
-        _draw_crossing(canvas, street, asphalt)
+        _draw_crossing(canvas, street.edges_m, street.crossing_m, asphalt)
     _roughen_ground(canvas, rng)
 
 
@@ -557,10 +556,9 @@ def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
         canvas.face([(lane / 2 + x, 0, arrow_s + s) for x, s in shape], PAINT, MARKING)
 
 
-def _draw_crossing(canvas: Canvas, street: Street, asphalt: float) -> None:
+def _draw_crossing(canvas: Canvas, edges: Range, start: float, asphalt: float) -> None:
     """Draws the stop line and the zebra crossing, whose label takes in its gaps, as in Vistas."""
-    (left, right), start = street.edges_m, street.crossing_m
-    across = (start, start + 4)
+    (left, right), across = edges, (start, start + 4)
     canvas.strip((0.3, 0), (right - 0.3, 0), (start - 1.8, start - 1.2), PAINT, MARKING)
     canvas.strip((left, 0), (right, 0), across, [asphalt] * 3, ZEBRA)
     for x in np.arange(left + 0.4, right - 0.7, 1.1):

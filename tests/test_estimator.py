@@ -10,6 +10,7 @@ from mapseg.estimator import Estimator
 from mapseg.infer import predict
 
 
+@pytest.mark.addons
 def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
     estimator = Estimator(run_dir, progress=print)
     assert estimator.run.train.steps == 4

@@ -34,7 +34,7 @@ ORDER = [
     "estimator",
     "cli",
 ]
-COMMANDS = {"make_sample", "build_records", "verify_records", "demo"}
+COMMANDS = {"make_sample", "build_records", "verify_records"}
 
 
 def imports(path):

@@ -71,11 +71,17 @@ class SmallState:
         self.step = tf.Variable(0, dtype=tf.int64)
         self.optimizer = build_optimizer(config, self.step, self.model.trainable_variables)
         self.loss_scale = LossScale(dynamic=config.precision == "mixed_float16")
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer, step=self.step, loss_scale=self.loss_scale
+        )
 
     def arrays(self):
-        optimizer = self.optimizer.variables
-        optimizer = optimizer() if callable(optimizer) else optimizer
-        return [np.array(v) for v in [*self.model.variables, *optimizer]]
+        found = [*self.model.variables]
+        wrapped = getattr(self.optimizer, "_optimizer", None)  # Lookahead's
+        for optimizer in (self.optimizer, *([wrapped] if wrapped is not None else [])):
+            variables = optimizer.variables
+            found += variables() if callable(variables) else variables
+        return [np.array(v) for v in found]
 
 
 def small_batch(rows=2):
@@ -88,6 +94,7 @@ def one_device():
     return tf.distribute.get_strategy()
 
 
+@pytest.mark.addons
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_lowers_the_loss(optimizer):
     config = TrainConfig(optimizer=optimizer, schedule_steps=100, learning_rate=0.05)
@@ -116,6 +123,7 @@ def test_the_step_follows_the_gradient_and_the_decay():
     np.testing.assert_allclose(state.model.get_layer("logits").kernel, expected, atol=1e-6)
 
 
+@pytest.mark.addons
 def test_an_overflow_halves_the_scale_and_changes_no_variable():
     config = TrainConfig(precision="mixed_float16", schedule_steps=100, optimizer="adamw")
     state = SmallState(config)
@@ -187,7 +195,6 @@ print("equal")
     assert "equal" in done.stdout, done.stderr[-3000:]
 
 
-@pytest.mark.addons
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_path):
     options = {"steps": 12, "checkpoint_steps": 3, "mode": "train", "dropout": 0.3}
     options["optimizer"] = "adamw"
