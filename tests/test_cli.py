@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from mapseg import cli
+from mapseg.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +45,43 @@ def test_a_bad_call_is_one_line_and_exit_code_1(arguments, message):
     assert lines[-1].startswith("error: ")
     assert message in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+class ResourceExhaustedError(Exception):
+    """Named as TensorFlow's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("steps must be\n  positive"), "error: steps must be positive"),
+        (KeyError("x"), "error: KeyError: 'x'"),
+        (ResourceExhaustedError("OOM when allocating"), "lower --batch_size"),
+        (ResourceExhaustedError("No space left on device"), "No space left on device"),
+    ],
+)
+def test_every_failure_is_one_line(error, line, capsys):
+    def fail(_):
+        raise error
+
+    assert cli.run(fail, flags.FlagValues(), ["program"], "about") == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert line in told
+
+
+def test_a_flag_file_gives_way_to_the_command_line(tmp_path):
+    (tmp_path / "f.flags").write_text("# a comment\n--steps=5\n--seed=7\n--noflip\n")
+    found = {}
+
+    def remember(values):
+        found.update(cli.given(values, TrainConfig))
+        return 0
+
+    values = flags.FlagValues()
+    cli.define_flags(values, TrainConfig)
+    argv = ["program", "--steps=9", f"--flagfile={tmp_path / 'f.flags'}"]
+    assert cli.run(remember, values, argv, "about") == 0
+    assert found == {"steps": 9, "seed": 7, "flip": False}
 
 
 def test_help_lists_every_option():
