@@ -53,8 +53,10 @@ def work(values: flags.FlagValues) -> int:
     options = cli.given(values, ModelConfig, TrainConfig)
     predicting = PredictConfig(**cli.given(values, PredictConfig))
     if mode == "evaluate":
-        split = estimator.amended(options).train.eval_split
-        scores = estimator.evaluate(records_dir, split, predicting, values.checkpoint)
+        train = estimator.amended(options).train
+        scores = estimator.evaluate(
+            records_dir, train.eval_split, predicting, values.checkpoint, train.eval_panels
+        )
         cli.report("\n".join(scores.lines()))
     elif mode == "export":
         estimator.amended(options)
@@ -62,7 +64,13 @@ def work(values: flags.FlagValues) -> int:
     else:
         evaluating = mode == "train_and_evaluate"
         with cli.stop_on_signal() as stopping:
-            estimator.train(records_dir, evaluating=evaluating, stopping=stopping, **options)
+            estimator.train(
+                records_dir,
+                predicting=predicting,
+                evaluating=evaluating,
+                stopping=stopping,
+                **options,
+            )
     return 0
 
 

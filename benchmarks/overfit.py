@@ -99,7 +99,8 @@ def overfit(image, label, encoder: str, precision: str, every_steps: int = 20):
         encoder=encoder, encoder_weights="none", batch_norm_momentum=0.8, dropout=0.0
     )
     labels = make_label_set([LabelClass(i, str(i), (i, i, i)) for i in range(65)], "all")
-    state = build_state(Run(Path(), model, config, labels, max(label.shape)), print, fresh=True)
+    run = Run(Path(), model, config, labels, max(label.shape), (), "")
+    state = build_state(run, print, fresh=True)
     step = make_step(state, config, tf.distribute.get_strategy())
     predictor = Predictor(state.model, PredictConfig(scale="1"), max(label.shape))
     batch = tf.constant(image[np.newaxis]), tf.constant(label[np.newaxis])

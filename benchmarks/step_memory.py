@@ -72,7 +72,7 @@ def measure(encoder: str, crop_px: int, batch_size: int, precision: str) -> dict
     )
     classes = [LabelClass(i, str(i), (i, i, i)) for i in range(_CLASSES)]
     model = ModelConfig(encoder=encoder, encoder_weights="none")
-    run = Run(None, model, config, make_label_set(classes, "all"), crop_px)
+    run = Run(None, model, config, make_label_set(classes, "all"), crop_px, (), "")
     state = build_state(run, print, fresh=True)
     step = make_step(state, config, tf.distribute.get_strategy())
     rng = np.random.default_rng(0)

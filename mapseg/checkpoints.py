@@ -7,11 +7,12 @@ network alone, for any version) and `info.json`.
 
 import csv
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import mapseg
 from mapseg import files
 from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
 from mapseg.files import whole_dir, whole_file, write_text
-from mapseg.labels import LabelSet
+from mapseg.labels import LabelClass, LabelSet, parse_class_table
 
 FORMAT_VERSION = 1
 HISTORY_COLUMNS = (
@@ -49,6 +50,8 @@ class Run:
       train: how it is trained; `precision` and `schedule_steps` are resolved.
       label_set: train ids and their classes.
       long_side_px: median long side of the images that it is trained on.
+      source_classes: class table of the records, whose ids `label_set` maps.
+      records_digest: of the training split, so that a run never goes on with other samples.
     """
 
     run_dir: Path
@@ -56,6 +59,8 @@ class Run:
     train: TrainConfig
     label_set: LabelSet
     long_side_px: int
+    source_classes: tuple[LabelClass, ...]
+    records_digest: str
 
     @property
     def history_path(self) -> Path:
@@ -98,6 +103,8 @@ def open_run(run_dir: Path) -> Run:
             from_json(TrainConfig, raw["train"], str(config_path)),
             LabelSet.from_json(labels, str(labels_path)),
             int(raw["long_side_px"]),
+            parse_class_table({"labels": raw["source_classes"]}, str(config_path)),
+            str(raw["records_digest"]),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{config_path}: not written by mapseg, or damaged: {error!r}") from error
@@ -111,9 +118,25 @@ def store_run(run: Run) -> None:
         "model": to_json(run.model),
         "train": to_json(run.train),
         "long_side_px": run.long_side_px,
+        "records_digest": run.records_digest,
+        "source_classes": [c.to_json() for c in run.source_classes],
     }
     write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")
     write_text(run.run_dir / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) -> None:
+    """Refuses records whose ids mean other classes than those that a run was trained on.
+
+    Raises:
+      ValueError: the class tables differ.
+    """
+    if tuple(classes) != run.source_classes:
+        raise ValueError(
+            f"{records_dir}: the records' classes must be those that {run.run_dir} was trained on; "
+            "they differ. Remedy: give records of the same source, or fine-tune in another "
+            f"--run_dir with --init_from={run.run_dir}"
+        )
 
 
 def amend_run(run: Run, asked: Mapping[str, Any]) -> Run:
@@ -178,7 +201,7 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
     best = read_best(checkpoints_dir)
     chosen = steps[-1] if steps else None
     if which == "best" and best is not None:
-        chosen = best[0]
+        chosen = best.step
     elif which not in ("best", "latest"):
         chosen = int(which) if which.isdigit() else None
     if chosen not in steps:
@@ -208,7 +231,7 @@ def write_checkpoint(
         (partial / "info.json").write_text(json.dumps(info) + "\n", encoding="utf-8")
     best = read_best(checkpoints_dir)
     for old in saved_steps(checkpoints_dir)[:-keep]:
-        if best is None or old != best[0]:
+        if best is None or old != best.step:
             shutil.rmtree(_step_dir(checkpoints_dir, old))
     return path
 
@@ -257,19 +280,36 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: must be a weights file of mapseg; {error}") from error
 
 
-def read_best(checkpoints_dir: Path) -> tuple[int, float] | None:
-    """Returns (step, validation mean IoU) of the best checkpoint, or None before an evaluation."""
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint so far, and on what it was measured: scores on other images differ."""
+
+    step: int
+    mean_iou: float
+    split: str
+    eval_samples: int
+
+
+def read_best(checkpoints_dir: Path) -> Best | None:
+    """Reads which checkpoint is the best; None before an evaluation."""
     path = checkpoints_dir / "best.json"
     if not path.is_file():
         return None
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return int(raw["step"]), float(raw["mean_iou"])
+    return Best(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def write_best(checkpoints_dir: Path, step: int, mean_iou: float) -> None:
-    """Notes that the checkpoint of a step is the best so far."""
-    text = json.dumps({"step": step, "mean_iou": mean_iou}) + "\n"
-    write_text(checkpoints_dir / "best.json", text)
+def note_score(checkpoints_dir: Path, found: Best) -> None:
+    """Makes a checkpoint the best, if it is better or the former was measured on other images."""
+    best = read_best(checkpoints_dir)
+    comparable = best is not None and (best.split, best.eval_samples) == (
+        found.split,
+        found.eval_samples,
+    )
+    if math.isnan(found.mean_iou) or (
+        best is not None and comparable and found.mean_iou <= best.mean_iou
+    ):
+        return
+    write_text(checkpoints_dir / "best.json", json.dumps(asdict(found)) + "\n")
 
 
 def _step_dir(checkpoints_dir: Path, step: int) -> Path:

@@ -3,7 +3,9 @@
 Only the entry points import this.
 """
 
+import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -97,8 +99,11 @@ def run(
 
 
 def report(line: str) -> None:
-    """Shows a line of progress at once, also through a pipe."""
-    print(line, flush=True)
+    """Shows a line of progress at once; a reader that went away does not end the work."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -108,9 +113,10 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _: Any) -> None:
-        report("stopping after this step; once more ends at once without saving")
         asked.set()
         signal.signal(number, former[signal.Signals(number)])
+        with contextlib.suppress(OSError):  # not print: the signal may have come within one
+            os.write(2, b"stopping after this step; once more ends at once without saving\n")
 
     for number in former:
         signal.signal(number, ask)

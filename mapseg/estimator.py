@@ -14,6 +14,7 @@ from mapseg.checkpoints import Run
 from mapseg.config import PredictConfig
 from mapseg.infer import Segmentation, segment_frame
 from mapseg.predict import Predictor, load_predictor
+from mapseg.records import read_manifest
 from mapseg.scores import Scores
 
 
@@ -56,6 +57,7 @@ class Estimator:
         self,
         records_dir: Path | str,
         *,
+        predicting: PredictConfig | None = None,
         evaluating: bool = True,
         stopping: Callable[[], bool] = lambda: False,
         **options: Any,
@@ -64,13 +66,19 @@ class Estimator:
 
         Args:
           records_dir: a folder made by `data_prep.build_records`.
+          predicting: how whole images are evaluated: scale, flip and tile size.
           evaluating: evaluate on `eval_split` every `eval_steps` and at the end.
           stopping: asked after each step; where true, saves and returns.
           **options: fields of ModelConfig and TrainConfig; a later call needs only what it changes.
         """
         run = training.begin_run(self.run_dir, Path(records_dir), options)
         training.train(
-            run, Path(records_dir), self._progress, evaluating=evaluating, stopping=stopping
+            run,
+            Path(records_dir),
+            self._progress,
+            predicting=predicting,
+            evaluating=evaluating,
+            stopping=stopping,
         )
 
     def evaluate(
@@ -79,6 +87,7 @@ class Estimator:
         split: str = "",
         config: PredictConfig | None = None,
         checkpoint: str = "best",
+        panels: int = 8,
     ) -> Scores:
         """Scores a checkpoint on a split and writes `evaluation/<split>.json` and panels.
 
@@ -87,8 +96,15 @@ class Estimator:
           split: empty is the run's `eval_split`.
           config: scale, flip and tile size.
           checkpoint: `best`, `latest` or a step.
+          panels: how many pictures of image, prediction and ground truth are written.
+
+        Raises:
+          FileNotFoundError: no such run, checkpoint or records.
+          ValueError: no such split, or records of other classes.
         """
         run, config = self.run, config or PredictConfig()
+        manifest = read_manifest(Path(records_dir))
+        checkpoints.check_classes(run, manifest.classes, Path(records_dir))
         split = split or run.train.eval_split
         scores = evaluation.evaluate(
             self._predictor(run, config, checkpoint),
@@ -97,7 +113,7 @@ class Estimator:
             run.label_set,
             self._progress,
             panels_dir=self.run_dir / "evaluation" / "panels",
-            panels=run.train.eval_panels,
+            panels=panels,
         )
         evaluation.write_evaluation(
             self.run_dir,

@@ -9,6 +9,12 @@ import tensorflow as tf
 from mapseg.checkpoints import Run
 from mapseg.files import whole_dir
 from mapseg.predict import Predictor, segment_array
+from mapseg.records import decode_image
+
+_OWN_FILES = {
+    *("assets", "fingerprint.pb", "keras_metadata.pb", "labels.json", "saved_model.pb"),
+    "variables",
+}
 
 
 class _Exported(tf.Module):
@@ -33,8 +39,7 @@ class _Exported(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="encoded")])
     def segment_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         """One JPEG or PNG file's bytes -> ids [H, W] uint8, confidence [], scale []."""
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return self.predictor.segment(tf.ensure_shape(image, [None, None, 3]))
+        return self.predictor.segment(decode_image(encoded))
 
 
 def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
@@ -53,8 +58,8 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     Raises:
       ValueError: the folder holds something else, or the export does not agree with the predictor.
     """
-    used = export_dir.exists() and any(export_dir.iterdir())
-    if used and not (export_dir / "saved_model.pb").is_file():
+    names = {p.name for p in export_dir.iterdir()} if export_dir.exists() else set()
+    if names and not ({"labels.json", "saved_model.pb"} <= names <= _OWN_FILES):
         raise ValueError(
             f"{export_dir}: export_dir must be new, empty or a former export; it holds other "
             "files. Remedy: give another --export_dir"

@@ -39,9 +39,11 @@ def whole_dir(path: Path) -> Iterator[Path]:
             for file in partial.rglob("*"):
                 if file.is_file():
                     _sync(file)
+            former = path.with_name(f".{path.name}.{os.getpid()}.former.partial")
             if path.exists():
-                shutil.rmtree(path)
+                path.replace(former)
             partial.replace(path)
+            shutil.rmtree(former, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,6 +7,7 @@ is bounded and the order of the results is the order of the frames.
 import contextlib
 import csv
 import datetime
+import hashlib
 import io
 import json
 import math
@@ -29,7 +30,7 @@ from mapseg.config import OUTPUTS, InferConfig, PredictConfig
 from mapseg.files import naming, write_text
 from mapseg.frames import RESULTS_MARK, Frame, FrameReader, find_frames, open_video
 from mapseg.labels import LabelSet
-from mapseg.predict import Predictor, load_predictor, segment_array
+from mapseg.predict import Predictor, load_predictor, load_weights, segment_array
 
 FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
 _AHEAD = 4  # frames decoded before the network needs them, and as many still being written
@@ -97,15 +98,19 @@ def infer_run(
       ValueError: see `infer_frames`.
     """
     run = open_run(run_dir)
-    step = find_checkpoint(run_dir, checkpoint).name
+    path = find_checkpoint(run_dir, checkpoint)
     find_frames(config)  # what is missing is told before the network is loaded
-    fingerprint = f"{run_dir.resolve()} {step} {predicting} classes={config.classes or 'all'}"
-    predictor = load_predictor(run, predicting, step.removeprefix("step-").lstrip("0") or "0")
+    weights = hashlib.sha256((path / "weights.npz").read_bytes()).hexdigest()[:16]
+    fingerprint = (
+        f"frames {Path(config.frames).resolve()} by {run_dir.resolve()}, {path.name} ({weights}), "
+        f"{predicting}, classes={config.classes or 'all'}"
+    )
+    predictor = load_weights(run, predicting, path)
 
     def segment(frame: np.ndarray) -> Segmentation:
         return segment_frame(predictor, frame)
 
-    progress(f"{run.model.encoder}, {step} of {run_dir}, {len(run.label_set.classes)} classes")
+    progress(f"{run.model.encoder}, {path.name} of {run_dir}, {len(run.label_set.classes)} classes")
     return infer_frames(segment, run.label_set, config, progress, fingerprint)
 
 

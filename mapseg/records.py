@@ -79,6 +79,11 @@ class Split:
         """Median over the samples of the longer side."""
         return int(np.median(np.repeat([max(s) for s in self.sizes], list(self.sizes.values()))))
 
+    @property
+    def digest(self) -> str:
+        """Tells this split's bytes, in their order, apart from others'."""
+        return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads back."""
         return {
@@ -299,6 +304,14 @@ def _varint(value: int) -> bytes:
     return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
+def decode_image(encoded: "tf.Tensor") -> "tf.Tensor":
+    """Decodes a JPEG or PNG to [H, W, 3] uint8 with the exact DCT, as OpenCV does."""
+    import tensorflow as tf
+
+    # Despite its name decode_jpeg reads PNG too.
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+
+
 def decode_sample(
     serialized: "tf.Tensor", table: "tf.Tensor"
 ) -> tuple["tf.Tensor", "tf.Tensor", "tf.Tensor"]:
@@ -319,8 +332,7 @@ def decode_sample(
     text = tf.io.FixedLenFeature([], tf.string)
     fields = ("image/encoded", "image/segmentation/class/encoded", "image/filename")
     sample = tf.io.parse_single_example(serialized, dict.fromkeys(fields, text))
-    # Despite its name decode_jpeg reads PNG too.
-    image = tf.io.decode_jpeg(sample[fields[0]], channels=3, dct_method="INTEGER_ACCURATE")
+    image = decode_image(sample[fields[0]])
     source_ids = tf.io.decode_png(sample[fields[1]], channels=1)[..., 0]
     return image, tf.gather(table, tf.cast(source_ids, tf.int32)), sample[fields[2]]
 

@@ -47,16 +47,16 @@ def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> R
     """
     model_options, train_options = split_options(options)
     manifest = read_manifest(records_dir)
-    if (run_dir / "config.json").is_file():
+    if checkpoints.saved_steps(run_dir / "checkpoints"):
         run = checkpoints.amend_run(checkpoints.open_run(run_dir), options)
-        label_set = make_label_set(manifest.classes, run.train.label_set)
-        if label_set != run.label_set:
+        checkpoints.check_classes(run, manifest.classes, records_dir)
+        if manifest.split(run.train.train_split).digest != run.records_digest:
             raise ValueError(
-                f"{records_dir}: the records' classes must be those that {run_dir} was trained on; "
-                "they differ. Remedy: give the same records, or another --run_dir with "
-                f"--init_from={run_dir}"
+                f"{records_dir}: a run must go on with the records that it began with; those of "
+                f"{run_dir} were others. Remedy: give the same --records_dir, or start another "
+                f"--run_dir with --init_from={run_dir}"
             )
-    else:
+    else:  # new, or ended before its first checkpoint: then nothing is lost by other options
         _check_new(run_dir)
         train = TrainConfig(**train_options)
         train = replace(
@@ -64,14 +64,16 @@ def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> R
             precision=resolve_precision(train.precision),
             schedule_steps=train.schedule_steps or train.steps,
         )
+        split = manifest.split(train.train_split)
         run = Run(
             run_dir,
             ModelConfig(**model_options),
             train,
             make_label_set(manifest.classes, train.label_set),
-            manifest.split(train.train_split).long_side_px,
+            split.long_side_px,
+            manifest.classes,
+            split.digest,
         )
-    manifest.split(run.train.train_split)
     return run
 
 
@@ -92,8 +94,9 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def _check_new(run_dir: Path) -> None:
-    strangers = [p.name for p in run_dir.iterdir() if p.name != ".lock"] if run_dir.exists() else []
-    if strangers:
+    names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
+    strangers = sorted(names - {".lock"})
+    if strangers and "config.json" not in names:
         raise ValueError(
             f"{run_dir}: a new run's folder must be empty; it holds {', '.join(strangers[:3])} and "
             "no config.json. Remedy: give another --run_dir"
@@ -133,8 +136,11 @@ def build_state(run: Run, progress: Progress, *, fresh: bool) -> TrainState:
     """
     keras.utils.set_random_seed(run.train.seed)
     step = tf.Variable(0, trainable=False, dtype=tf.int64, name="step")
+    config = run.model
+    if not fresh or (run.train.init_from and config.encoder_weights == "auto"):
+        config = replace(config, encoder_weights="none")
     model = build_model(
-        run.model if fresh else replace(run.model, encoder_weights="none"),
+        config,
         len(run.label_set.classes),
         dropout_seed=lambda: tf.random.experimental.stateless_fold_in(
             [run.train.seed, _DROPOUT], step
@@ -142,7 +148,7 @@ def build_state(run: Run, progress: Progress, *, fresh: bool) -> TrainState:
         precision=run.train.precision,
     )
     if fresh and run.train.init_from:
-        for line in init_weights(model, run.train.init_from):
+        for line in init_weights(model, run.train.init_from, run.label_set):
             progress(line)
     if run.train.batch_norm == "frozen":
         freeze_batch_norm(model)
@@ -220,7 +226,7 @@ def make_step(
 
     # The verdict is taken outside the replicas, for all of them: were each to decide for itself,
     # one with an overflow would leave the others waiting for its gradients.
-    @tf.function(jit_compile=_use_xla(config))
+    @tf.function(jit_compile=_use_xla(config, replicas))
     def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         loss, finite, gradients, before = strategy.run(forward, (image, label))
         loss = strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
@@ -236,30 +242,35 @@ def make_step(
     return step
 
 
-def _use_xla(config: TrainConfig) -> bool:
-    return config.xla == "on" or (
-        config.xla == "auto" and bool(tf.config.list_physical_devices("GPU"))
-    )
+def _use_xla(config: TrainConfig, replicas: int) -> bool:
+    if config.xla == "on" and replicas > 1:
+        raise ValueError(
+            f"xla=on must be used with one device; got {replicas}. Remedy: --xla=auto, or "
+            "--strategy=one_device"
+        )
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return config.xla == "on" or (config.xla == "auto" and on_gpu and replicas == 1)
 
 
-def describe(run: Run, state: TrainState, samples: int) -> list[str]:
+def describe(run: Run, state: TrainState, samples: int, replicas: int) -> list[str]:
     """Says what is about to be trained, on what, and how long it is."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(g).get("device_name", "GPU") for g in gpus]
     devices = ", ".join(details) or f"CPU ({os.cpu_count()} cores)"
     parameters = sum(math.prod(v.shape) for v in state.model.trainable_variables)
     epochs = run.train.steps * run.train.batch_size / samples
+    start = run.train.init_from or resolve_encoder_weights(run.model)
     lines = [
         f"run folder {run.run_dir}",
         f"devices: {devices}; precision {run.train.precision}; "
-        f"XLA {'on' if _use_xla(run.train) else 'off'}",
-        f"{run.model.encoder} from {resolve_encoder_weights(run.model)}, "
+        f"XLA {'on' if _use_xla(run.train, replicas) else 'off'}",
+        f"{run.model.encoder} from {start}, "
         f"output stride {run.model.output_stride}, {parameters / 1e6:.2f} M trained parameters, "
         f"{len(run.label_set.classes)} classes ({run.label_set.name})",
         f"{samples} samples, {run.train.steps} steps of {run.train.batch_size} crops of "
         f"{run.train.crop_height}x{run.train.crop_width}: {epochs:.1f} epochs",
     ]
-    if run.model.encoder_weights == "auto" and resolve_encoder_weights(run.model) == "none":
+    if run.model.encoder_weights == "auto" and start == "none":
         lines.append(
             f"NOTE: keras.applications has no weights of {run.model.encoder}: it starts at random"
         )
@@ -277,6 +288,7 @@ def train(
     records_dir: Path,
     progress: Progress,
     *,
+    predicting: PredictConfig | None = None,
     evaluating: bool = True,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -286,6 +298,7 @@ def train(
       run: from `begin_run`.
       records_dir: a folder made by `data_prep.build_records`.
       progress: takes lines for people.
+      predicting: how whole images are evaluated.
       evaluating: evaluate every `eval_steps` and at the end, and keep the best checkpoint.
       stopping: asked after each step; where true, the run is saved and the function returns.
 
@@ -299,7 +312,8 @@ def train(
             checkpoints.store_run(run)
             progress(f"nothing to do: {run.run_dir} is finished at step {run.train.steps}")
         else:
-            _Loop(run, records_dir, progress, evaluating).go(stopping)
+            loop = _Loop(run, records_dir, progress, evaluating, predicting or PredictConfig())
+            loop.go(stopping)
 
 
 def _is_finished(run: Run, evaluating: bool) -> bool:
@@ -318,7 +332,14 @@ def _is_finished(run: Run, evaluating: bool) -> bool:
 class _Loop:
     """One call's work on a run folder: what `train` needs from step to step."""
 
-    def __init__(self, run: Run, records_dir: Path, progress: Progress, evaluating: bool):
+    def __init__(
+        self,
+        run: Run,
+        records_dir: Path,
+        progress: Progress,
+        evaluating: bool,
+        predicting: PredictConfig,
+    ):
         manifest = read_manifest(records_dir)
         self.samples = manifest.split(run.train.train_split).samples
         if evaluating:
@@ -344,11 +365,12 @@ class _Loop:
         self.skipped = int(max((r.get("skipped_steps", 0) for r in history), default=0))
         self.pending: list[tuple[tf.Tensor, tf.Tensor]] = []
         self.events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
-        self.predictor = Predictor(self.state.model, PredictConfig(), run.long_side_px)
+        self.predictor = Predictor(self.state.model, predicting, run.long_side_px)
 
     def go(self, stopping: Callable[[], bool]) -> None:
         config = self.run.train
-        for line in describe(self.run, self.state, self.samples):
+        replicas = self.strategy.num_replicas_in_sync
+        for line in describe(self.run, self.state, self.samples, replicas):
             self.progress(line)
         if self.step:
             self.progress(f"going on from step {self.step}")
@@ -445,7 +467,14 @@ class _Loop:
             panels_dir=self.run.run_dir / "evaluation" / "panels",
             panels=config.eval_panels if last else 0,
         )
-        self.evaluated_steps.add(self.step)
+        write_evaluation(
+            self.run.run_dir, config.eval_split, scores, step=self.step, samples=config.eval_samples
+        )
+        checkpoints.note_score(
+            self.run.checkpoints_dir,
+            checkpoints.Best(self.step, scores.mean_iou, config.eval_split, config.eval_samples),
+        )
+        # Last: the row says that the evaluation is done.
         self._record(
             {
                 "step": self.step,
@@ -453,10 +482,7 @@ class _Loop:
                 "pixel_accuracy": scores.pixel_accuracy,
             }
         )
-        best = checkpoints.read_best(self.run.checkpoints_dir)
-        if best is None or scores.mean_iou > best[1]:
-            checkpoints.write_best(self.run.checkpoints_dir, self.step, scores.mean_iou)
-        write_evaluation(self.run.run_dir, config.eval_split, scores, step=self.step)
+        self.evaluated_steps.add(self.step)
         self.progress(
             f"step {self.step}: {config.eval_split} mean IoU {scores.mean_iou:.2%}, "
             f"pixel accuracy {scores.pixel_accuracy:.2%}"

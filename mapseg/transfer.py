@@ -7,18 +7,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mapseg.checkpoints import find_checkpoint, read_weights
+from mapseg.checkpoints import find_checkpoint, open_run, read_weights
 from mapseg.encoders import deeplab_names
+from mapseg.labels import LabelSet
 from mapseg.model import assign_weight_arrays, weight_arrays
 
+_LAST_LAYER = "logits-semantic/"
 
-def init_weights(model: keras.Model, source: str) -> list[str]:
+
+def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[str]:
     """Copies every weight whose name and shape fit; the others keep their values.
+
+    The last layer fits only if the source is known to have been trained on the same classes.
 
     Args:
       model: from `build_model`; it is changed.
       source: a run folder (its best checkpoint), a checkpoint's folder or `weights.npz` of mapseg,
         or the prefix of a TF DeepLab checkpoint.
+      label_set: what the model's logits mean.
 
     Returns:
       Lines that say what matched and what did not.
@@ -29,7 +35,12 @@ def init_weights(model: keras.Model, source: str) -> list[str]:
     """
     found = _read_source(model, source)
     own = weight_arrays(model)
-    fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
+    same_classes = _names_of(source) == label_set.names
+    fitting = {
+        k: v
+        for k, v in found.items()
+        if k in own and own[k].shape == v.shape and (same_classes or not k.startswith(_LAST_LAYER))
+    }
     if not fitting:
         raise ValueError(
             f"{source}: init_from must hold weights of this network; none of its {len(found)} fit. "
@@ -53,6 +64,14 @@ def _read_source(model: keras.Model, source: str) -> dict[str, np.ndarray]:
     )
 
 
+def _names_of(source: str) -> tuple[str, ...]:
+    """Returns the classes of the run that a source belongs to; empty where that is unknown."""
+    for folder in (Path(source), *Path(source).absolute().parents[:3]):
+        if (folder / "labels.json").is_file() and (folder / "config.json").is_file():
+            return open_run(folder).label_set.names
+    return ()
+
+
 def _read_deeplab(model: keras.Model, prefix: str) -> dict[str, np.ndarray]:
     try:
         reader = tf.train.load_checkpoint(prefix)
@@ -73,6 +92,6 @@ def _table(
     lines = [f"started from {source}: {len(fitting)} of {len(own)} weights matched"]
     for key, value in own.items():
         if key not in fitting:
-            there = list(found[key].shape) if key in found else "not there"
+            there = f"there {list(found[key].shape)}" if key in found else "not there"
             lines.append(f"  new: {key} {list(value.shape)} ({there})")
     return lines

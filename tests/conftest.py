@@ -45,11 +45,9 @@ def tiny_scene(rng, height=60, width=80):
     return np.clip(image, 0, 255).astype(np.uint8), label
 
 
-@pytest.fixture(scope="session")
-def records_dir(tmp_path_factory):
+def make_tiny_records(root, seed=0):
     """Records of six training and three validation scenes with four classes."""
-    root = tmp_path_factory.mktemp("tiny")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for split, count in (("training", 6), ("validation", 3)):
         for kind in ("images", "labels"):
             (root / "vistas" / split / kind).mkdir(parents=True)
@@ -61,6 +59,12 @@ def records_dir(tmp_path_factory):
     source = find_vistas(root / "vistas")
     build_records(source, root / "records", Resize(), workers=1, progress=lambda _: None)
     return root / "records"
+
+
+@pytest.fixture(scope="session")
+def records_dir(tmp_path_factory):
+    """The records that tests share; they must not change them."""
+    return make_tiny_records(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,24 @@ import pytest
 import tensorflow as tf
 
 from mapseg import checkpoints
-from mapseg.checkpoints import Run
+from mapseg.checkpoints import Best, Run
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.labels import LabelClass, make_label_set
 
 
 def make_run(run_dir, **train):
-    labels = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(3)], "all")
+    classes = tuple(LabelClass(i, f"c{i}", (i, i, i)) for i in range(3))
+    labels = make_label_set(classes, "all")
     train = {"precision": "float32", "schedule_steps": 10, **train}
-    return Run(run_dir, ModelConfig(encoder="mobilenet_v2"), TrainConfig(**train), labels, 512)
+    return Run(
+        run_dir,
+        ModelConfig(encoder="mobilenet_v2"),
+        TrainConfig(**train),
+        labels,
+        512,
+        classes,
+        "d",
+    )
 
 
 def save(run, step, value=0.0, keep=3):
@@ -95,13 +104,35 @@ def test_the_last_n_and_the_best_stay(tmp_path):
     for step in (10, 20, 30, 40):
         save(run, step, keep=2)
         if step == 10:
-            checkpoints.write_best(run.checkpoints_dir, 10, 0.5)
+            checkpoints.note_score(run.checkpoints_dir, Best(10, 0.5, "validation", 0))
     assert checkpoints.saved_steps(run.checkpoints_dir) == [10, 30, 40]
     assert checkpoints.find_checkpoint(tmp_path, "best").name == "step-00000010"
     assert checkpoints.find_checkpoint(tmp_path, "latest").name == "step-00000040"
     assert checkpoints.find_checkpoint(tmp_path, "30").name == "step-00000030"
     with pytest.raises(FileNotFoundError, match=r"\[10, 30, 40\]; got 20"):
         checkpoints.find_checkpoint(tmp_path, "20")
+
+
+def test_best_is_bound_to_what_it_was_measured_on(tmp_path):
+    for found, best_step in (
+        (Best(1, float("nan"), "validation", 0), None),
+        (Best(2, 0.5, "validation", 0), 2),
+        (Best(3, 0.4, "validation", 0), 2),
+        (Best(4, 0.6, "validation", 0), 4),
+        (Best(5, 0.3, "validation", 10), 5),  # other images: not comparable, the newer counts
+        (Best(6, float("nan"), "other", 0), 5),
+    ):
+        checkpoints.note_score(tmp_path, found)
+        best = checkpoints.read_best(tmp_path)
+        assert (best.step if best else None) == best_step
+
+
+def test_records_of_other_classes_are_refused(tmp_path):
+    run = make_run(tmp_path)
+    checkpoints.check_classes(run, run.source_classes, tmp_path)
+    others = [dataclasses.replace(c, name=f"v2-{c.name}") for c in run.source_classes]
+    with pytest.raises(ValueError, match="classes must be those"):
+        checkpoints.check_classes(run, others, tmp_path)
 
 
 def test_best_without_an_evaluation_is_the_newest(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
 from mapseg.export import export
+from mapseg.frames import read_image
+from mapseg.plots import write_jpg
 from mapseg.predict import load_predictor
 
 # What a server does: TensorFlow alone, mapseg hidden.
@@ -21,6 +23,8 @@ serve = saved.signatures["serving_default"]
 np.save(sys.argv[3], serve(images=tf.constant(images))["ids"].numpy())
 png = tf.io.encode_png(images[0])
 assert (saved.segment_encoded(png)["ids"].numpy() == np.load(sys.argv[3])[0]).all()
+jpg = tf.io.read_file(sys.argv[4])
+np.save(sys.argv[5], saved.segment_encoded(jpg)["ids"].numpy())
 """
 
 
@@ -32,18 +36,25 @@ def test_an_export_gives_the_same_ids_without_mapseg(run_dir, tmp_path):
     assert (path / "labels.json").is_file()
     images = np.random.default_rng(0).integers(0, 256, [2, 50, 91, 3], np.uint8)
     np.save(tmp_path / "images.npy", images)
-    arguments = [str(path), str(tmp_path / "images.npy"), str(tmp_path / "ids.npy")]
+    names = ("images.npy", "ids.npy", "frame.jpg", "frame.npy")
+    arguments = [str(path), *(str(tmp_path / name) for name in names)]
+    write_jpg(tmp_path / "frame.jpg", images[1])
     subprocess.run([sys.executable, "-c", _SERVE, *arguments], check=True, cwd=tmp_path)
     ids = np.load(tmp_path / "ids.npy")
     assert ids.shape == (2, 50, 91)
     for image, found in zip(images, ids, strict=True):
         np.testing.assert_array_equal(found, estimator.predict(image, config).ids)
+    frame = read_image(tmp_path / "frame.jpg")  # as infer_main.py decodes it
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "frame.npy"), estimator.predict(frame, config).ids
+    )
 
 
 def test_a_folder_with_other_files_is_refused(run_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / "saved_model.pb").write_text("somebody else's")
     estimator = Estimator(run_dir)
     predictor = load_predictor(estimator.run, PredictConfig())
     with pytest.raises(ValueError, match="export_dir must be new"):
         export(estimator.run, predictor, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt", "saved_model.pb"}

@@ -264,21 +264,3 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(model):
         assert part in str(error.value)
     after = weight_arrays(model)
     assert all(np.array_equal(before[key], after[key]) for key in before)
-
-
-@pytest.mark.addons
-def test_a_saved_model_gives_the_same_logits_at_any_size(model, tmp_path):
-    class Module(tf.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
-        def logits(self, image):
-            return self.model(image, training=False)
-
-    tf.saved_model.save(Module(), str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path))
-    for image in (random_image(20, 33, batch=2), random_image(17, 40)):
-        expected = model(image, training=False)
-        np.testing.assert_allclose(loaded.logits(image), expected, rtol=0, atol=1e-6)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from conftest import TINY, make_tiny_records
 
 from mapseg import checkpoints, train
 from mapseg.config import TrainConfig
@@ -262,7 +262,7 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     assert (run_dir / "loss.png").stat().st_size > 1000
     assert len(list((run_dir / "evaluation" / "panels").glob("*.jpg"))) == 3
     best = checkpoints.read_best(run.checkpoints_dir)
-    assert best[1] == max(r["mean_iou"] for r in history if "mean_iou" in r)
+    assert best.mean_iou == max(r["mean_iou"] for r in history if "mean_iou" in r)
     scores = json.loads((run_dir / "evaluation" / "validation.json").read_text())
     assert scores["iou"].keys() == {"flat--road", "marking--general", "nature--sky"}
 
@@ -277,6 +277,9 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     last = checkpoints.read_history(run.history_path)[-2]
     assert (last["step"], last["learning_rate"]) == (6, 0.0)
 
+    other = make_tiny_records(tmp_path / "other", seed=7)
+    with pytest.raises(ValueError, match="records that it began with"):
+        train.begin_run(run_dir, other, options)
     with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is asked"):
         go(seed=5)
     with pytest.raises(ValueError, match="steps must not be below the saved ones; got 5"):
@@ -295,6 +298,11 @@ def test_fine_tuning_keeps_what_fits(records_dir, run_dir, tmp_path):
     for key in same:
         np.testing.assert_array_equal(own[key], weights[key])
     assert sum("new:" in t for t in told) == 2
+
+
+def test_xla_is_refused_on_several_devices():
+    with pytest.raises(ValueError, match="xla=on must be used with one device; got 2"):
+        train._use_xla(TrainConfig(xla="on"), 2)
 
 
 def test_frozen_batch_norm_does_not_move():
@@ -316,6 +324,9 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path):
     run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "learning_rate": 1e30})
     with pytest.raises(FloatingPointError, match="learning_rate"):
         train.train(run, records_dir, quiet, evaluating=False)
+    # The remedy can be followed in the same folder: nothing was saved yet.
+    again = train.begin_run(tmp_path / "run", records_dir, TINY)
+    assert again.train.learning_rate == 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +7,11 @@ import tensorflow as tf
 from mapseg import checkpoints
 from mapseg.config import ModelConfig
 from mapseg.encoders import deeplab_names
+from mapseg.labels import LabelClass, make_label_set
 from mapseg.model import build_model, weight_arrays
 from mapseg.transfer import init_weights
 
+LABELS = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(21)], "all")
 XCEPTION = ModelConfig(encoder="xception65", encoder_weights="none")
 
 
@@ -40,7 +42,7 @@ def test_a_deeplab_checkpoint_fills_all_but_the_last_layer(xception, tmp_path):
     prefix = str(tmp_path / "model.ckpt")
     write_deeplab_checkpoint(prefix, stored)
 
-    lines = init_weights(xception, prefix)
+    lines = init_weights(xception, prefix, LABELS)
     assert lines[0].endswith(f"{len(own) - 2} of {len(own)} weights matched")
     assert [line.split()[1] for line in lines[1:]] == [
         "logits-semantic/kernel",
@@ -58,17 +60,29 @@ def test_a_deeplab_checkpoint_fills_all_but_the_last_layer(xception, tmp_path):
 
 def test_what_is_not_there_or_does_not_fit_is_named(xception, run_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: init_from must be a run folder"):
-        init_weights(xception, str(tmp_path / "nowhere"))
+        init_weights(xception, str(tmp_path / "nowhere"), LABELS)
     (tmp_path / "bad.npz").write_text("no weights")
     with pytest.raises(ValueError, match=r"bad\.npz"):
-        init_weights(xception, str(tmp_path / "bad.npz"))
+        init_weights(xception, str(tmp_path / "bad.npz"), LABELS)
     np.savez(tmp_path / "other.npz", stranger=np.zeros(3))
     before = weight_arrays(xception)
     with pytest.raises(ValueError, match="none of its 1 fit"):
-        init_weights(xception, str(tmp_path / "other.npz"))
+        init_weights(xception, str(tmp_path / "other.npz"), LABELS)
     for key, value in weight_arrays(xception).items():
         np.testing.assert_array_equal(value, before[key])
-    untrained = dataclasses.replace(checkpoints.open_run(run_dir), run_dir=tmp_path / "run")
+    untrained = replace(checkpoints.open_run(run_dir), run_dir=tmp_path / "run")
     checkpoints.store_run(untrained)
     with pytest.raises(FileNotFoundError, match="train first"):
-        init_weights(xception, str(untrained.run_dir))
+        init_weights(xception, str(untrained.run_dir), LABELS)
+
+
+def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir):
+    run = checkpoints.open_run(run_dir)
+    model = build_model(replace(run.model, encoder_weights="none"), len(run.label_set.classes))
+    assert len(init_weights(model, str(run_dir), run.label_set)) == 1
+    renamed = [replace(c, name=f"other-{c.name}") for c in run.label_set.classes]
+    lines = init_weights(model, str(run_dir), replace(run.label_set, classes=tuple(renamed)))
+    assert [line.split()[1] for line in lines[1:]] == [
+        "logits-semantic/kernel",
+        "logits-semantic/bias",
+    ]
