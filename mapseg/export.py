@@ -18,34 +18,46 @@ _OWN_FILES = {
 
 
 class _Exported(tf.Module):
-    """What a SavedModel offers; it needs nothing but TensorFlow to run."""
+    """What a SavedModel offers; it needs nothing but TensorFlow to run.
+
+    It holds the network's variables but not the Keras model, whose layers Keras 2 would save too,
+    as they are in training.
+    """
 
     def __init__(self, predictor: Predictor):
         super().__init__()
-        self.predictor = predictor
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
-    def segment(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """[B, H, W, 3] uint8 RGB -> ids [B, H, W] uint8, confidence [B], scale [B]."""
+        variables = predictor.model.variables
+        self.weights = [v if isinstance(v, tf.Variable) else v.value for v in variables]
         signature = {
             "ids": tf.TensorSpec([None, None], tf.uint8),
             "confidence": tf.TensorSpec([], tf.float32),
             "scale": tf.TensorSpec([], tf.float32),
         }
-        segment = self.predictor.segment
-        # One image at a time: the predictor's memory is bounded for one.
-        return tf.map_fn(segment, images, fn_output_signature=signature, parallel_iterations=1)
+        batch = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+        file = tf.TensorSpec([], tf.string, name="encoded")
+        segment_one = predictor.segment
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="encoded")])
-    def segment_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-        """One JPEG or PNG file's bytes -> ids [H, W] uint8, confidence [], scale []."""
-        return self.predictor.segment(decode_image(encoded))
+        @tf.function(input_signature=[batch])
+        def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            # One image at a time: the predictor's memory is bounded for one.
+            return tf.map_fn(
+                segment_one, images, fn_output_signature=signature, parallel_iterations=1
+            )
+
+        @tf.function(input_signature=[file])
+        def segment_encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+            return segment_one(decode_image(encoded))
+
+        self.segment = segment
+        self.segment_encoded = segment_encoded
 
 
 def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     """Writes a SavedModel with the classes beside it, and checks it against the predictor.
 
-    `serving_default` takes `images` [B, H, W, 3] uint8 RGB of any batch and size.
+    `serving_default`, also `segment`, takes `images` [B, H, W, 3] uint8 RGB of any batch and size
+    and gives ids [B, H, W] uint8, confidence [B] and scale [B]; `segment_encoded` takes the bytes
+    of one JPEG or PNG file.
 
     Args:
       run: for the classes.

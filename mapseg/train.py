@@ -374,6 +374,7 @@ class _Loop:
             self.progress(line)
         if self.step:
             self.progress(f"going on from step {self.step}")
+        self.progress("the first step is being compiled; on a GPU this can take minutes")
         compiled = make_step(self.state, config, self.strategy)
         batches = iter(
             self.strategy.experimental_distribute_dataset(

@@ -75,6 +75,7 @@ def test_every_slot_is_resumed_exactly(name, precision, tmp_path):
 
 
 _PREDICT = """
+import sys
 import numpy as np
 from mapseg.estimator import Estimator
 found = Estimator(sys.argv[1], progress=lambda _: None).predict(np.load(sys.argv[2]))
