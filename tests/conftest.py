@@ -75,3 +75,9 @@ def run_dir(records_dir, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
     Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
     return run_dir
+
+
+def pytest_collection_modifyitems(items):
+    """Runs the long files first, so that two workers end together."""
+    long = ("test_train", "test_readme", "test_addons", "test_export", "test_estimator")
+    items.sort(key=lambda item: item.path.stem not in long)
