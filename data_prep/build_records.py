@@ -18,7 +18,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,18 +33,19 @@ from data_prep import sources
 from data_prep.convert import (
     PARTS_DIR,
     Job,
+    Part,
     Resize,
     convert_shard,
     part_path,
     read_part,
 )
+from data_prep.facts import join_facts
 from mapseg import cli
-from mapseg.files import locked
+from mapseg.files import locked, write_bytes
 from mapseg.records import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
-    Split,
     read_manifest,
     shard_name,
     write_manifest,
@@ -106,10 +106,12 @@ def build_records(
         todo = [job for job in jobs if not _finished(job)]
         done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in todo)
         _convert(todo, done, workers, progress)
-        manifest = _merge(old, source, resize, jobs)
+        manifest, tables = _merge(old, source, resize, jobs)
         if old is not None and not todo and manifest == old:
             progress(f"nothing to do: {records_dir} is finished")
         else:
+            for name, table in tables.items():
+                write_bytes(records_dir / name, table)
             write_manifest(records_dir, manifest)
     return manifest
 
@@ -176,7 +178,7 @@ def partition(sizes: Sequence[int]) -> list[list[int]]:
 def _check_made_from(records_dir: Path, split: str, jobs: Sequence[Job]) -> None:
     """Refuses a finished split that was made from other files or options."""
     paths = sorted((records_dir / PARTS_DIR).glob(_pattern(split)))
-    old = [part.made_from for path in paths if (part := read_part(path, split))]
+    old = [part.made_from for path in paths if (part := read_part(path))]
     new = [job.made_from for job in jobs]
     if old != new:
         raise ValueError(
@@ -210,12 +212,12 @@ def _discard_others(records_dir: Path, split: str, jobs: Sequence[Job]) -> None:
             path.unlink()
 
 
-def _finished(job: Job) -> Split | None:
-    """Returns what a finished shard holds; None where it has still to be made."""
-    part = read_part(part_path(job.path), job.split)
+def _finished(job: Job) -> Part | None:
+    """Returns what is noted of a finished shard; None where it has still to be made."""
+    part = read_part(part_path(job.path))
     if part is None or part.made_from != job.made_from or not job.path.is_file():
         return None
-    return part.content if job.path.stat().st_size == part.content.shards[0].bytes else None
+    return part if job.path.stat().st_size == part.shard.bytes else None
 
 
 def _convert(jobs: Sequence[Job], done: int, workers: int, progress: Callable[[str], None]) -> None:
@@ -326,38 +328,34 @@ def _count() -> None:
 
 def _merge(
     old: Manifest | None, source: sources.Source, resize: Resize, jobs: Sequence[Job]
-) -> Manifest:
-    """Returns the manifest of what was there before and all jobs, which are finished."""
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Returns the manifest of what was there before and all jobs, which are finished.
+
+    Beside it the new splits' tables of tiles, by file name.
+    """
     splits = dict(old.splits) if old else {}
+    tables = {}
     for split in source.splits:
-        contents = [_finished(job) for job in jobs if job.split == split.name]
+        found = [_finished(job) for job in jobs if job.split == split.name]
+        parts = [part for part in found if part is not None]
         options = {
             "image_dir": str(split.image_dir.resolve()),
             "label_dir": str(split.label_dir.resolve()),
             "label_version": source.label_version,
             **_resize_json(resize),
         }
-        splits[split.name] = _join([c for c in contents if c is not None], options)
+        shards = [part.shard for part in parts]
+        facts = [sample for part in parts for sample in part.facts]
+        content, table = join_facts(split.name, shards, facts, {}, source.classes, options)
+        splits[split.name], tables[content.tile_table] = content, table
     skipped = {**(old.skipped if old else {}), **source.skipped}
-    return Manifest(
+    manifest = Manifest(
         mapseg_version=mapseg.__version__,
         classes=source.classes,
         splits=splits,
         skipped={name: reason for name, reason in skipped.items() if name not in splits},
     )
-
-
-def _join(contents: Sequence[Split], options: dict[str, Any]) -> Split:
-    sizes: Counter[tuple[int, int]] = sum((Counter(c.sizes) for c in contents), Counter())
-    return Split(
-        name=contents[0].name,
-        shards=tuple(shard for c in contents for shard in c.shards),
-        pixels={name: sum(c.pixels[name] for c in contents) for name in contents[0].pixels},
-        sizes=dict(sorted(sizes.items())),
-        options=options,
-        made_upright=tuple(key for c in contents for key in c.made_upright),
-        kept_turned=tuple(key for c in contents for key in c.kept_turned),
-    )
+    return manifest, tables
 
 
 def main(argv: Sequence[str]) -> int:

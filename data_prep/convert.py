@@ -9,7 +9,6 @@ import io
 import json
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, SampleFacts, note_facts
 from data_prep.sources import Pair
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
-from mapseg.records import Split, encode_sample, write_shard
-
-MADE_UPRIGHT, KEPT_TURNED = "made_upright", "kept_turned"
+from mapseg.records import Shard, encode_sample, write_shard
+from mapseg.tiles import encode_tiles
 
 PARTS_DIR = ".parts"
 
@@ -67,30 +66,18 @@ class Resize:
         return height, width
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A converted pair.
-
-    Attributes:
-      record: a serialized tf.train.Example.
-      size: (height, width) as stored.
-      pixels: [256] int64, stored pixels by source id.
-      orientation: MADE_UPRIGHT or KEPT_TURNED where the image has an EXIF orientation.
-    """
-
-    record: bytes
-    size: tuple[int, int]
-    pixels: np.ndarray
-    orientation: str = ""
-
-
-def convert_pair(pair: Pair, resize: Resize, source_ids: tuple[int, ...]) -> Sample:
+def convert_pair(
+    pair: Pair, resize: Resize, source_ids: tuple[int, ...]
+) -> tuple[bytes, SampleFacts]:
     """Reads, checks and encodes one pair.
 
     Args:
       pair: its files are read once.
       resize: how it is resized.
       source_ids: the ids of the class table.
+
+    Returns:
+      A serialized tf.train.Example, and what is in it.
 
     Raises:
       ValueError: a file that is truncated, of a kind that cannot be used, or not decodable; an id
@@ -113,15 +100,13 @@ def convert_pair(pair: Pair, resize: Resize, source_ids: tuple[int, ...]) -> Sam
         with _naming(pair.image_path):
             image.draft("L", (1, 1))  # an eighth of a JPEG's size reads all its bytes, and faster
             image.load()
+    ids = np.asarray(label)
     if target != size:
-        label = Image.fromarray(resize_label(np.asarray(label), target))
-        label_png = _to_png(label)
-    return Sample(
-        record=encode_sample(pair.key, data, image_format, target, channels, label_png),
-        size=target,
-        pixels=np.array(label.histogram(), np.int64),
-        orientation=orientation,
-    )
+        ids = resize_label(ids, target)
+        label_png = _to_png(ids)
+    tiles = encode_tiles(ids)
+    record = encode_sample(pair.key, data, image_format, target, channels, label_png, tiles)
+    return record, note_facts(pair.key, ids, data, orientation)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -186,7 +171,7 @@ def _read_label(path: Path, source_ids: tuple[int, ...]) -> tuple[bytes, Image.I
             f"got {', '.join(map(str, unknown))}. Remedy: choose the table that belongs to these "
             'labels, or add the ids to it, with "evaluate": false if they are no class'
         )
-    return _strip_palette(data) if depth == 8 else _to_png(label), label
+    return _strip_palette(data) if depth == 8 else _to_png(np.asarray(label)), label
 
 
 def _strip_palette(png: bytes) -> bytes:
@@ -239,9 +224,9 @@ def _to_jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _to_png(label: Image.Image) -> bytes:
+def _to_png(label: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(label)).save(buffer, "PNG")  # through an array: palettes stay behind
+    Image.fromarray(label).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -270,11 +255,13 @@ class Part:
     """What is noted beside a finished shard, for the manifest and for a resumed conversion.
 
     Attributes:
-      content: a split of this one shard.
+      shard: the file.
+      facts: of its samples, in order.
       made_from: as in its job.
     """
 
-    content: Split
+    shard: Shard
+    facts: tuple[SampleFacts, ...]
     made_from: dict[str, Any]
 
 
@@ -289,32 +276,22 @@ def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
       ValueError: as `convert_pair`.
       OSError: a file cannot be read or written.
     """
-    pixels = np.zeros(256, np.int64)
-    sizes: Counter[tuple[int, int]] = Counter()
-    keys: dict[str, list[str]] = {MADE_UPRIGHT: [], KEPT_TURNED: []}
+    facts: list[SampleFacts] = []
     source_ids = tuple(c.id for c in job.classes)
 
     def records() -> Iterator[bytes]:
         for pair in job.pairs:
-            sample = convert_pair(pair, job.resize, source_ids)
-            pixels[:] += sample.pixels
-            sizes[sample.size] += 1
-            if sample.orientation:
-                keys[sample.orientation].append(pair.key)
-            yield sample.record
+            record, found = convert_pair(pair, job.resize, source_ids)
+            facts.append(found)
+            yield record
             after_pair()
 
     shard = write_shard(job.path, records())
-    content = Split(
-        name=job.split,
-        shards=(shard,),
-        pixels={c.name: int(pixels[c.id]) for c in job.classes},
-        sizes=dict(sizes),
-        options={},
-        made_upright=tuple(keys[MADE_UPRIGHT]),
-        kept_turned=tuple(keys[KEPT_TURNED]),
-    )
-    part = {"content": content.to_json(), "made_from": job.made_from}
+    part = {
+        "shard": vars(shard),
+        "facts": [found.to_json() for found in facts],
+        "made_from": job.made_from,
+    }
     write_text(part_path(job.path), json.dumps(part))
 
 
@@ -323,10 +300,11 @@ def part_path(shard_path: Path) -> Path:
     return shard_path.parent / PARTS_DIR / f"{shard_path.name}.json"
 
 
-def read_part(path: Path, split: str) -> Part | None:
-    """Reads a part of a split; None where there is none that can be used."""
+def read_part(path: Path) -> Part | None:
+    """Reads a part; None where there is none that can be used."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Part(Split.from_json(split, raw["content"]), raw["made_from"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        facts = tuple(SampleFacts.from_json(found) for found in raw["facts"])
+        return Part(Shard(**raw["shard"]), facts, raw["made_from"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return None

@@ -1,8 +1,10 @@
 """The disk format: one sample is one tf.train.Example, in shards beside a manifest.
 
-A records folder holds `<split>-00003-of-00010.tfrecord` shards and `manifest.json`. A record has
-the field names of TF DeepLab: the image as its own JPEG or PNG bytes, the label as a greyscale PNG
-of *source* ids. Label sets are applied while reading, so one conversion serves them all.
+A records folder holds `<split>-00003-of-00010.tfrecord` shards, `manifest.json`, and for each split
+a table of what its label tiles hold. A record has the field names of TF DeepLab: the image as its
+own JPEG or PNG bytes, the label as a greyscale PNG of *source* ids; and two of our own, which
+others' readers pass over: the label again in tiles (tiles.py), and their size. Label sets are
+applied while reading, so one conversion serves them all.
 
 TensorFlow is imported by the two functions that decode: the conversion's workers import this
 module to write records, and TensorFlow would cost each of them 5 s and half a gigabyte.
@@ -14,7 +16,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +25,12 @@ import numpy as np
 
 from mapseg.files import whole_file, write_text
 from mapseg.labels import LabelClass, LabelSet, make_label_set, parse_class_table
+from mapseg.tiles import TILE_PX, TileTable, read_tile_table
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # length and its CRC; CRC of the data
@@ -57,8 +60,11 @@ class Split:
       pixels: by name of source class, the pixels of the stored labels.
       sizes: by (height, width) as stored, the samples of that size.
       options: how it was made: folders, label version, resizing.
+      tile_table: name of the file that says which source ids each label tile holds.
+      tile_table_sha256: of that file.
       made_upright: keys of images that were turned as their EXIF orientation says.
       kept_turned: keys of images whose EXIF orientation contradicts their label: bytes kept.
+      left_out: by key of a pair that could not be converted, the reason.
     """
 
     name: str
@@ -66,8 +72,11 @@ class Split:
     pixels: dict[str, int]
     sizes: dict[tuple[int, int], int]
     options: dict[str, Any]
+    tile_table: str
+    tile_table_sha256: str
     made_upright: tuple[str, ...] = ()
     kept_turned: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -92,7 +101,10 @@ class Split:
             "sizes": {f"{height}x{width}": n for (height, width), n in self.sizes.items()},
             "made_upright": list(self.made_upright),
             "kept_turned": list(self.kept_turned),
+            "left_out": self.left_out,
             "pixels": self.pixels,
+            "tile_table": self.tile_table,
+            "tile_table_sha256": self.tile_table_sha256,
             "shards": [vars(shard) for shard in self.shards],
         }
 
@@ -106,8 +118,11 @@ class Split:
             pixels=dict(raw["pixels"]),
             sizes={(int(height), int(width)): n for (height, width), n in sizes.items()},
             options=dict(raw["options"]),
+            tile_table=str(raw["tile_table"]),
+            tile_table_sha256=str(raw["tile_table_sha256"]),
             made_upright=tuple(raw["made_upright"]),
             kept_turned=tuple(raw["kept_turned"]),
+            left_out=dict(raw["left_out"]),
         )
 
 
@@ -217,6 +232,23 @@ def write_manifest(records_dir: Path, manifest: Manifest) -> None:
     write_text(records_dir / MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1) + "\n")
 
 
+def read_split_tiles(records_dir: Path | str, split: str) -> TileTable:
+    """Reads which source ids each label tile of a split holds.
+
+    Raises:
+      FileNotFoundError: no records there, or the table is missing.
+      ValueError: an unknown split, or a table that is not the one that was written.
+    """
+    content = read_manifest(records_dir).split(split)
+    path = Path(records_dir) / content.tile_table
+    return read_tile_table(path, content.tile_table_sha256, _REMAKE)
+
+
+def tile_table_name(split: str) -> str:
+    """Returns the file name of a split's table of tiles."""
+    return f"{split}-tiles.npz"
+
+
 def shard_name(split: str, number: int, count: int) -> str:
     """Returns the file name of shard `number` (from 0) of `count`."""
     return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
@@ -250,7 +282,13 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 def encode_sample(
-    name: str, image: bytes, image_format: str, size: tuple[int, int], channels: int, label: bytes
+    name: str,
+    image: bytes,
+    image_format: str,
+    size: tuple[int, int],
+    channels: int,
+    label: bytes,
+    tiles: Sequence[bytes],
 ) -> bytes:
     """Encodes one sample; equal arguments give equal bytes.
 
@@ -261,6 +299,7 @@ def encode_sample(
       size: (height, width) of both image and label.
       channels: of the image.
       label: an 8-bit greyscale PNG of source ids.
+      tiles: the label again, as `tiles.encode_tiles` cuts it.
 
     Returns:
       A serialized tf.train.Example.
@@ -274,25 +313,28 @@ def encode_sample(
             "image/height": size[0],
             "image/segmentation/class/encoded": label,
             "image/segmentation/class/format": b"png",
+            "image/segmentation/class/tile_px": TILE_PX,
+            "image/segmentation/class/tiles": tiles,
             "image/width": size[1],
         }
     )
 
 
-def _example(features: dict[str, bytes | int]) -> bytes:
+def _example(features: dict[str, int | bytes | Sequence[bytes]]) -> bytes:
     # The protobuf wire format of tf.train.Example, whose own serializer needs TensorFlow and
     # orders the features anew in every process.
-    entries = b""
-    for key, value in features.items():
-        entry = _field(1, key.encode()) + _field(2, _feature(value))
-        entries += _field(1, entry)
-    return _field(1, entries)
+    entries = (
+        _field(1, _field(1, key.encode()) + _field(2, _feature(value)))
+        for key, value in features.items()
+    )
+    return _field(1, b"".join(entries))
 
 
-def _feature(value: bytes | int) -> bytes:
+def _feature(value: int | bytes | Sequence[bytes]) -> bytes:
     if isinstance(value, int):
         return _field(3, _field(1, _varint(value)))  # Int64List
-    return _field(1, _field(1, value))  # BytesList
+    values = [value] if isinstance(value, bytes) else value
+    return _field(1, b"".join(_field(1, one) for one in values))  # BytesList
 
 
 def _field(number: int, payload: bytes) -> bytes:

@@ -550,7 +550,7 @@ def test_the_real_sample(tmp_path):
     lane = [s.pixels["marking--general"] for s in manifest.splits.values()]
     assert sum(lane) == lane_pixels > 0
     size = sum(p.stat().st_size for p in source.glob("*/*/*"))
-    assert sum(p.stat().st_size for p in tmp_path.glob("*.tfrecord")) < 1.01 * size
+    assert sum(p.stat().st_size for p in tmp_path.glob("*.tfrecord")) < 1.2 * size
 
 
 @needs_shared

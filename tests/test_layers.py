@@ -17,6 +17,7 @@ ORDER = [
     "losses",
     "addons",
     "optimizers",
+    "tiles",
     "records",
     "transforms",
     "pipeline",

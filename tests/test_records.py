@@ -25,6 +25,7 @@ from mapseg.records import (
     write_manifest,
     write_shard,
 )
+from mapseg.tiles import encode_tiles
 
 CLASSES = (
     LabelClass(0, "road", (128, 64, 128)),
@@ -49,7 +50,13 @@ def scene(i):
 def sample(i, name=None):
     image, label = scene(i)
     return encode_sample(
-        name or f"-key_{i}", encoded(image, "PNG"), "png", SIZES[i], 3, encoded(label, "PNG")
+        name or f"-key_{i}",
+        encoded(image, "PNG"),
+        "png",
+        SIZES[i],
+        3,
+        encoded(label, "PNG"),
+        encode_tiles(label),
     )
 
 
@@ -60,7 +67,13 @@ def write_records(folder, records=None):
         write_shard(folder / shard_name("training", 1, 2), records[2:]),
     ]
     split = Split(
-        "training", tuple(shards), {c.name: 0 for c in CLASSES}, {(4, 6): 2, (8, 4): 1}, {}
+        "training",
+        tuple(shards),
+        {c.name: 0 for c in CLASSES},
+        {(4, 6): 2, (8, 4): 1},
+        {},
+        "training-tiles.npz",
+        "",
     )
     manifest = Manifest("0", CLASSES, {"training": split}, {"testing": "no labels"})
     write_manifest(folder, manifest)
@@ -79,13 +92,16 @@ def open_descriptors(folder):
 
 def test_a_record_is_the_example_that_tensorflow_writes():
     label = encoded(np.full((3, 400), 7, np.uint8), "PNG")
-    record = encode_sample("ä/b", b"\x00\xff" * 9000, "jpeg", (3, 400), 1, label)
+    record = encode_sample("ä/b", b"\x00\xff" * 9000, "jpeg", (3, 400), 1, label, [label, b"2"])
     features = tf.train.Example.FromString(record).features.feature
     assert {k: v.int64_list.value[0] for k, v in features.items() if v.HasField("int64_list")} == {
         "image/height": 3,
         "image/width": 400,
         "image/channels": 1,
+        "image/segmentation/class/tile_px": 256,
     }
+    tiles = features.pop("image/segmentation/class/tiles")
+    assert list(tiles.bytes_list.value) == [label, b"2"]
     assert {k: v.bytes_list.value[0] for k, v in features.items() if v.HasField("bytes_list")} == {
         "image/encoded": b"\x00\xff" * 9000,
         "image/filename": "ä/b".encode(),
@@ -128,7 +144,7 @@ def test_the_manifest_is_read_back(tmp_path):
 
 
 def test_long_side_is_the_median_over_samples():
-    split = Split("a", (), {}, {(10, 20): 3, (50, 40): 1, (30, 31): 1}, {})
+    split = Split("a", (), {}, {(10, 20): 3, (50, 40): 1, (30, 31): 1}, {}, "", "")
     assert split.long_side_px == 20  # of 20 20 20 31 50
 
 
@@ -154,7 +170,7 @@ def test_a_label_set_of_ones_own(tmp_path):
 def test_grey_images_get_three_channels(tmp_path, image_format):
     data = encoded(scene(0)[0][..., 0], image_format)
     label = encoded(scene(0)[1], "PNG")
-    record = encode_sample("grey", data, image_format.lower(), SIZES[0], 1, label)
+    record = encode_sample("grey", data, image_format.lower(), SIZES[0], 1, label, [])
     write_records(tmp_path, [record])
     image, *_ = next(iter(read_samples(tmp_path, "training")))
     grey = np.asarray(Image.open(io.BytesIO(data)))
@@ -192,7 +208,7 @@ def test_a_truncated_shard_is_named(tmp_path, keep):
         index_split(tmp_path, "training")
     whole = manifest.split("training").shards[1]
     cut = type(whole)(whole.file, 1, path.stat().st_size, whole.sha256)
-    split = Split("training", (cut,), {}, {(4, 6): 1}, {})
+    split = Split("training", (cut,), {}, {(4, 6): 1}, {}, "", "")
     write_manifest(tmp_path, Manifest("0", CLASSES, {"training": split}, {}))
     with pytest.raises(ValueError, match=r"training-00001-of-00002.*truncated"):
         index_split(tmp_path, "training")
@@ -218,8 +234,8 @@ def test_no_records_there(tmp_path):
 def test_an_unknown_format_is_refused(tmp_path):
     write_records(tmp_path)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(ValueError, match=r"format_version must be 1.*got 2\. Remedy"):
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(ValueError, match=r"format_version must be 2.*got 3\. Remedy"):
         read_manifest(tmp_path)
 
 
@@ -246,6 +262,6 @@ def test_jpegs_are_decoded_exactly_as_pillow_does(tmp_path):
     path = min((SHARED / "mapillary_sample/training/images").glob("*.jpg"), key=os.path.getsize)
     image = np.asarray(Image.open(path))
     label = encoded(np.zeros(image.shape[:2], np.uint8), "PNG")
-    record = encode_sample("a", path.read_bytes(), "jpeg", image.shape[:2], 3, label)
+    record = encode_sample("a", path.read_bytes(), "jpeg", image.shape[:2], 3, label, [])
     write_records(tmp_path, [record])
     np.testing.assert_array_equal(next(iter(read_samples(tmp_path, "training")))[0], image)

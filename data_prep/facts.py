@@ -1,0 +1,113 @@
+"""What is known of a sample beside its record: noted in converting, summed up in the manifest."""
+
+import base64
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mapseg.labels import LabelClass
+from mapseg.records import Shard, Split, tile_table_name
+from mapseg.tiles import TileTable, count_ids, encode_tile_table, pack_ids
+
+MADE_UPRIGHT, KEPT_TURNED = "made_upright", "kept_turned"
+
+
+@dataclass(frozen=True, eq=False)
+class SampleFacts:
+    """A stored sample.
+
+    Attributes:
+      key: of the pair.
+      size: (height, width) as stored.
+      pixels: by source id that it has, its pixels.
+      held: [tiles, 32] uint8, as in `tiles.TileTable`.
+      image_sha256: of the stored image's bytes.
+      orientation: MADE_UPRIGHT or KEPT_TURNED where the image has an EXIF orientation.
+    """
+
+    key: str
+    size: tuple[int, int]
+    pixels: dict[int, int]
+    held: np.ndarray
+    image_sha256: str
+    orientation: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `from_json` reads back."""
+        held = base64.b64encode(zlib.compress(self.held.tobytes()))
+        return {**vars(self), "size": list(self.size), "held": held.decode()}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "SampleFacts":
+        """Rebuilds facts that `to_json` wrote."""
+        held = np.frombuffer(zlib.decompress(base64.b64decode(raw["held"])), np.uint8)
+        height, width = raw["size"]
+        return cls(
+            key=raw["key"],
+            size=(height, width),
+            pixels={int(source_id): pixels for source_id, pixels in raw["pixels"].items()},
+            held=held.reshape(-1, 32),
+            image_sha256=raw["image_sha256"],
+            orientation=raw["orientation"],
+        )
+
+
+def note_facts(key: str, label: np.ndarray, image: bytes, orientation: str = "") -> SampleFacts:
+    """Notes the facts of a sample from its label [H, W] uint8 and its encoded image, as stored."""
+    counts = count_ids(label)
+    pixels = counts.sum(axis=0)
+    return SampleFacts(
+        key=key,
+        size=(label.shape[0], label.shape[1]),
+        pixels={int(i): int(pixels[i]) for i in np.flatnonzero(pixels)},
+        held=pack_ids(counts),
+        image_sha256=hashlib.sha256(image).hexdigest(),
+        orientation=orientation,
+    )
+
+
+def join_facts(
+    name: str,
+    shards: Sequence[Shard],
+    facts: Sequence[SampleFacts],
+    left_out: dict[str, str],
+    classes: Sequence[LabelClass],
+    options: dict[str, Any],
+) -> tuple[Split, bytes]:
+    """Sums up a split.
+
+    Args:
+      name: of the split.
+      shards: in order.
+      facts: of every sample, in stored order.
+      left_out: by key of a pair that could not be converted, the reason.
+      classes: the source's class table.
+      options: how the split was made.
+
+    Returns:
+      What the manifest says of the split, and the content of its table of tiles.
+    """
+    pixels: Counter[int] = Counter()
+    for sample in facts:
+        pixels.update(sample.pixels)
+    width = max(c.id for c in classes) // 8 + 1  # no id has a bit beyond
+    held = np.concatenate([sample.held for sample in facts])[:, :width]
+    table = encode_tile_table(TileTable(np.array([f.size for f in facts], np.int32), held))
+    split = Split(
+        name=name,
+        shards=tuple(shards),
+        pixels={c.name: pixels[c.id] for c in classes},
+        sizes=dict(sorted(Counter(sample.size for sample in facts).items())),
+        options=options,
+        tile_table=tile_table_name(name),
+        tile_table_sha256=hashlib.sha256(table).hexdigest(),
+        made_upright=tuple(f.key for f in facts if f.orientation == MADE_UPRIGHT),
+        kept_turned=tuple(f.key for f in facts if f.orientation == KEPT_TURNED),
+        left_out=left_out,
+    )
+    return split, table

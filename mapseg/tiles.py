@@ -1,0 +1,160 @@
+"""Labels in tiles: a window of one is put together from few, and a table knows what each holds.
+
+A label [H, W] is cut, from its top left corner, into squares of TILE_PX pixels that are stored row
+by row. Those at the right and the bottom are filled up with zeros, so all decode to one size.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# Measured on 12-megapixel Vistas labels and windows of 257 to 1026 pixels: smaller tiles cost more
+# for their number, larger ones for the pixels around the window.
+TILE_PX = 256
+
+# Level 3 takes half the time of 6, for 8 % more bytes.
+_PNG_OPTIONS = (
+    (cv2.IMWRITE_PNG_COMPRESSION, 3),
+    (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+)
+
+
+def tile_grid(size: Sequence[int]) -> tuple[int, int]:
+    """Returns (rows, columns) of the tiles of a label of (height, width)."""
+    return -(-int(size[0]) // TILE_PX), -(-int(size[1]) // TILE_PX)
+
+
+def cut_tiles(label: np.ndarray) -> list[np.ndarray]:
+    """Cuts a label [H, W] into its tiles, row by row; those at the edges are smaller."""
+    height, width = label.shape
+    return [
+        label[top : top + TILE_PX, left : left + TILE_PX]
+        for top in range(0, height, TILE_PX)
+        for left in range(0, width, TILE_PX)
+    ]
+
+
+def encode_tiles(label: np.ndarray) -> list[bytes]:
+    """Encodes the tiles of a label.
+
+    Args:
+      label: [H, W] uint8.
+
+    Returns:
+      Greyscale PNGs of TILE_PX by TILE_PX pixels, row by row.
+    """
+    rows, columns = tile_grid(label.shape)
+    padded = np.zeros((rows * TILE_PX, columns * TILE_PX), np.uint8)
+    padded[: label.shape[0], : label.shape[1]] = label
+    options = [number for pair in _PNG_OPTIONS for number in pair]
+    return [cv2.imencode(".png", tile, options)[1].tobytes() for tile in cut_tiles(padded)]
+
+
+def decode_tile(png: bytes) -> np.ndarray:
+    """Decodes one tile, [TILE_PX, TILE_PX] uint8.
+
+    Raises:
+      ValueError: it is not such a PNG.
+    """
+    tile = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    if tile is None or tile.shape != (TILE_PX, TILE_PX) or tile.dtype != np.uint8:
+        raise ValueError(f"a tile must be an 8-bit greyscale PNG of {TILE_PX}x{TILE_PX} pixels")
+    return tile
+
+
+def decode_window(
+    tiles: Sequence[bytes], size: tuple[int, int], window: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Decodes a window of a label from the tiles that it touches.
+
+    Args:
+      tiles: all tiles of the label.
+      size: (height, width) of the label.
+      window: (top, left, height, width), within the label.
+
+    Returns:
+      [height, width] uint8.
+    """
+    top, left, height, width = window
+    columns = tile_grid(size)[1]
+    first_row, first_column = top // TILE_PX, left // TILE_PX
+    rows, end_column = -(-(top + height) // TILE_PX), -(-(left + width) // TILE_PX)
+    whole = np.vstack(
+        [
+            np.hstack(
+                [decode_tile(tiles[row * columns + c]) for c in range(first_column, end_column)]
+            )
+            for row in range(first_row, rows)
+        ]
+    )
+    top, left = top - first_row * TILE_PX, left - first_column * TILE_PX
+    return whole[top : top + height, left : left + width]
+
+
+def count_ids(label: np.ndarray) -> np.ndarray:
+    """Counts the pixels of every id in every tile: label [H, W] uint8 -> [tiles, 256] int64."""
+    return np.stack([np.bincount(tile.reshape(-1), minlength=256) for tile in cut_tiles(label)])
+
+
+@dataclass(frozen=True, eq=False)
+class TileTable:
+    """Which source ids each tile of a split holds.
+
+    Attributes:
+      sizes: [samples, 2] int32, (height, width) of each sample, in stored order.
+      held: [tiles, bytes] uint8; a tile's bits, as `numpy.packbits` orders them, say which ids it
+        holds, from 0 on. A sample's tiles lie together.
+    """
+
+    sizes: np.ndarray
+    held: np.ndarray
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """[samples + 1] int64: the place in `held` of each sample's first tile, and the end."""
+        grids = -(-self.sizes.astype(np.int64) // TILE_PX)
+        return np.concatenate([[0], np.cumsum(grids.prod(axis=1))])
+
+    def holding(self, ids: Sequence[int]) -> np.ndarray:
+        """Returns the places in `held` of the tiles that hold any of these ids, ascending."""
+        bits = np.zeros(256, np.uint8)
+        bits[list(ids)] = 1
+        mask = np.packbits(bits)[: self.held.shape[1]]
+        found = np.zeros(len(self.held), bool)
+        for column in np.flatnonzero(mask):
+            found |= (self.held[:, column] & mask[column]) != 0
+        return np.flatnonzero(found)
+
+
+def pack_ids(counts: np.ndarray) -> np.ndarray:
+    """Turns `count_ids` into rows of a table: [tiles, 256] -> [tiles, 32] uint8."""
+    return np.packbits(counts > 0, axis=1)
+
+
+def encode_tile_table(table: TileTable) -> bytes:
+    """Returns a table as the content of an .npz file; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, sizes=table.sizes, held=table.held)
+    return buffer.getvalue()
+
+
+def read_tile_table(path: Path, sha256: str, remedy: str) -> TileTable:
+    """Reads a table.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it is not the one that was written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: this table is missing. {remedy}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{path}: must be as it was written; its sha256 differs. {remedy}")
+    with np.load(io.BytesIO(data)) as arrays:
+        return TileTable(arrays["sizes"], arrays["held"])
