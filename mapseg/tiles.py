@@ -62,7 +62,7 @@ def decode_tile(png: bytes) -> np.ndarray:
     Raises:
       ValueError: it is not such a PNG.
     """
-    tile = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    tile = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
     if tile is None or tile.shape != (TILE_PX, TILE_PX) or tile.dtype != np.uint8:
         raise ValueError(f"a tile must be an 8-bit greyscale PNG of {TILE_PX}x{TILE_PX} pixels")
     return tile
