@@ -115,6 +115,21 @@ class TrainConfig(_Checked):
         check=_SHARE,
         identity=True,
     )
+    class_balance: float = _option(
+        0.0,
+        "share of the crops, 0 to 1, that are drawn around a pixel of a uniformly chosen class",
+        check=(lambda v: 0 <= v <= 1, "0 to 1"),
+        identity=True,
+    )
+    crops_per_read: int = _option(
+        1,
+        "crops of a batch that are taken from one record: reads less, mixes less",
+        check=_POSITIVE,
+        identity=True,
+    )
+    input_memory_mb: int = _option(
+        2048, "memory on the host that reading crops may take, in MB", check=_POSITIVE
+    )
     loss: str = _option("ce", "ce is cross entropy", choices=("ce",), identity=True)
     optimizer: str = _option(
         "sgd",
@@ -188,6 +203,11 @@ class TrainConfig(_Checked):
         if self.max_scale < self.min_scale:
             raise ValueError(
                 f"max_scale must be at least min_scale; got {self.max_scale} < {self.min_scale}"
+            )
+        if self.batch_size % self.crops_per_read:
+            raise ValueError(
+                f"batch_size must be a multiple of crops_per_read, {self.crops_per_read}; "
+                f"got {self.batch_size}"
             )
 
     @property

@@ -1,39 +1,89 @@
 """Shards -> batches; what is in a batch is a pure function of (records, config, step)."""
 
+import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from mapseg.config import TrainConfig
-from mapseg.labels import make_label_set
-from mapseg.records import decode_sample, index_split, read_manifest, read_record
-from mapseg.transforms import augment
+from mapseg.labels import VOID, make_label_set
+from mapseg.records import (
+    Split,
+    index_split,
+    read_manifest,
+    read_record,
+    read_split_tiles,
+)
+from mapseg.sampling import draw_sample, find_class_tiles
+from mapseg.transforms import augment, pad, random_scale, random_window, shrink_of
+from mapseg.windows import (
+    Sample,
+    decode_image_window,
+    decode_label_tile,
+    decode_label_window,
+    parse_sample,
+)
 
-# Keeps the augmentation's random stream apart from the network's dropout.
+# Keeps the augmentation's random numbers apart from others of the same seed.
 _AUGMENTATION = 1
+_BATCHES_AHEAD = 2
+_BATCHES_IN_HAND = 2  # one being put together, one being trained on
+_WHOLE_BYTES_PER_PX = 8  # the image twice, the label, and its source ids
 
 
-def sample_order(seed: int, position: tf.Tensor, samples: int) -> tf.Tensor:
-    """Says which sample comes at a position of the endless, shuffled stream.
-
-    Every epoch is a permutation of all samples, another one for each epoch, computed without a
-    buffer, so that any position can be asked for.
+def make_crop(
+    sample: Sample,
+    table: np.ndarray,
+    config: TrainConfig,
+    rng: np.random.Generator,
+    focus: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes one training crop of a sample, decoding only what it needs of it.
 
     Args:
-      seed: of the run.
-      position: [] int64, 0 for the stream's first sample.
-      samples: how many there are.
+      sample: a parsed record.
+      table: [256] uint8, train id by source id.
+      config: crop size and augmentation.
+      rng: the crop is a pure function of the numbers that it gives.
+      focus: (tile, train id): a random pixel of this class in this tile is in the crop.
 
     Returns:
-      [] int64 below `samples`.
+      The pair ([crop_height, crop_width, 3] uint8, [crop_height, crop_width] uint8 train ids).
+
+    Raises:
+      ValueError: the tile does not hold the class.
     """
-    epoch = position // samples
-    key = tf.stack([tf.constant(seed, tf.int64), epoch])
-    return tf.random.experimental.index_shuffle(position % samples, key, samples - 1)
+    around = None if focus is None else _random_pixel(sample, table, *focus, rng)
+    scale = random_scale(config, rng)
+    window = random_window(sample.size, config.crop_size, scale, rng, around)
+    shrink = shrink_of(scale)
+    seen = window.within(sample.size)
+    image = decode_image_window(sample, seen, shrink)
+    label = cv2.LUT(decode_label_window(sample, seen), table)
+    image = pad(image, (window.height // shrink, window.width // shrink), 0)
+    label = pad(label, (window.height, window.width), VOID)
+    return augment(image, label, config, rng)
 
 
-def train_batches(records_dir: Path, config: TrainConfig, start_step: int = 0) -> tf.data.Dataset:
+def _random_pixel(
+    sample: Sample, table: np.ndarray, tile: int, train_id: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    ids, (top, left) = decode_label_tile(sample, tile)
+    places = np.flatnonzero(cv2.LUT(ids, table) == train_id)
+    if not len(places):
+        raise ValueError(
+            f"{sample.key}: tile {tile} must hold class {train_id}; it does not. "
+            "Remedy: python -m data_prep.verify_records names what is broken"
+        )
+    row, column = divmod(int(places[int(len(places) * rng.random())]), ids.shape[1])
+    return top + row, left + column
+
+
+def train_batches(
+    records_dir: Path, config: TrainConfig, start_step: int = 0, worker: int = 0, workers: int = 1
+) -> tf.data.Dataset:
     """Reads the endless stream of training batches from a step on.
 
     Starting late costs nothing: the batch of a step is computed, not reached by reading.
@@ -42,30 +92,80 @@ def train_batches(records_dir: Path, config: TrainConfig, start_step: int = 0) -
       records_dir: a folder made by `data_prep.build_records`.
       config: split, label set, batch and crop size, augmentation, seed.
       start_step: the first batch is the one of this step.
+      worker: which share of every batch is read, from 0.
+      workers: how many shares there are; joined by ascending worker they are the whole batch.
 
     Returns:
-      Batches ([B, h, w, 3] uint8, [B, h, w] uint8 train ids or VOID).
+      Batches ([B, h, w, 3] uint8, [B, h, w] uint8 train ids or VOID), B = batch_size / workers.
 
     Raises:
       FileNotFoundError: no records there.
-      ValueError: no such split, or a label set that does not fit.
+      ValueError: no such split, a label set that does not fit, shares that are not equal, or too
+        little memory.
     """
     manifest = read_manifest(records_dir)
-    table = tf.constant(make_label_set(manifest.classes, config.label_set).table)
-    index = index_split(records_dir, config.train_split)
-    samples = len(index)
+    labels = make_label_set(manifest.classes, config.label_set)
+    split = manifest.split(config.train_split)
+    reads, rest = divmod(config.batch_size, workers * config.crops_per_read)
+    if rest:
+        raise ValueError(
+            f"batch_size must be a multiple of crops_per_read times workers, "
+            f"{config.crops_per_read} x {workers}; got {config.batch_size}"
+        )
+    parallel = parallel_reads(config, split, config.batch_size // workers)
+    cv2.setNumThreads(1)  # crops are made side by side, each on a core
+    index, table = index_split(records_dir, config.train_split), labels.table
+    tiles = None
+    if config.class_balance:
+        tiles = find_class_tiles(read_split_tiles(records_dir, config.train_split), labels)
+    starts = tiles.starts if tiles is not None else np.zeros(2, np.int64)
 
-    def read(i: np.ndarray) -> bytes:
-        return read_record(index, int(i))
+    def make_crops(read: int, i: int, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        focus = None
+        if tiles is not None and entry >= 0:
+            i, focus = tiles.look_up(int(entry))
+        sample = parse_sample(read_record(index, int(i)))
+        crops = []
+        for crop in range(config.crops_per_read):
+            numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
+            crops.append(make_crop(sample, table, config, np.random.default_rng(numbers), focus))
+        images, ids = zip(*crops, strict=True)
+        return np.stack(images), np.stack(ids)
 
-    def make_crop(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        i = sample_order(config.seed, position, samples)
-        record = tf.numpy_function(read, [i], tf.string, stateful=False)
-        image, label, _ = decode_sample(tf.ensure_shape(record, []), table)
-        key = tf.random.experimental.stateless_fold_in([config.seed, _AUGMENTATION], position)
-        return augment(image, label, config, key)
+    def read_crops(own_read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        step, place = own_read // reads, own_read % reads
+        read = (step * workers + worker) * reads + place
+        drawn = draw_sample(config.seed, read, len(index), config.class_balance, starts)
+        return tf.numpy_function(make_crops, [read, *drawn], (tf.uint8, tf.uint8), stateful=False)
 
-    first = start_step * config.batch_size
-    positions = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
-    crops = positions.map(make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return crops.batch(config.batch_size, drop_remainder=True).prefetch(2)
+    def join(images: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = (config.batch_size // workers, *config.crop_size)
+        return tf.reshape(images, (*batch, 3)), tf.reshape(ids, batch)
+
+    own_reads = tf.data.Dataset.range(start_step * reads, np.iinfo(np.int64).max)
+    crops = own_reads.map(read_crops, num_parallel_calls=parallel, deterministic=True)
+    return crops.batch(reads, drop_remainder=True).map(join).prefetch(_BATCHES_AHEAD)
+
+
+def parallel_reads(config: TrainConfig, split: Split, batch_size: int) -> int:
+    """Says how many crops may be made side by side, in the memory that the config allows.
+
+    A read may need an image and its label decoded whole, as one that is a PNG or was converted by
+    another program; beside it lies the record, which is smaller.
+
+    Raises:
+      ValueError: the memory is too little for one.
+    """
+    height, width = max(split.sizes, key=lambda size: size[0] * size[1])
+    read_bytes = _WHOLE_BYTES_PER_PX * height * width
+    crop_bytes = 4 * config.crop_height * config.crop_width
+    batch_bytes = crop_bytes * batch_size * (_BATCHES_AHEAD + _BATCHES_IN_HAND)
+    needed = read_bytes + crop_bytes * config.crops_per_read
+    budget = config.input_memory_mb << 20
+    parallel = (budget - batch_bytes) // needed
+    if parallel < 1:
+        raise ValueError(
+            f"input_memory_mb must be at least {(batch_bytes + needed >> 20) + 1} for images of "
+            f"{width}x{height} and batches of {batch_size} crops; got {config.input_memory_mb}"
+        )
+    return min(parallel, len(os.sched_getaffinity(0)))

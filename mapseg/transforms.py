@@ -1,131 +1,150 @@
-"""Joint augmentations: (image, label, seed) -> (image, label), the same in a graph and eagerly.
+"""Joint augmentations: (image, label, random numbers) -> (image, label).
 
-All randomness comes from the seed that is passed in. An image is [H, W, 3] uint8 and a label
-[H, W] uint8 of train ids or VOID; both come out so.
+All randomness comes from the generator that is passed in. An image is [H, W, 3] uint8 and a label
+[H, W] uint8 of train ids or VOID; both come out so. They are OpenCV's functions, on one core: the
+same augmentation of TensorFlow operations took 15 times as long (docs/benchmarks.md).
 """
 
-import tensorflow as tf
+import cv2
+import numpy as np
 
 from mapseg.config import TrainConfig
-from mapseg.labels import VOID
+from mapseg.windows import Window
 
 # Luma of ITU-R BT.601, the weights of greyscale conversion in JPEG.
-_LUMA = (0.299, 0.587, 0.114)
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+_SHRINKS = (8, 4, 2)
 
 
-def random_crop(
-    image: tf.Tensor, label: tf.Tensor, size: tuple[int, int] | tf.Tensor, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts the same random window out of an image and its label map.
-
-    A side shorter than the window is padded: the image black, the label VOID.
-
-    Args:
-      image: [H, W, 3] uint8.
-      label: [H, W] uint8 train ids, or VOID.
-      size: (height, width) of the window in pixels, both positive.
-      seed: [2] int32; the same seed cuts the same window.
-
-    Returns:
-      The pair ([height, width, 3] uint8, [height, width] uint8).
-    """
-    if not tf.is_tensor(size) and min(size) <= 0:
-        raise ValueError(f"size must be two positive pixel counts; got {size}")
-    short = tf.maximum(size - tf.shape(label), 0)
-    edges = [[0, short[0]], [0, short[1]]]
-    image = tf.pad(image, [*edges, [0, 0]])
-    label = tf.pad(label, edges, constant_values=VOID)
-    both = tf.concat([image, label[..., tf.newaxis]], axis=-1)
-    window = tf.image.stateless_random_crop(both, tf.concat([size, [4]], 0), seed)
-    return window[..., :3], window[..., 3]
-
-
-def random_scale(config: TrainConfig, seed: tf.Tensor) -> tf.Tensor:
+def random_scale(config: TrainConfig, rng: np.random.Generator) -> float:
     """Draws the factor by which a crop is enlarged.
 
     Args:
       config: `min_scale` to `max_scale` in steps of `scale_step`, or any between where that is 0.
-      seed: [2] int32.
-
-    Returns:
-      [] float32.
+      rng: one number is drawn from it.
     """
     low, high, step = config.min_scale, config.max_scale, config.scale_step
     if step == 0:
-        return tf.random.stateless_uniform([], seed, low, high)
+        return low + (high - low) * rng.random()
     choices = int((high - low) / step + 1e-6) + 1
-    drawn = tf.random.stateless_uniform([], seed, 0, choices, tf.int32)
-    return low + step * tf.cast(drawn, tf.float32)
+    return low + step * int(choices * rng.random())
 
 
-def random_scaled_crop(
-    image: tf.Tensor, label: tf.Tensor, config: TrainConfig, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts a random window and resizes it to `config.crop_size`.
+def shrink_of(scale: float) -> int:
+    """Returns how far a JPEG may be shrunk while it is decoded for a crop of this scale."""
+    return next((shrink for shrink in _SHRINKS if scale * shrink <= 1), 1)
 
-    The window is `crop_size / scale` in the stored image's pixels, so a large image is never
-    resized whole. A scale of 1 gives the stored pixels. The label is resized to the nearest.
+
+def random_window(
+    size: tuple[int, int],
+    crop_size: tuple[int, int],
+    scale: float,
+    rng: np.random.Generator,
+    around: tuple[int, int] | None = None,
+) -> Window:
+    """Draws the window that becomes a crop when it is resized by `scale`.
+
+    Every place within the image is as likely. An image that is too small for the window is where
+    the window begins; what is beyond it is to be padded.
+
+    Args:
+      size: (height, width) of the image.
+      crop_size: (height, width) of the crop, both positive.
+      scale: by which the window is enlarged.
+      rng: two numbers are drawn from it.
+      around: a pixel (row, column) of the image that the window must hold; every place in the
+        window is then as likely for it, as far as the image reaches.
+
+    Returns:
+      A window whose numbers are multiples of `shrink_of(scale)`.
     """
-    scale_seed, crop_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-    size = tf.constant(config.crop_size)
-    scale = random_scale(config, scale_seed)
-    window = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) / scale), tf.int32), 1)
-    image, label = random_crop(image, label, window, crop_seed)
-    if (config.min_scale, config.max_scale) != (1, 1):
-        resized = tf.image.resize(image, size, antialias=True)
-        image = tf.cast(tf.round(tf.clip_by_value(resized, 0, 255)), tf.uint8)
-        label = tf.image.resize(label[..., tf.newaxis], size, method="nearest")[..., 0]
-    image = tf.ensure_shape(image, [*config.crop_size, 3])
-    return image, tf.ensure_shape(label, config.crop_size)
+    shrink = shrink_of(scale)
+    spans = []
+    for axis in (0, 1):
+        length = max(round(crop_size[axis] / scale / shrink), 1) * shrink
+        first, last = 0, max(size[axis] - length, 0)
+        if around is not None:
+            first = min(max(around[axis] - length + 1, 0), last)
+            last = min(around[axis], last)
+        first, last = -(-first // shrink), last // shrink
+        spans.append((shrink * (first + int((last - first + 1) * rng.random())), length))
+    (top, height), (left, width) = spans
+    return Window(top, left, height, width)
 
 
-def random_flip(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors both left to right, for half of the seeds."""
-    mirrored = tf.random.stateless_uniform([], seed) < 0.5
-    both = tf.concat([image, label[..., tf.newaxis]], axis=-1)
-    both = tf.where(mirrored, both[:, ::-1], both)
-    return both[..., :3], both[..., 3]
+def pad(pixels: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
+    """Pads an image or a label at the bottom and the right to (height, width)."""
+    bottom, right = size[0] - pixels.shape[0], size[1] - pixels.shape[1]
+    if not (bottom or right):
+        return pixels
+    border = [value] * 3
+    return cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=border)
 
 
-def color_jitter(image: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
+def resize_pair(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes both to (height, width); they may be of different sizes, of the same view.
+
+    The image by area where it shrinks, else bilinearly; the label to the nearest pixel's id.
+    """
+    if image.shape[:2] != size:
+        shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = cv2.resize(image, size[::-1], interpolation=method)
+    if label.shape != size:
+        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return image, label
+
+
+def random_flip(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mirrors both left to right, half of the time."""
+    if rng.random() < 0.5:
+        return cv2.flip(image, 1), cv2.flip(label, 1)
+    return image, label
+
+
+def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Changes brightness, contrast and saturation by random factors.
+
+    Brightness scales all values, saturation the distance to the pixel's own grey, and contrast the
+    distance to the mean grey; together they are one affine map of the colours.
 
     Args:
       image: [H, W, 3] uint8.
       strength: each factor is drawn from 1 - strength to 1 + strength; below 1.
-      seed: [2] int32.
+      rng: three numbers are drawn from it.
 
     Returns:
       [H, W, 3] uint8.
     """
-    factors = tf.random.stateless_uniform([3], seed, 1 - strength, 1 + strength)
-    brightness, contrast, saturation = tf.unstack(factors)
-    pixels = tf.cast(image, tf.float32) * brightness
-    grey = tf.reduce_sum(pixels * _LUMA, -1, keepdims=True)
-    pixels = grey + (pixels - grey) * saturation
-    mean = tf.reduce_mean(grey)
-    pixels = mean + (pixels - mean) * contrast
-    return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+    brightness, contrast, saturation = 1 + strength * (2 * rng.random(3) - 1)
+    mean = brightness * float(_LUMA @ cv2.mean(image)[:3])
+    colors = saturation * np.eye(3) + (1 - saturation) * _LUMA
+    matrix = np.hstack([contrast * brightness * colors, np.full((3, 1), mean * (1 - contrast))])
+    return cv2.transform(image, matrix)
 
 
 def augment(
-    image: tf.Tensor, label: tf.Tensor, config: TrainConfig, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes one training crop: scale and crop, flip, colour.
+    image: np.ndarray, label: np.ndarray, config: TrainConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes a training crop of a window's pixels: resizes, flips, changes colours.
 
     Args:
-      image: [H, W, 3] uint8 of any size.
-      label: [H, W] uint8.
+      image: [H, W, 3] uint8.
+      label: [H, W] uint8, of the same view, perhaps at another size.
       config: crop size and strengths.
-      seed: [2] int32; the crop is a pure function of it.
+      rng: the crop is a pure function of the numbers that it gives.
 
     Returns:
       The pair ([crop_height, crop_width, 3] uint8, [crop_height, crop_width] uint8).
     """
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
-    image, label = random_scaled_crop(image, label, config, seeds[0])
+    image, label = resize_pair(image, label, config.crop_size)
     if config.flip:
-        image, label = random_flip(image, label, seeds[1])
+        image, label = random_flip(image, label, rng)
     if config.color_jitter:
-        image = color_jitter(image, config.color_jitter, seeds[2])
+        image = color_jitter(image, config.color_jitter, rng)
     return image, label

@@ -11,6 +11,7 @@ MODULES = sorted(p for folder in ("mapseg", "data_prep") for p in (ROOT / folder
 # Each module may import only modules that stand before it.
 ORDER = [
     "files",
+    "progress",
     "labels",
     "config",
     "scores",
@@ -19,7 +20,9 @@ ORDER = [
     "optimizers",
     "tiles",
     "records",
+    "windows",
     "transforms",
+    "sampling",
     "pipeline",
     "encoders",
     "model",
@@ -35,7 +38,7 @@ ORDER = [
     "estimator",
     "cli",
 ]
-COMMANDS = {"make_sample", "build_records", "verify_records"}
+COMMANDS = {"make_sample", "build_records", "index_records", "verify_records"}
 
 
 def imports(path):

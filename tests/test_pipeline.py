@@ -1,12 +1,17 @@
+import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from mapseg import pipeline
 from mapseg.config import TrainConfig
-from mapseg.labels import VOID
-from mapseg.pipeline import sample_order, train_batches
+from mapseg.labels import VOID, make_label_set
+from mapseg.pipeline import make_crop, parallel_reads, train_batches
+from mapseg.records import index_split, read_manifest, read_record, read_samples
+from mapseg.transforms import random_scale, random_window
+from mapseg.windows import parse_sample
 
 
 def config(**options):
@@ -41,17 +46,6 @@ def test_the_seed_and_the_step_change_the_batch(records_dir):
     assert np.any(first[0] != other[0])
 
 
-def test_every_epoch_is_another_permutation_of_all_samples():
-    def epoch(number, seed=1):
-        first = 7 * number
-        return [int(sample_order(seed, tf.constant(first + i, tf.int64), 7)) for i in range(7)]
-
-    epochs = [epoch(n) for n in range(4)]
-    assert all(sorted(e) == list(range(7)) for e in epochs)
-    assert len({tuple(e) for e in epochs}) > 1
-    assert epoch(0, seed=2) != epoch(0, seed=1) or epoch(1, seed=2) != epoch(1, seed=1)
-
-
 def test_labels_follow_the_label_set(records_dir):
     for _, label in batches(records_dir, 3, label_set="lane_marking"):
         assert set(np.unique(label)) <= {0, 1, VOID}
@@ -62,3 +56,113 @@ def test_what_is_not_there_is_named(records_dir, tmp_path):
         train_batches(tmp_path, config())
     with pytest.raises(ValueError, match="holidays"):
         train_batches(records_dir, config(train_split="holidays"))
+
+
+def equal(found, expected):
+    for (image, label), (other_image, other_label) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(image, other_image)
+        np.testing.assert_array_equal(label, other_label)
+
+
+def test_two_hundred_steps_do_not_depend_on_restarts_or_readers(records_dir, monkeypatch):
+    options = {"crop_height": 17, "crop_width": 17, "class_balance": 0.3, "crops_per_read": 2}
+    whole = batches(records_dir, 200, **options)
+    equal(batches(records_dir, 100, start_step=100, **options), whole[100:])
+    for readers in (1, 2):
+        monkeypatch.setattr(pipeline, "parallel_reads", lambda *_, n=readers: n)
+        equal(batches(records_dir, 200, **options), whole)
+
+
+@pytest.mark.parametrize("crops_per_read", [1, 2])
+def test_workers_read_shares_that_make_up_the_batch(records_dir, crops_per_read):
+    asked = config(batch_size=8, crops_per_read=crops_per_read)
+    whole = batches(records_dir, 3, batch_size=8, crops_per_read=crops_per_read)
+    shares = [
+        list(itertools.islice(train_batches(records_dir, asked, 0, w, 4).as_numpy_iterator(), 3))
+        for w in range(4)
+    ]
+    joined = [
+        tuple(map(np.concatenate, zip(*step, strict=True))) for step in zip(*shares, strict=True)
+    ]
+    equal(joined, whole)
+    with pytest.raises(ValueError, match=r"must be a multiple of .* workers, . x 3; got 8"):
+        train_batches(records_dir, asked, 0, 0, 3)
+
+
+def test_crops_of_one_read_differ_and_share_their_sample(records_dir, monkeypatch):
+    read = []
+    monkeypatch.setattr(pipeline, "read_record", lambda i, n: read.append(n) or read_record(i, n))
+    ((images, _), *_) = batches(records_dir, 3, batch_size=6, crops_per_read=3, color_jitter=0.0)
+    assert len({image.tobytes() for image in images}) == 6
+    assert sorted(read[:6]) == list(range(6))  # two of them a batch, an epoch in three
+
+
+def plain_config(**options):
+    fixed = {"min_scale": 1.0, "max_scale": 1.0, "flip": False, "color_jitter": 0.0}
+    return config(**{**fixed, **options})
+
+
+def test_an_unscaled_crop_is_cut_out_of_the_decoded_sample(records_dir):
+    index = index_split(records_dir, "training")
+    samples = list(read_samples(records_dir, "training").as_numpy_iterator())
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    for i, (whole, ids, _) in enumerate(samples):
+        for turn in range(5):
+            rng = np.random.default_rng([i, turn])
+            sample = parse_sample(read_record(index, i))
+            image, label = make_crop(sample, labels.table, plain_config(), rng)
+            again = np.random.default_rng([i, turn])
+            scale = random_scale(plain_config(), again)
+            window = random_window(ids.shape, (33, 41), scale, again)
+            place = np.s_[window.top : window.top + 33, window.left : window.left + 41]
+            np.testing.assert_array_equal(image, whole[place])
+            np.testing.assert_array_equal(label, ids[place])
+
+
+@pytest.mark.parametrize("label_set", ["all", "lane_marking"])
+def test_class_balance_shows_every_class(records_dir, label_set):
+    """Of crops of 9x9 pixels, those of a rare class are few unless it is sought."""
+    options = {"crop_height": 9, "crop_width": 9, "batch_size": 30, "label_set": label_set}
+    labels = make_label_set(read_manifest(records_dir).classes, label_set)
+
+    def shares(balance):
+        ids = np.concatenate(
+            [ids for _, ids in batches(records_dir, 4, class_balance=balance, **options)]
+        )
+        return np.array([np.mean((ids == c.id).any(axis=(1, 2))) for c in labels.classes])
+
+    plain, balanced = shares(0.0), shares(1.0)
+    assert balanced.min() >= 1 / len(labels.classes)
+    assert plain.min() < 1 / len(labels.classes)
+
+
+def test_a_table_that_does_not_belong_to_the_labels_is_an_error(records_dir):
+    sample = parse_sample(read_record(index_split(records_dir, "training"), 0))
+    nowhere = np.full(256, VOID, np.uint8)
+    with pytest.raises(ValueError, match=r"training-0: tile 0 must hold class 1.*verify_records"):
+        make_crop(sample, nowhere, config(), np.random.default_rng(0), focus=(0, 1))
+
+
+def test_crops_beyond_the_image_are_void(records_dir):
+    ((image, label),) = batches(
+        records_dir, 1, crop_height=100, crop_width=100, max_scale=0.5, flip=False
+    )
+    assert np.all(label[:, 31:] == VOID)
+    assert np.all(label[:, :, 41:] == VOID)
+    assert np.any(label[:, :28, :38] != VOID)
+    assert not image[:, 33:].any()
+
+
+def test_memory_bounds_the_reads_ahead(records_dir):
+    split = read_manifest(records_dir).split("training")
+    cores = len(os.sched_getaffinity(0))
+    assert parallel_reads(config(), split, 16) == cores
+    large = dataclasses.replace(split, sizes={(3456, 4608): 3, (60, 80): 1})
+    # 8 bytes for each of 16 million pixels: 121.5 MB a read; batches take 67 MB.
+    assert (
+        parallel_reads(config(input_memory_mb=330, crop_height=513, crop_width=513), large, 16) == 2
+    )
+    with pytest.raises(
+        ValueError, match=r"input_memory_mb must be at least 187 .*4608x3456.*got 9"
+    ):
+        parallel_reads(config(input_memory_mb=9, crop_height=513, crop_width=513), large, 16)

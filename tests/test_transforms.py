@@ -1,82 +1,106 @@
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from mapseg.config import TrainConfig
-from mapseg.labels import VOID
 from mapseg.transforms import (
     augment,
     color_jitter,
-    random_crop,
+    pad,
     random_flip,
     random_scale,
-    random_scaled_crop,
+    random_window,
+    resize_pair,
+    shrink_of,
 )
+from mapseg.windows import Window
 
 
 def coded_pair(height=5, width=7):
     """A pair in which each pixel's colour is its id."""
-    label = tf.cast(tf.reshape(tf.range(height * width), [height, width]) % 250, tf.uint8)
-    return tf.stack([label] * 3, axis=-1), label
+    label = (np.arange(height * width).reshape(height, width) % 250).astype(np.uint8)
+    return np.stack([label] * 3, axis=-1), label
 
 
-def in_a_graph(function, *arguments):
-    return next(iter(tf.data.Dataset.from_tensors(arguments).map(function)))
+def rng_of(*seed):
+    return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("size", [(3, 4), (8, 4), (5, 7), (9, 9)])
-def test_random_crop_keeps_image_and_label_together(size):
+def test_windows_reach_every_place_alike():
+    drawn = [random_window((6, 5), (4, 4), 1.0, rng_of(i)) for i in range(600)]
+    assert {(w.height, w.width) for w in drawn} == {(4, 4)}
+    counts = np.zeros((3, 2))
+    for window in drawn:
+        counts[window.top, window.left] += 1
+    assert counts.min() > 60  # of 100 expected
+    assert counts.sum() == 600
+
+
+@pytest.mark.parametrize(
+    ("scale", "shrink", "length"), [(2.0, 1, 16), (0.75, 1, 43), (0.5, 2, 64), (0.3, 2, 106)]
+)
+def test_a_window_is_the_crop_before_it_is_scaled(scale, shrink, length):
+    assert shrink_of(scale) == shrink
+    for i in range(20):
+        window = random_window((301, 400), (32, 32), scale, rng_of(i))
+        assert (window.height, window.width) == (length, length)
+        assert window.top % shrink == window.left % shrink == 0
+        assert window.within((301, 400)) == window
+
+
+def test_an_image_smaller_than_the_window_lies_at_its_top_left():
+    window = random_window((20, 400), (32, 32), 0.5, rng_of(0))
+    assert (window.top, window.height) == (0, 64)
+    assert window.within((20, 400)) == Window(0, window.left, 20, 64)
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0, 1.7])
+@pytest.mark.parametrize("pixel", [(0, 0), (99, 120), (47, 3), (50, 60)])
+def test_a_window_holds_the_pixel_it_is_drawn_around(scale, pixel):
+    places = set()
+    for i in range(40):
+        window = random_window((100, 121), (20, 24), scale, rng_of(i), around=pixel)
+        assert window.top <= pixel[0] < window.top + window.height
+        assert window.left <= pixel[1] < window.left + window.width
+        places.add((window.top, window.left))
+    assert len(places) > 3 or pixel[0] in (0, 99)
+
+
+def test_padding_is_at_the_bottom_and_the_right():
     image, label = coded_pair()
-
-    def crop(image, label):
-        return random_crop(image, label, size, seed=(1, 2))
-
-    eager, graph = crop(image, label), in_a_graph(crop, image, label)
-    assert eager[1].shape == size
-    seen = eager[1] != VOID
-    np.testing.assert_array_equal(eager[1], graph[1])
-    np.testing.assert_array_equal(eager[0][..., 0][seen], eager[1][seen])
-    assert np.sum(seen) == min(size[0], 5) * min(size[1], 7)
-    assert not np.any(eager[0][~seen])
+    assert pad(image, (5, 7), 9) is image
+    padded, ids = pad(image, (6, 9), 9), pad(label, (6, 9), 255)
+    assert padded.shape == (6, 9, 3)
+    np.testing.assert_array_equal(padded[:5, :7], image)
+    assert np.all(padded[5:] == 9)
+    assert np.all(padded[:, 7:] == 9)
+    np.testing.assert_array_equal(ids[:5, :7], label)
+    assert np.all(ids[5:] == 255)
+    assert np.all(ids[:, 7:] == 255)
 
 
-def test_random_crop_reaches_every_place():
-    image, label = coded_pair(3, 4)
-    corners = {int(random_crop(image, label, (2, 2), (0, i))[1][0, 0]) for i in range(60)}
-    assert corners == {0, 1, 2, 4, 5, 6}
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.0, 1.25, 2.0])
+def test_image_and_label_are_resized_alike(scale):
+    # A step edge in the middle: left dark and class 0, right bright and class 1.
+    label = np.repeat(np.arange(64) >= 32, 64).reshape(64, 64).T.astype(np.uint8)
+    image = np.stack([label * 200] * 3, axis=-1)
+    side = round(64 * scale)
+    got, ids = resize_pair(image, label, (side, side))
+    np.testing.assert_array_equal(got[..., 0] > 100, ids == 1)
+    half, ids = resize_pair(image[::2, ::2], label, (side, side))
+    np.testing.assert_array_equal(half[..., 0] > 100, ids == 1)
 
 
-@pytest.mark.parametrize("size", [(0, 4), (3, -1)])
-def test_random_crop_refuses_an_empty_window(size):
-    with pytest.raises(ValueError, match="size must be"):
-        random_crop(*coded_pair(), size, (1, 2))
-
-
-def test_scale_one_gives_the_stored_pixels():
-    image, label = coded_pair(40, 50)
-    config = TrainConfig(crop_height=9, crop_width=11, min_scale=1.0, max_scale=1.0)
-    got, ids = random_scaled_crop(image, label, config, tf.constant([3, 4]))
-    np.testing.assert_array_equal(got[..., 0], ids)
-    np.testing.assert_array_equal(ids[:, 1:], ids[:, :-1] + 1)
-
-
-@pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_image_and_label_are_scaled_alike(scale):
-    # A step edge: left dark and class 0, right bright and class 1.
-    label = tf.cast(tf.range(64) >= 32, tf.uint8) * tf.ones([64, 1], tf.uint8)
-    image = tf.stack([label * 200] * 3, axis=-1)
-    config = TrainConfig(crop_height=32, crop_width=32, min_scale=scale, max_scale=scale)
-    for i in range(5):
-        got, ids = random_scaled_crop(image, label, config, tf.constant([i, 0]))
-        np.testing.assert_array_equal(got[..., 0] > 100, ids == 1)
+def test_an_id_is_that_of_the_nearest_centre():
+    label = np.arange(5, dtype=np.uint8)[np.newaxis].repeat(5, 0)
+    _, ids = resize_pair(np.zeros((3, 3, 3), np.uint8), label, (3, 3))
+    assert ids[0].tolist() == [0, 2, 4]  # centres at 0.83, 2.5, 4.17 of pixels 1 wide
 
 
 def test_scales_are_drawn_from_the_steps():
-    config = TrainConfig()
-    drawn = {float(random_scale(config, tf.constant([0, i]))) for i in range(100)}
-    assert drawn == {0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}
+    drawn = [random_scale(TrainConfig(), rng_of(i)) for i in range(300)]
+    assert set(drawn) == {0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}
     free = TrainConfig(scale_step=0.0)
-    values = [float(random_scale(free, tf.constant([0, i]))) for i in range(50)]
+    values = [random_scale(free, rng_of(i)) for i in range(50)]
     assert len(set(values)) == 50
     assert 0.5 <= min(values) < 0.7 < 1.8 < max(values) <= 2
 
@@ -85,7 +109,7 @@ def test_flip_mirrors_both_or_neither():
     image, label = coded_pair()
     seen = set()
     for i in range(20):
-        flipped, ids = random_flip(image, label, tf.constant([i, 0]))
+        flipped, ids = random_flip(image, label, rng_of(i))
         np.testing.assert_array_equal(flipped[..., 0], ids)
         mirrored = bool(ids[0, 0] == label[0, -1])
         np.testing.assert_array_equal(ids, label[:, ::-1] if mirrored else label)
@@ -93,23 +117,48 @@ def test_flip_mirrors_both_or_neither():
     assert seen == {True, False}
 
 
+class Fixed:
+    """Stands for a generator that gives these numbers."""
+
+    def __init__(self, *numbers):
+        self.numbers = np.array(numbers)
+
+    def random(self, _):
+        return self.numbers
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((0.5, 0.5, 0.5), [[100, 50, 20], [10, 60, 200]]),
+        ((1.0, 0.5, 0.5), [[150, 75, 30], [15, 90, 255]]),  # half as bright again
+        # Greys 61.53 and 61.01, mean 61.27: half the distance to it, or to the own grey.
+        ((0.5, 0.0, 0.5), [[81, 56, 41], [36, 61, 131]]),
+        ((0.5, 0.5, 0.0), [[81, 56, 41], [36, 61, 131]]),
+    ],
+)
+def test_color_jitter_by_hand(numbers, expected):
+    image = np.array([[[100, 50, 20], [10, 60, 200]]], np.uint8)
+    jittered = color_jitter(image, 0.5, Fixed(*numbers))
+    # OpenCV rounds the matrix to 1/1024.
+    np.testing.assert_allclose(jittered[0].astype(int), expected, atol=1)
+
+
 def test_color_jitter_stays_within_its_strength():
-    grey = tf.fill([4, 4, 3], tf.constant(100, tf.uint8))
-    values = [int(color_jitter(grey, 0.25, tf.constant([i, 0]))[0, 0, 0]) for i in range(50)]
+    grey = np.full((4, 4, 3), 100, np.uint8)
+    values = [int(color_jitter(grey, 0.25, rng_of(i))[0, 0, 0]) for i in range(50)]
     assert 75 <= min(values) < 85 < 115 < max(values) <= 125
-    np.testing.assert_array_equal(color_jitter(grey, 0.0, tf.constant([1, 0])), grey)
+    np.testing.assert_array_equal(color_jitter(grey, 0.0, rng_of(1)), grey)
 
 
-def test_augment_is_a_function_of_its_seed():
+def test_augment_is_a_function_of_its_random_numbers():
     image, label = coded_pair(60, 80)
     config = TrainConfig(crop_height=33, crop_width=29)
-
-    def make(seed):
-        return augment(image, label, config, seed)
-
-    first, again = make(tf.constant([5, 6])), in_a_graph(make, tf.constant([5, 6]))
+    first, again, other = (augment(image, label, config, rng_of(5, i)) for i in (6, 6, 7))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert first[0].shape == (33, 29, 3)
     assert first[1].shape == (33, 29)
-    assert np.any(first[0] != make(tf.constant([5, 7]))[0])
+    assert np.any(first[0] != other[0])
+    plain = augment(image, label, TrainConfig(flip=False, color_jitter=0.0), rng_of(1))
+    assert plain[0].shape == (513, 513, 3)
