@@ -25,6 +25,33 @@ _PNG_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Window:
+    """A rectangle in the pixels of an image and its label.
+
+    Attributes:
+      top: first row, zero or more.
+      left: first column, zero or more.
+      height: rows, positive.
+      width: columns, positive.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def within(self, size: tuple[int, int]) -> "Window":
+        """Returns the part that lies in an image of (height, width)."""
+        bottom = min(self.top + self.height, size[0])
+        right = min(self.left + self.width, size[1])
+        return Window(self.top, self.left, bottom - self.top, right - self.left)
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the window, or what there is of it, as a view of an image or a label."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
 def tile_grid(size: Sequence[int]) -> tuple[int, int]:
     """Returns (rows, columns) of the tiles of a label of (height, width)."""
     return -(-int(size[0]) // TILE_PX), -(-int(size[1]) // TILE_PX)
@@ -68,33 +95,25 @@ def decode_tile(png: bytes) -> np.ndarray:
     return tile
 
 
-def decode_window(
-    tiles: Sequence[bytes], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> np.ndarray:
+def decode_window(tiles: Sequence[bytes], size: tuple[int, int], window: Window) -> np.ndarray:
     """Decodes a window of a label from the tiles that it touches.
 
     Args:
       tiles: all tiles of the label.
       size: (height, width) of the label.
-      window: (top, left, height, width), within the label.
+      window: within the label.
 
     Returns:
       [height, width] uint8.
     """
-    top, left, height, width = window
-    columns = tile_grid(size)[1]
-    first_row, first_column = top // TILE_PX, left // TILE_PX
-    rows, end_column = -(-(top + height) // TILE_PX), -(-(left + width) // TILE_PX)
-    whole = np.vstack(
-        [
-            np.hstack(
-                [decode_tile(tiles[row * columns + c]) for c in range(first_column, end_column)]
-            )
-            for row in range(first_row, rows)
-        ]
+    rows = range(window.top // TILE_PX, -(-(window.top + window.height) // TILE_PX))
+    columns = range(window.left // TILE_PX, -(-(window.left + window.width) // TILE_PX))
+    row_length = tile_grid(size)[1]
+    pixels = np.vstack(
+        [np.hstack([decode_tile(tiles[r * row_length + c]) for c in columns]) for r in rows]
     )
-    top, left = top - first_row * TILE_PX, left - first_column * TILE_PX
-    return whole[top : top + height, left : left + width]
+    top, left = window.top - rows[0] * TILE_PX, window.left - columns[0] * TILE_PX
+    return Window(top, left, window.height, window.width).cut(pixels)
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mapseg.config import TrainConfig
-from mapseg.windows import Window
+from mapseg.tiles import Window
 
 # Luma of ITU-R BT.601, the weights of greyscale conversion in JPEG.
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -82,17 +82,23 @@ def pad(pixels: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
     return cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=border)
 
 
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width), by area where it shrinks."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, size[::-1], interpolation=method)
+
+
 def resize_pair(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes both to (height, width); they may be of different sizes, of the same view.
 
-    The image by area where it shrinks, else bilinearly; the label to the nearest pixel's id.
+    A pixel of the label gets the id that is nearest to its centre.
     """
-    if image.shape[:2] != size:
-        shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        image = cv2.resize(image, size[::-1], interpolation=method)
+    image = resize_image(image, size)
     if label.shape != size:
         label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return image, label

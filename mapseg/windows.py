@@ -11,36 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg.records import decode_image
-from mapseg.tiles import TILE_PX, decode_tile, decode_window, tile_grid
+from mapseg.tiles import TILE_PX, Window, decode_tile, decode_window, tile_grid
 
 # A part of a JPEG equals that part of the whole only away from its rim, where the blocks beyond
 # would have taken part in smoothing the chroma. Blocks are at most 16 pixels wide.
 _BLOCK_PX, _RIM_BEFORE_PX, _RIM_AFTER_PX = 16, 16, 32
 
 _JPEG = b"\xff\xd8\xff"
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle in the pixels of a stored sample.
-
-    Attributes:
-      top: first row, zero or more.
-      left: first column, zero or more.
-      height: rows, positive.
-      width: columns, positive.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def within(self, size: tuple[int, int]) -> "Window":
-        """Returns the part that lies in a sample of (height, width)."""
-        bottom = min(self.top + self.height, size[0])
-        right = min(self.left + self.width, size[1])
-        return Window(self.top, self.left, bottom - self.top, right - self.left)
 
 
 @dataclass(frozen=True)
@@ -108,9 +85,7 @@ def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.n
     """
     with tf.device("CPU"):
         if not sample.image.startswith(_JPEG):
-            whole = decode_image(sample.image).numpy()
-            bottom, right = window.top + window.height, window.left + window.width
-            return _shrink(whole[window.top : bottom, window.left : right], shrink)
+            return _shrink(window.cut(decode_image(sample.image).numpy()), shrink)
         top, rows, start_y, end_y = _span(window.top, window.height, sample.size[0], shrink)
         left, columns, start_x, end_x = _span(window.left, window.width, sample.size[1], shrink)
         pixels = tf.io.decode_and_crop_jpeg(
@@ -145,11 +120,8 @@ def _span(first: int, length: int, side: int, shrink: int) -> tuple[int, int, in
 def decode_label_window(sample: Sample, window: Window) -> np.ndarray:
     """Decodes a window, within the label, to [height, width] uint8 source ids."""
     if sample.tiles:
-        place = (window.top, window.left, window.height, window.width)
-        return decode_window(sample.tiles, sample.size, place)
-    whole = cv2.imdecode(np.frombuffer(sample.label, np.uint8), cv2.IMREAD_UNCHANGED)
-    bottom, right = window.top + window.height, window.left + window.width
-    return whole[window.top : bottom, window.left : right]
+        return decode_window(sample.tiles, sample.size, window)
+    return window.cut(cv2.imdecode(np.frombuffer(sample.label, np.uint8), cv2.IMREAD_UNCHANGED))
 
 
 def decode_label_tile(sample: Sample, tile: int) -> tuple[np.ndarray, tuple[int, int]]:

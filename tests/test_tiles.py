@@ -7,6 +7,7 @@ import tensorflow as tf
 from mapseg.tiles import (
     TILE_PX,
     TileTable,
+    Window,
     count_ids,
     decode_window,
     encode_tile_table,
@@ -32,21 +33,21 @@ def test_every_window_is_the_label_s_own(size):
     rng = np.random.default_rng(1)
     windows = [(0, 0, *size)]
     for _ in range(30):
-        top, left = rng.integers(0, size[0]), rng.integers(0, size[1])
+        top, left = int(rng.integers(0, size[0])), int(rng.integers(0, size[1]))
         height, width = rng.integers(1, size[0] - top + 1), rng.integers(1, size[1] - left + 1)
         windows.append((top, left, height, width))
     for top, left, height, width in windows:
-        found = decode_window(tiles, size, (top, left, height, width))
+        found = decode_window(tiles, size, Window(top, left, height, width))
         np.testing.assert_array_equal(found, label[top : top + height, left : left + width])
 
 
 def test_a_window_needs_only_the_tiles_it_touches():
     label = label_of((600, 600))
     tiles = [b"" if i != 4 else png for i, png in enumerate(encode_tiles(label))]
-    found = decode_window(tiles, (600, 600), (256, 256, 256, 256))
+    found = decode_window(tiles, (600, 600), Window(256, 256, 256, 256))
     np.testing.assert_array_equal(found, label[256:512, 256:512])
     with pytest.raises(ValueError, match="a tile must be"):
-        decode_window(tiles, (600, 600), (255, 256, 256, 256))
+        decode_window(tiles, (600, 600), Window(255, 256, 256, 256))
 
 
 def test_tiles_are_pngs_that_others_read():

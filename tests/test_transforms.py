@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mapseg.config import TrainConfig
+from mapseg.tiles import Window
 from mapseg.transforms import (
     augment,
     color_jitter,
@@ -12,7 +13,6 @@ from mapseg.transforms import (
     resize_pair,
     shrink_of,
 )
-from mapseg.windows import Window
 
 
 def coded_pair(height=5, width=7):

@@ -8,10 +8,9 @@ import tensorflow as tf
 from PIL import Image
 
 from mapseg.records import encode_sample
-from mapseg.tiles import encode_tiles
+from mapseg.tiles import Window, encode_tiles
 from mapseg.windows import (
     Sample,
-    Window,
     decode_image_window,
     decode_label_tile,
     decode_label_window,
@@ -61,11 +60,6 @@ def windows_of(size, count=25, multiple=1):
         yield Window(top, left, height, int(rng.integers(1, size[1] - left + 1)))
 
 
-def cut(pixels, window):
-    bottom, right = window.top + window.height, window.left + window.width
-    return pixels[window.top : bottom, window.left : right]
-
-
 @pytest.mark.addons
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
@@ -83,7 +77,7 @@ def test_a_window_of_a_jpeg_has_the_pixels_of_the_whole(size, options):
     sample, _ = sample_of(picture(size), **options)
     whole = np.asarray(Image.open(io.BytesIO(sample.image)))
     for window in windows_of(size):
-        np.testing.assert_array_equal(decode_image_window(sample, window), cut(whole, window))
+        np.testing.assert_array_equal(decode_image_window(sample, window), window.cut(whole))
 
 
 @pytest.mark.parametrize("size", SIZES[:2])
@@ -93,9 +87,9 @@ def test_a_window_of_a_png_and_of_a_grey_jpeg(size):
     grey, _ = sample_of(image[..., 0])
     whole = np.asarray(Image.open(io.BytesIO(grey.image)))
     for window in windows_of(size, 5):
-        np.testing.assert_array_equal(decode_image_window(png, window), cut(image, window))
+        np.testing.assert_array_equal(decode_image_window(png, window), window.cut(image))
         found = decode_image_window(grey, window)
-        np.testing.assert_array_equal(found, np.stack([cut(whole, window)] * 3, axis=-1))
+        np.testing.assert_array_equal(found, np.stack([window.cut(whole)] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -111,7 +105,7 @@ def test_a_shrunk_window_shows_the_same_view(size, shrink, image_format):
         assert found.shape == (*shrunk, 3)
         if min(window.height, window.width) < shrink:
             continue
-        inner = cut(image, window)
+        inner = window.cut(image)
         inner = inner[: len(inner) // shrink * shrink, : inner.shape[1] // shrink * shrink]
         blocks = inner.reshape(len(inner) // shrink, shrink, -1, shrink, 3).mean(axis=(1, 3))
         error = np.abs(found[: blocks.shape[0], : blocks.shape[1]] - blocks)
@@ -124,7 +118,7 @@ def test_a_window_and_a_tile_of_the_label(size, tiled):
     sample, label = sample_of(picture(size), tiled=tiled)
     assert bool(sample.tiles) == tiled
     for window in windows_of(size, 8):
-        np.testing.assert_array_equal(decode_label_window(sample, window), cut(label, window))
+        np.testing.assert_array_equal(decode_label_window(sample, window), window.cut(label))
     last = -(-size[0] // 256) * -(-size[1] // 256) - 1
     for tile in {0, last}:
         ids, (top, left) = decode_label_tile(sample, tile)
@@ -174,4 +168,4 @@ def test_windows_of_real_images_are_exact():
         for _ in range(6):
             top, left = (int(rng.integers(0, side - 513)) for side in size)
             window = Window(top, left, 513, 513)
-            np.testing.assert_array_equal(decode_image_window(sample, window), cut(whole, window))
+            np.testing.assert_array_equal(decode_image_window(sample, window), window.cut(whole))

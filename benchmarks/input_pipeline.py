@@ -1,0 +1,359 @@
+"""Times training crops on one core: decode all and cut, decode the JPEG in part, and mapseg's way.
+
+    python benchmarks/input_pipeline.py --vistas_dir=VISTAS [--crops=140] [--json=FILE]
+
+The images are converted at about 0.2 and 2 megapixels and as they are. For each size one process,
+bound to one core, makes the same crops (same windows, same augmentation) in three ways in turn, and
+then batches through `train_batches`; memory is measured in a process for each way. After that, the
+conversion with one and two workers, and how often rare classes are seen with and without class
+balance. Figures of one way against another are of the same run.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mapseg import cli
+
+SIZES = {"0.2 MP": 516, "2 MP": 1633, "raw": 0}  # longer side, of images of 4:3
+WAYS = {
+    "naive": "decode all, cut",
+    "partial": "partial JPEG, whole label",
+    "mapseg": "mapseg",
+}
+RARE = ("marking--general", "object--support--pole", "object--traffic-sign--front")
+SEEN_PX = 100
+BATCHES = 6
+STAGES = ("read", "parse", "image", "label", "augment")
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("vistas_dir", "", "a Vistas folder, of large images", flag_values=values)
+    flags.DEFINE_integer("crops", 140, "crops of each size and way", flag_values=values)
+    flags.DEFINE_integer("copies", 4, "of the source, for the conversion", flag_values=values)
+    flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Prints the tables."""
+    vistas_dir = Path(cli.required(values, "vistas_dir")).resolve()
+    figures: dict[str, Any] = {"crops": {}, "memory_mb": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, max_side in SIZES.items():
+            records_dir = Path(folder, name.replace(" ", ""))
+            convert(vistas_dir, records_dir, 0, f"--max_side={max_side}")
+            figures["crops"][name] = run_case("crops", records_dir, values.crops)
+            figures["memory_mb"][name] = {
+                way: run_case("memory", records_dir, way)["memory_mb"] for way in (*WAYS, "stream")
+            }
+        figures["shares"] = run_case("shares", Path(folder, "raw"), 2 * values.crops)
+        print_crops(figures)
+        copies_dir = copy_source(vistas_dir, Path(folder, "copies"), values.copies)
+        figures["conversion"] = time_conversion(copies_dir, Path(folder))
+    print_conversion(figures["conversion"])
+    print_shares(figures["shares"])
+    if values.json:
+        Path(values.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def run_case(*arguments: object) -> dict[str, Any]:
+    """Runs a part in its own process; returns what it measured."""
+    command = [sys.executable, __file__, "--case", *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def convert(vistas_dir: Path, records_dir: Path, workers: int, *options: str) -> float:
+    """Converts; returns the seconds that it took."""
+    started = time.perf_counter()
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "data_prep.build_records", f"--vistas_dir={vistas_dir}"),
+            *(f"--records_dir={records_dir}", f"--workers={workers}", *options),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - started
+
+
+def open_split(records_dir: Path) -> tuple[Any, Any, Any]:
+    """Returns the index, the label set and the default configuration of the training split."""
+    from mapseg.config import TrainConfig
+    from mapseg.labels import make_label_set
+    from mapseg.records import index_split, read_manifest
+
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    return index_split(records_dir, "training"), labels, TrainConfig()
+
+
+def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
+    """Returns, by name, how a window of the image and one of the label are had."""
+    import cv2
+    import numpy as np
+
+    from mapseg.records import decode_image
+    from mapseg.windows import decode_image_window, decode_label_window
+
+    def whole_image(sample: Any, window: Any, shrink: int) -> Any:
+        return window.cut(decode_image(sample.image).numpy())
+
+    def whole_label(sample: Any, window: Any) -> Any:
+        png = np.frombuffer(sample.label, np.uint8)
+        return window.cut(cv2.imdecode(png, cv2.IMREAD_UNCHANGED))
+
+    return {
+        "naive": (whole_image, whole_label),
+        "partial": (lambda s, w, _: decode_image_window(s, w), whole_label),
+        "mapseg": (decode_image_window, decode_label_window),
+    }
+
+
+def make_one(
+    ways: Any, way: str, record: bytes, labels: Any, config: Any, i: int, secs: Any
+) -> Any:
+    """Makes a crop, the seconds of each stage added to `secs`."""
+    import cv2
+    import numpy as np
+
+    from mapseg.labels import VOID
+    from mapseg.transforms import augment, pad, random_scale, random_window, shrink_of
+    from mapseg.windows import parse_sample
+
+    marks = [time.perf_counter()]
+    sample = parse_sample(record)
+    marks.append(time.perf_counter())
+    rng = np.random.default_rng(i)
+    scale = random_scale(config, rng)
+    window = random_window(sample.size, config.crop_size, scale, rng)
+    seen = window.within(sample.size)
+    shrink = shrink_of(scale)
+    image = ways[way][0](sample, seen, shrink)
+    marks.append(time.perf_counter())
+    label = ways[way][1](sample, seen)
+    marks.append(time.perf_counter())
+    label = pad(cv2.LUT(label, labels.table), (window.height, window.width), VOID)
+    shrunk = 1 if image.shape[0] == seen.height else shrink
+    image = pad(image, (window.height // shrunk, window.width // shrunk), 0)
+    crop = augment(image, label, config, rng)
+    marks.append(time.perf_counter())
+    for stage, start, end in zip(STAGES[1:], marks[:-1], marks[1:], strict=True):
+        secs[stage] += end - start
+    return crop, shrink
+
+
+def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
+    """Times the three ways in turn on one core, and checks that they make the same crops."""
+    import numpy as np
+    import tensorflow as tf
+
+    from mapseg.pipeline import train_batches
+    from mapseg.records import read_record
+
+    index, labels, config = open_split(records_dir)
+    ways = make_ways()
+    secs: dict[str, Any] = {way: defaultdict(float) for way in ways}
+    for i in range(-len(index), crops):  # the first round warms up
+        if i == 0:
+            secs = {way: defaultdict(float) for way in ways}
+        made = {}
+        for way in ways:
+            started = time.perf_counter()
+            record = read_record(index, i % len(index))
+            secs[way]["read"] += time.perf_counter() - started
+            made[way], shrink = make_one(ways, way, record, labels, config, i % 2**32, secs[way])
+        for way in ("partial", "mapseg"):
+            np.testing.assert_array_equal(made[way][1], made["naive"][1])
+            if shrink == 1:
+                np.testing.assert_array_equal(made[way][0], made["naive"][0])
+    batches = iter(train_batches(records_dir, config))
+    next(batches)
+    started = time.perf_counter()
+    for _ in range(BATCHES):
+        next(batches)
+    stream = BATCHES * config.batch_size / (time.perf_counter() - started)
+    return {
+        "crops_per_s": {way: crops / sum(secs[way].values()) for way in ways},
+        "stages_ms": {
+            way: {stage: 1e3 * total / crops for stage, total in secs[way].items()} for way in ways
+        },
+        "stream_per_s": stream,
+        "tf_image_ms": time_tf_image(tf, config),
+    }
+
+
+def time_tf_image(tf: Any, config: Any, count: int = 30) -> float:
+    """Times the same augmentation by `tf.image`, in a graph, in milliseconds."""
+
+    def augment(image: Any, label: Any, seed: Any) -> Any:
+        image = tf.image.resize(image, config.crop_size, antialias=True)
+        label = tf.image.resize(label, config.crop_size, method="nearest")
+        image = tf.image.stateless_random_flip_left_right(image, seed)
+        label = tf.image.stateless_random_flip_left_right(label, seed)
+        image = tf.image.stateless_random_brightness(image / 255, config.color_jitter, seed)
+        limits = 1 - config.color_jitter, 1 + config.color_jitter
+        image = tf.image.stateless_random_contrast(image, *limits, seed)
+        image = tf.image.stateless_random_saturation(image, *limits, seed)
+        return tf.saturate_cast(tf.round(image * 255), tf.uint8), label
+
+    graph = tf.function(augment)
+    pixels = tf.random.stateless_uniform([684, 684, 4], [0, 0], 0, 256, tf.int32)
+    image, label = tf.cast(pixels[..., :3], tf.uint8), tf.cast(pixels[..., 3:], tf.uint8)
+    graph(image, label, tf.constant([0, 0]))
+    started = time.perf_counter()
+    for i in range(count):
+        graph(image, label, tf.constant([0, i]))
+    return 1e3 * (time.perf_counter() - started) / count
+
+
+def measure_memory(records_dir: Path, way: str) -> dict[str, float]:
+    """Measures by how much the process grows: ten crops of a way, or batches on all cores."""
+    from mapseg.pipeline import train_batches
+    from mapseg.records import read_record
+
+    index, labels, config = open_split(records_dir)
+    ways = make_ways()
+    from mapseg import transforms, windows  # noqa: F401  their imports are not what is measured
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if way == "stream":
+        batches = iter(train_batches(records_dir, config))
+        for _ in range(BATCHES):
+            next(batches)
+    else:
+        for i in range(10):
+            record = read_record(index, i % len(index))
+            make_one(ways, way, record, labels, config, i, defaultdict(float))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_mb": (after - before) * 1024 / 1e6}
+
+
+def measure_shares(records_dir: Path, crops: int) -> dict[str, Any]:
+    """Says in which share of the crops rare classes have more than a few pixels."""
+    import dataclasses
+    import itertools
+
+    from mapseg.pipeline import train_batches
+
+    _, labels, config = open_split(records_dir)
+    shares: dict[str, Any] = {}
+    for balance in (0.0, 0.5):
+        asked = dataclasses.replace(config, class_balance=balance, batch_size=20, color_jitter=0.0)
+        batches = itertools.islice(train_batches(records_dir, asked), crops // 20)
+        ids = [label for _, label in batches for label in label.numpy()]
+        shares[str(balance)] = {
+            name: sum((label == labels.names.index(name)).sum() > SEEN_PX for label in ids)
+            / len(ids)
+            for name in RARE
+        }
+    return shares
+
+
+def copy_source(vistas_dir: Path, folder: Path, copies: int) -> Path:
+    """Makes a Vistas folder with the training pairs several times, as links."""
+    for kind in ("images", "labels"):
+        (folder / "training" / kind).mkdir(parents=True)
+        for path in sorted((vistas_dir / "training" / kind).iterdir()):
+            for copy in range(copies):
+                (folder / "training" / kind / f"{copy}_{path.name}").symlink_to(path)
+    for path in vistas_dir.glob("config*.json"):
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def time_conversion(vistas_dir: Path, folder: Path) -> dict[str, Any]:
+    """Times the conversion with one worker and with two, in turn."""
+    pairs = len(list((vistas_dir / "training/images").iterdir()))
+    source_bytes = sum(path.stat().st_size for path in vistas_dir.glob("training/*/*"))
+    secs: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(2):
+        for workers in secs:
+            records_dir = folder / f"converted-{workers}-{turn}"
+            secs[workers].append(convert(vistas_dir, records_dir, workers))
+    stored = sum(path.stat().st_size for path in records_dir.glob("*.tfrecord"))
+    return {
+        "pairs": pairs,
+        "pairs_per_s": {str(workers): pairs / min(found) for workers, found in secs.items()},
+        "bytes_of_source": stored / source_bytes,
+    }
+
+
+def print_crops(figures: dict[str, Any]) -> None:
+    """Prints speed, stages and memory by size and way."""
+    sizes = figures["crops"]
+    print("| crops/s on one core |", " | ".join(sizes), "| raw against 2 MP |")
+    print("| --- " * (len(sizes) + 2) + "|")
+    for way, told in WAYS.items():
+        rates = [found["crops_per_s"][way] for found in sizes.values()]
+        cost = sizes["2 MP"]["crops_per_s"][way] / sizes["raw"]["crops_per_s"][way]
+        print(f"| {told} |", " | ".join(f"{r:.1f}" for r in rates), f"| {cost:.2f} x the cost |")
+    gains = [f["crops_per_s"]["mapseg"] / f["crops_per_s"]["naive"] for f in sizes.values()]
+    print("| mapseg against decode all |", " | ".join(f"{g:.1f} x" for g in gains), "| |")
+    streams = [found["stream_per_s"] for found in sizes.values()]
+    print("| mapseg through tf.data |", " | ".join(f"{s:.1f}" for s in streams), "| |")
+    print("\n| ms a crop, raw |", " | ".join(STAGES), "| slowest |")
+    print("| --- " * 7 + "|")
+    for way, told in WAYS.items():
+        stages = sizes["raw"]["stages_ms"][way]
+        slowest = max(stages, key=stages.__getitem__)
+        print(f"| {told} |", " | ".join(f"{stages[s]:.1f}" for s in STAGES), f"| {slowest} |")
+    print(f"\nthe augmentation by tf.image: {sizes['raw']['tf_image_ms']:.1f} ms a crop\n")
+    print("| memory, MB |", " | ".join(sizes), "|\n" + "| --- " * (len(sizes) + 1) + "|")
+    for way in (*WAYS, "stream"):
+        told = WAYS.get(way, "mapseg, batches on all cores")
+        print(
+            f"| {told} |", " | ".join(f"{m[way]:.0f}" for m in figures["memory_mb"].values()), "|"
+        )
+
+
+def print_conversion(found: dict[str, Any]) -> None:
+    """Prints the conversion's speed."""
+    one, two = found["pairs_per_s"]["1"], found["pairs_per_s"]["2"]
+    print(
+        f"\nconversion of {found['pairs']} pairs: {one:.2f} pairs/s with one worker, {two:.2f} "
+        f"with two ({two / one:.2f} x); shards take {found['bytes_of_source']:.3f} x the source"
+    )
+
+
+def print_shares(shares: dict[str, Any]) -> None:
+    """Prints how often rare classes are seen."""
+    print(f"\n| share of crops with over {SEEN_PX} pixels |", " | ".join(RARE), "|")
+    print("| --- " * (len(RARE) + 1) + "|")
+    for balance, found in shares.items():
+        print(f"| class_balance {balance} |", " | ".join(f"{s:.0%}" for s in found.values()), "|")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    if argv[1:2] != ["--case"]:
+        return cli.run(work, define_flags(), argv, __doc__)
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
+    case, records_dir, argument = argv[2], Path(argv[3]), argv[4]
+    if case == "crops":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        found = measure_crops(records_dir, int(argument))
+    elif case == "memory":
+        found = measure_memory(records_dir, argument)
+    else:
+        found = measure_shares(records_dir, int(argument))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
