@@ -1,6 +1,11 @@
 """Shards -> batches; what is in a batch is a pure function of (records, config, step)."""
 
+import atexit
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -31,6 +36,48 @@ _AUGMENTATION = 1
 _BATCHES_AHEAD = 2
 _BATCHES_IN_HAND = 2  # one being put together, one being trained on
 _WHOLE_BYTES_PER_PX = 8  # the image twice, the label, and its source ids
+
+
+class _Gate:
+    """Admits calls until the interpreter ends, and then waits until none is within.
+
+    The threads of a tf.data iterator that nobody deleted outlive the interpreter; one that calls
+    Python then aborts the process, or hangs it.
+    """
+
+    _QUIET_SECS = 0.1
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._within = self._refused = 0
+        self._closed = False
+        atexit.register(self._close)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                self._refused += 1
+                raise InterruptedError("the program is ending")
+            self._within += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._within -= 1
+                self._changed.notify_all()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._within)
+        refused = -1
+        while refused != self._refused:  # iterators read on until they are full of refusals
+            refused = self._refused
+            time.sleep(self._QUIET_SECS)
+
+
+_gate = _Gate()
 
 
 def make_crop(
@@ -121,16 +168,18 @@ def train_batches(
     starts = tiles.starts if tiles is not None else np.zeros(2, np.int64)
 
     def make_crops(read: int, i: int, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        focus = None
-        if tiles is not None and entry >= 0:
-            i, focus = tiles.look_up(int(entry))
-        sample = parse_sample(read_record(index, int(i)))
-        crops = []
-        for crop in range(config.crops_per_read):
-            numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
-            crops.append(make_crop(sample, table, config, np.random.default_rng(numbers), focus))
-        images, ids = zip(*crops, strict=True)
-        return np.stack(images), np.stack(ids)
+        with _gate.admitted():
+            focus = None
+            if tiles is not None and entry >= 0:
+                i, focus = tiles.look_up(int(entry))
+            sample = parse_sample(read_record(index, int(i)))
+            crops = []
+            for crop in range(config.crops_per_read):
+                numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
+                rng = np.random.default_rng(numbers)
+                crops.append(make_crop(sample, table, config, rng, focus))
+            images, ids = zip(*crops, strict=True)
+            return np.stack(images), np.stack(ids)
 
     def read_crops(own_read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         step, place = own_read // reads, own_read % reads

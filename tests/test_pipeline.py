@@ -1,6 +1,9 @@
 import dataclasses
 import itertools
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,3 +169,16 @@ def test_memory_bounds_the_reads_ahead(records_dir):
         ValueError, match=r"input_memory_mb must be at least 187 .*4608x3456.*got 9"
     ):
         parallel_reads(config(input_memory_mb=9, crop_height=513, crop_width=513), large, 16)
+
+
+def test_a_program_may_end_while_crops_are_made(records_dir):
+    script = """
+import sys
+from mapseg import config, pipeline
+batches = iter(pipeline.train_batches(sys.argv[1], config.TrainConfig(batch_size=2)))
+next(batches)
+"""
+    command = [sys.executable, "-c", script, str(records_dir)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, timeout=60)
+    assert done.returncode == 0
