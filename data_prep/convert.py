@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, SampleFacts, note_facts
+from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts, note_facts
 from data_prep.sources import Pair
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
 from mapseg.records import Shard, encode_sample, write_shard
 from mapseg.tiles import encode_tiles
+from mapseg.transforms import resize_image
 
 PARTS_DIR = ".parts"
 
@@ -32,6 +32,7 @@ _MODES = {"jpeg": ("L", "RGB"), "png": ("1", "L", "LA", "P", "RGB", "RGBA")}
 _GREY_MODES = ("1", "L", "LA")
 _EXIF_ORIENTATION = 274
 _PNG_GREY, _PNG_PALETTE = 0, 3  # colour types in a PNG's header
+_REMEDY = "Remedy: fetch the file again, or leave such pairs out with --on_error=skip"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -80,13 +81,13 @@ def convert_pair(
       A serialized tf.train.Example, and what is in it.
 
     Raises:
-      ValueError: a file that is truncated, of a kind that cannot be used, or not decodable; an id
-        outside the table; an image and a label of different size. The message names the file.
-      OSError: a file cannot be read.
+      ValueError: a file that is unreadable, truncated, of a kind that cannot be used, or not
+        decodable; an id outside the table; an image and a label of different size. The message
+        names the file.
     """
     label_png, label = _read_label(pair.label_path, source_ids)
     size = label.height, label.width
-    data = pair.image_path.read_bytes()
+    data = _read(pair.image_path)
     image, image_format = _open_image(data, pair.image_path)
     orientation = _orientation(image, size, pair)
     channels = 1 if image.mode in _GREY_MODES else 3
@@ -109,15 +110,6 @@ def convert_pair(
     return record, note_facts(pair.key, ids, data, orientation)
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width), by area where it shrinks."""
-    if image.shape[:2] == size:
-        return image
-    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, size[::-1], interpolation=method)
-
-
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a label [H, W] to (height, width): each pixel is the one under its own centre."""
     rows, columns = (
@@ -133,9 +125,15 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path}: must be a whole JPEG or PNG image; got: {error}. "
-            "Remedy: fetch the file again, or leave the pair out"
+            f"{path}: must be a whole JPEG or PNG image; got: {error}. {_REMEDY}"
         ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # not one: it is no failure to write the shard
+        raise ValueError(f"{path}: must be readable; got: {error.strerror}. {_REMEDY}") from error
 
 
 def _open(data: bytes, path: Path) -> Image.Image:
@@ -149,7 +147,7 @@ def _open(data: bytes, path: Path) -> Image.Image:
 
 def _read_label(path: Path, source_ids: tuple[int, ...]) -> tuple[bytes, Image.Image]:
     """Returns the label as a greyscale PNG of ids, and decoded, its pixels the ids."""
-    data = path.read_bytes()
+    data = _read(path)
     if not data.startswith(_PNG):
         raise ValueError(f"{path}: a label must be a PNG of ids; got another kind of file")
     label = _open(data, path)
@@ -164,12 +162,18 @@ def _read_label(path: Path, source_ids: tuple[int, ...]) -> tuple[bytes, Image.I
     with _naming(path):
         label.load()
         counts = np.array(label.histogram())
-    unknown = sorted(set(np.flatnonzero(counts).tolist()) - set(source_ids))
+    found = set(np.flatnonzero(counts).tolist())
+    unknown = sorted(found - set(source_ids))
     if unknown:
+        remedy = (
+            "a label of 0 and 255 alone is a mask, not a map of ids: give the folder of id maps"
+            if found == MASK_IDS
+            else "choose the table that belongs to these labels, or add the ids to it, with "
+            '"evaluate": false if they are no class'
+        )
         raise ValueError(
             f"{path}: ids must be in the class table ({min(source_ids)}-{max(source_ids)}); "
-            f"got {', '.join(map(str, unknown))}. Remedy: choose the table that belongs to these "
-            'labels, or add the ids to it, with "evaluate": false if they are no class'
+            f"got {', '.join(map(str, unknown))}. Remedy: {remedy}"
         )
     return _strip_palette(data) if depth == 8 else _to_png(np.asarray(label)), label
 
@@ -240,6 +244,7 @@ class Job:
       pairs: in order.
       classes: the class table.
       made_from: JSON that identifies the result: format, options, class table and input files.
+      skip: a pair that cannot be converted is left out; else it is an error.
     """
 
     path: Path
@@ -248,6 +253,7 @@ class Job:
     resize: Resize
     classes: tuple[LabelClass, ...]
     made_from: dict[str, Any]
+    skip: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,11 +263,13 @@ class Part:
     Attributes:
       shard: the file.
       facts: of its samples, in order.
+      left_out: by key of a pair that could not be converted, the reason.
       made_from: as in its job.
     """
 
     shard: Shard
     facts: tuple[SampleFacts, ...]
+    left_out: dict[str, str]
     made_from: dict[str, Any]
 
 
@@ -273,26 +281,28 @@ def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
       after_pair: called after each pair; what it raises stops the shard.
 
     Raises:
-      ValueError: as `convert_pair`.
-      OSError: a file cannot be read or written.
+      ValueError: as `convert_pair`, unless the job skips such pairs.
+      OSError: a file cannot be written.
     """
     facts: list[SampleFacts] = []
+    left_out: dict[str, str] = {}
     source_ids = tuple(c.id for c in job.classes)
 
     def records() -> Iterator[bytes]:
         for pair in job.pairs:
-            record, found = convert_pair(pair, job.resize, source_ids)
-            facts.append(found)
-            yield record
+            try:
+                record, found = convert_pair(pair, job.resize, source_ids)
+            except ValueError as error:
+                if not job.skip:
+                    raise
+                left_out[pair.key] = " ".join(str(error).partition(" Remedy: ")[0].split())
+            else:
+                facts.append(found)
+                yield record
             after_pair()
 
     shard = write_shard(job.path, records())
-    part = {
-        "shard": vars(shard),
-        "facts": [found.to_json() for found in facts],
-        "made_from": job.made_from,
-    }
-    write_text(part_path(job.path), json.dumps(part))
+    write_part(job.path, Part(shard, tuple(facts), left_out, job.made_from))
 
 
 def part_path(shard_path: Path) -> Path:
@@ -300,11 +310,18 @@ def part_path(shard_path: Path) -> Path:
     return shard_path.parent / PARTS_DIR / f"{shard_path.name}.json"
 
 
-def read_part(path: Path) -> Part | None:
-    """Reads a part; None where there is none that can be used."""
+def write_part(shard_path: Path, part: Part) -> None:
+    """Writes a shard's part, whole or not at all."""
+    facts = [found.to_json() for found in part.facts]
+    raw = {**vars(part), "shard": vars(part.shard), "facts": facts}
+    write_text(part_path(shard_path), json.dumps(raw))
+
+
+def read_part(shard_path: Path) -> Part | None:
+    """Reads a shard's part; None where there is none that can be used."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(part_path(shard_path).read_text(encoding="utf-8"))
         facts = tuple(SampleFacts.from_json(found) for found in raw["facts"])
-        return Part(Shard(**raw["shard"]), facts, raw["made_from"])
+        return Part(Shard(**raw["shard"]), facts, dict(raw["left_out"]), raw["made_from"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return None

@@ -15,6 +15,7 @@ from mapseg.records import Shard, Split, tile_table_name
 from mapseg.tiles import TileTable, count_ids, encode_tile_table, pack_ids
 
 MADE_UPRIGHT, KEPT_TURNED = "made_upright", "kept_turned"
+MASK_IDS = {0, 255}  # a label of these values alone is more likely a mask than a map of ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,7 @@ def join_facts(
     pixels: Counter[int] = Counter()
     for sample in facts:
         pixels.update(sample.pixels)
-    width = max(c.id for c in classes) // 8 + 1  # no id has a bit beyond
-    held = np.concatenate([sample.held for sample in facts])[:, :width]
-    table = encode_tile_table(TileTable(np.array([f.size for f in facts], np.int32), held))
+    table = encode_tile_table(make_tile_table(facts, classes))
     split = Split(
         name=name,
         shards=tuple(shards),
@@ -111,3 +110,10 @@ def join_facts(
         left_out=left_out,
     )
     return split, table
+
+
+def make_tile_table(facts: Sequence[SampleFacts], classes: Sequence[LabelClass]) -> TileTable:
+    """Joins the tiles of samples to a table over the ids of a class table."""
+    width = max(c.id for c in classes) // 8 + 1  # no class has a bit beyond
+    held = np.concatenate([sample.held for sample in facts])[:, :width]
+    return TileTable(np.array([sample.size for sample in facts], np.int32), held)

@@ -5,8 +5,7 @@ Knows Mapillary Vistas, flat (v1.2) and nested (v2.0), and any two folders of im
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mapseg.labels import LabelClass, read_class_table
@@ -32,12 +31,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The pairs of one split, by ascending key."""
+    """The pairs of one split, by ascending key, and by key of what has no pair, the reason."""
 
     name: str
     image_dir: Path
     label_dir: Path
     pairs: tuple[Pair, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -65,28 +65,34 @@ class Source:
     other_versions: tuple[str, ...] = ()
 
 
-def find_folders(image_dir: Path, label_dir: Path, classes_path: Path, split: str) -> Source:
+def find_folders(
+    image_dir: Path, label_dir: Path, classes_path: Path, split: str, skip: bool = False
+) -> Source:
     """Finds a split in two folders: an image's partner is the label of the same path and stem.
+
+    Args:
+      image_dir: JPEG or PNG images, in sub-folders too.
+      label_dir: PNG labels, under the same relative paths.
+      classes_path: the class table.
+      split: its name.
+      skip: leaves out what has no partner, in place of the error.
 
     Raises:
       FileNotFoundError: a folder or the class table does not exist.
       ValueError: a missing partner, or a class table that is none.
     """
     classes = read_class_table(classes_path)
-    return Source(
-        classes,
-        (SourceSplit(split, image_dir, label_dir, find_pairs(image_dir, label_dir)),),
-        skipped={},
-    )
+    return Source(classes, (_find_split(split, image_dir, label_dir, skip),), skipped={})
 
 
-def find_vistas(vistas_dir: Path, label_version: str = "") -> Source:
+def find_vistas(vistas_dir: Path, label_version: str = "", skip: bool = False) -> Source:
     """Finds the splits of a Mapillary Vistas folder.
 
     Args:
       vistas_dir: holds `config_*.json` and, for each split, `images` beside `labels` or
         `<version>/labels`.
       label_version: v1.2 or v2.0; empty takes the one there is, v1.2 where both are.
+      skip: leaves out what has no partner, in place of the error.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -119,7 +125,7 @@ def find_vistas(vistas_dir: Path, label_version: str = "") -> Source:
         if label_dir is None:
             skipped[name] = f"{vistas_dir / name} has no {version} labels"
             continue
-        taken.append(SourceSplit(name, image_dir, label_dir, find_pairs(image_dir, label_dir)))
+        taken.append(_find_split(name, image_dir, label_dir, skip))
     return Source(
         classes=read_class_table(tables[version]),
         splits=tuple(taken),
@@ -148,7 +154,19 @@ def _content(folder: Path) -> str:
     return ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "an empty folder"
 
 
-def find_pairs(image_dir: Path, label_dir: Path) -> tuple[Pair, ...]:
+def _find_split(name: str, image_dir: Path, label_dir: Path, skip: bool) -> SourceSplit:
+    pairs, left_out = find_pairs(image_dir, label_dir)
+    if left_out and not (skip and pairs):
+        first, *more = left_out.values()
+        also = f" ({len(more)} more have no pair)" if more else ""
+        raise ValueError(
+            f"{first}{also}. Remedy: mend the folder, or give --on_error=skip, which leaves out "
+            "what has no pair if there are others"
+        )
+    return SourceSplit(name, image_dir, label_dir, pairs, left_out)
+
+
+def find_pairs(image_dir: Path, label_dir: Path) -> tuple[tuple[Pair, ...], dict[str, str]]:
     """Pairs the images below one folder with the labels below another.
 
     Hidden files and other suffixes are passed over.
@@ -158,46 +176,51 @@ def find_pairs(image_dir: Path, label_dir: Path) -> tuple[Pair, ...]:
       label_dir: PNG labels, under the same relative paths.
 
     Returns:
-      The pairs by ascending key.
+      The pairs by ascending key; and by key of what makes no pair, the reason: an image without a
+      label, a label without an image, two files with one key, a link to nothing.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      ValueError: no image, one without a label, a label without an image, two with one key.
+      ValueError: there is no image.
     """
-    images = _files_by_key(image_dir, IMAGE_SUFFIXES)
-    labels = _files_by_key(label_dir, LABEL_SUFFIXES)
+    images, wrong_images = _files_by_key(image_dir, IMAGE_SUFFIXES)
+    labels, wrong_labels = _files_by_key(label_dir, LABEL_SUFFIXES)
     if not images:
         raise ValueError(
             f"{image_dir}: must hold images ({', '.join(IMAGE_SUFFIXES)}); "
             f"got {_content(image_dir)}"
         )
-    _check_partners([images[k] for k in sorted(images.keys() - labels.keys())], "label", label_dir)
-    _check_partners([labels[k] for k in sorted(labels.keys() - images.keys())], "image", image_dir)
-    return tuple(Pair(key, images[key], labels[key]) for key in sorted(images))
+    wrong = {
+        **{key: _alone(labels[key], "image", image_dir) for key in labels.keys() - images.keys()},
+        **{key: _alone(images[key], "label", label_dir) for key in images.keys() - labels.keys()},
+        **wrong_labels,
+        **wrong_images,
+    }
+    pairs = (Pair(key, images[key], labels[key]) for key in sorted(images.keys() - wrong.keys()))
+    return tuple(pairs), dict(sorted(wrong.items()))
 
 
-def _check_partners(alone: Sequence[Path], partner: str, partner_dir: Path) -> None:
-    if alone:
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise ValueError(
-            f"{alone[0]}{more}: must have the {partner} of the same name in {partner_dir}; got "
-            "none. Remedy: add it, or take this file away"
-        )
+def _alone(path: Path, partner: str, partner_dir: Path) -> str:
+    return f"{path}: must have the {partner} of the same name in {partner_dir}; got none"
 
 
-def _files_by_key(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _files_by_key(
+    folder: Path, suffixes: tuple[str, ...]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Returns the files, and what is wrong with some of them."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
+    wrong: dict[str, str] = {}
     for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
+        for name in sorted(names):
             path = Path(parent, name)
             if name.startswith(".") or path.suffix.lower() not in suffixes:
                 continue
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in files:
-                raise ValueError(
-                    f"{path}: must be the only file of its stem; got {files[key].name} too"
-                )
-            files[key] = path
-    return files
+                wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
+            elif not path.is_file():
+                wrong[key] = f"{path}: must be a file; got a link to nothing"
+            files.setdefault(key, path)
+    return files, wrong

@@ -4,10 +4,10 @@ python -m data_prep.verify_records --records_dir=R
 """
 
 import hashlib
-import os
+import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +15,29 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from google.protobuf.message import DecodeError
 
-from data_prep.build_records import make_reporter, show
+from data_prep.facts import SampleFacts, make_tile_table, note_facts
 from mapseg import cli
+from mapseg.labels import VOID
+from mapseg.machine import cores
+from mapseg.progress import make_reporter, show
 from mapseg.records import (
     MANIFEST_NAME,
     Manifest,
     Shard,
     Split,
-    decode_sample,
+    decode_image,
+    manifest_sha256,
     read_manifest,
     read_shard,
+    read_split_tiles,
 )
+from mapseg.tiles import TILE_PX, Window, decode_window, tile_grid
+from mapseg.windows import parse_sample
 
 _TOP_CLASSES = 3
-_SIZE_FIELDS = dict.fromkeys(("image/height", "image/width"), tf.io.FixedLenFeature([], tf.int64))
-_ALL_IDS = np.arange(256, dtype=np.uint8)
+_GREY_8_BIT = b"\x08\x00"  # depth and colour type in a PNG's header
 
 
 @dataclass
@@ -38,16 +45,16 @@ class _Found:
     """What a shard holds, and what is wrong with it."""
 
     problems: list[str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    facts: list[SampleFacts] = field(default_factory=list)
 
 
 def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[str]:
-    """Checks every shard and every sample of a records folder.
+    """Checks every file and every sample of a records folder.
 
-    Checksums of shards and records, the counts that the manifest has (samples, sizes, pixels by
-    class), ids within the class table, images and labels decodable and of one size, no key twice.
+    Checksums of the manifest, the tables of tiles, shards and records; what the manifest and the
+    tables say against the samples (counts, sizes, pixels by class, what each tile holds); ids
+    within the class table; images, labels and label tiles decodable and of one content; no key
+    twice in a split, and no image in two splits.
 
     Args:
       records_dir: the folder.
@@ -60,34 +67,40 @@ def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[s
       FileNotFoundError: there is no manifest, or a shard is missing.
       ValueError: a manifest that cannot be read, or a shard of another size.
     """
+    read_manifest(records_dir, check_shards=False)
+    problems = list(_check_manifest(records_dir / MANIFEST_NAME))
+    if problems:
+        return problems  # no ground to judge the rest by
     manifest = read_manifest(records_dir)
-    report = make_reporter(0, sum(s.samples for s in manifest.splits.values()), progress)
-    problems: list[str] = []
-    owners: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split in manifest.splits.values():
+    total = sum(split.samples for split in manifest.splits.values())
+    report = make_reporter(0, total, "samples", progress)
+    done = 0
+    owners: dict[str, tuple[str, str]] = {}
+    with ThreadPoolExecutor(cores()) as pool:
+        for name, split in manifest.splits.items():
 
             def check(shard: Shard) -> _Found:
                 return _check_shard(records_dir / shard.file, shard, manifest)
 
-            total = _Found()
+            whole = _Found()
             for found in pool.map(check, split.shards):
-                total.problems += found.problems
-                total.keys += found.keys
-                total.sizes += found.sizes
-                total.pixels += found.pixels
-                report(len(owners) + len(total.keys))
-            problems += total.problems or _compare(
-                records_dir / MANIFEST_NAME, split, total, manifest
-            )
-            for key in total.keys:
-                if key in owners:
-                    problems.append(
-                        f"{records_dir}: a key must be used once; {key} is in "
-                        f"{owners[key]} and in {split.name}"
-                    )
-                owners[key] = split.name
+                whole.problems += found.problems
+                whole.facts += found.facts
+                report(done + len(whole.facts))
+            done += len(whole.facts)
+            problems += whole.problems or _compare(records_dir, split, whole.facts, manifest)
+            problems += _check_unique(records_dir, name, whole.facts, owners)
     return problems
+
+
+def _check_manifest(path: Path) -> Iterator[str]:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if raw.get("sha256") != manifest_sha256(raw):
+        yield (
+            f"{path}: must be as it was written; its checksum differs. Remedy: remove the file, "
+            "and run what wrote it (data_prep.build_records or index_records) as before: shards "
+            "that are whole are kept"
+        )
 
 
 def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
@@ -99,53 +112,122 @@ def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
                 "and run data_prep.build_records as before: it makes lost shards"
             )
             return found
+    ids = {c.id for c in manifest.classes}
     try:
-        for record in read_shard(path):
-            _check_record(record, path, manifest, found)
+        for number, record in enumerate(read_shard(path)):
+            try:
+                found.facts.append(inspect_record(record, ids))
+            except ValueError as error:
+                found.problems.append(f"{path}: record {number}: {error}")
     except ValueError as error:
         found.problems.append(str(error))
-    if not found.problems and len(found.keys) != shard.samples:
-        found.problems.append(f"{path}: must have {shard.samples} samples; got {len(found.keys)}")
+    if not found.problems and len(found.facts) != shard.samples:
+        found.problems.append(f"{path}: must have {shard.samples} samples; got {len(found.facts)}")
     return found
 
 
-def _check_record(record: bytes, path: Path, manifest: Manifest, found: _Found) -> None:
+def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
+    """Decodes all of a record and notes its facts.
+
+    Args:
+      record: of `records.encode_sample`, or of TF DeepLab, which has no tiles.
+      ids: of the class table; a record without tiles may have VOID too, as TF DeepLab ignores it.
+
+    Returns:
+      The facts, without an orientation.
+
+    Raises:
+      ValueError: a field that is missing, cannot be decoded or contradicts another; an id that is
+        not in the class table. The message names the sample.
+    """
     try:
-        image, label, name = (t.numpy() for t in decode_sample(record, _ALL_IDS))
-        noted = tf.io.parse_single_example(record, _SIZE_FIELDS)
+        sample = parse_sample(record)
+    except DecodeError as error:
+        raise ValueError(f"must be a tf.train.Example; got {error}") from error
+    key = sample.key
+    if sample.label[24:26] != _GREY_8_BIT:
+        raise ValueError(f"{key}: the label must be an 8-bit greyscale PNG of ids; got another")
+    try:
+        image_size = tuple(decode_image(sample.image).shape[:2])
+        label = tf.io.decode_png(sample.label, channels=1)[..., 0].numpy()
     except tf.errors.OpError as error:
-        found.problems.append(f"{path}: record {len(found.keys)} cannot be decoded: {error}")
-        found.keys.append(f"{path.name}, record {len(found.keys)}")
-        return
-    key = name.decode()
-    pixels = np.bincount(label.reshape(-1), minlength=256)
-    unknown = sorted(set(np.flatnonzero(pixels).tolist()) - {c.id for c in manifest.classes})
-    if unknown:
-        found.problems.append(f"{path}: {key}: ids must be in the class table; got {unknown}")
-    size = tuple(int(noted[name]) for name in _SIZE_FIELDS)
-    if not image.shape[:2] == label.shape == size:
-        found.problems.append(
-            f"{path}: {key}: sizes must be equal; got image {image.shape[:2]}, label "
-            f"{label.shape}, noted {size}"
+        raise ValueError(f"{key}: image and label must be decodable; got {error}") from error
+    if not image_size == label.shape == sample.size:
+        raise ValueError(
+            f"{key}: sizes must be equal; got image {image_size}, label {label.shape}, "
+            f"image/height and image/width {sample.size}"
         )
-    found.keys.append(key)
-    found.sizes[label.shape] += 1
-    found.pixels += pixels
+    facts = note_facts(key, label, sample.image)
+    unknown = sorted(facts.pixels.keys() - set(ids) - (set() if sample.tiles else {VOID}))
+    if unknown:
+        raise ValueError(f"{key}: ids must be in the class table; got {unknown}")
+    if sample.tiles and not _same(sample.tiles, label):
+        raise ValueError(f"{key}: the label's tiles must be those of the label; got others")
+    return facts
 
 
-def _compare(path: Path, split: Split, found: _Found, manifest: Manifest) -> Iterator[str]:
-    """Yields where the manifest says other things of a split than its samples do."""
-    if dict(found.sizes) != split.sizes:
-        yield f"{path}: sizes of {split.name} must be {dict(found.sizes)}; got {split.sizes}"
-    pixels = {c.name: int(found.pixels[c.id]) for c in manifest.classes}
-    if pixels != split.pixels:
+def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:
+    """Tells whether tiles are those of a label, and zero beyond it."""
+    rows, columns = tile_grid(label.shape)
+    if len(tiles) != rows * columns:
+        return False
+    size = rows * TILE_PX, columns * TILE_PX
+    padded = np.zeros(size, np.uint8)
+    padded[: label.shape[0], : label.shape[1]] = label
+    try:
+        return np.array_equal(decode_window(tiles, size, Window(0, 0, *size)), padded)
+    except ValueError:
+        return False
+
+
+def _compare(
+    records_dir: Path, split: Split, facts: Sequence[SampleFacts], manifest: Manifest
+) -> Iterator[str]:
+    """Yields where the manifest or the table says other things of a split than its samples do."""
+    path = records_dir / MANIFEST_NAME
+    sizes = Counter(sample.size for sample in facts)
+    if dict(sizes) != split.sizes:
+        yield f"{path}: sizes of {split.name} must be {dict(sizes)}; got {split.sizes}"
+    pixels = Counter[int]()
+    for sample in facts:
+        pixels.update(sample.pixels)
+    if {c.name: pixels[c.id] for c in manifest.classes} != split.pixels:
         yield f"{path}: pixels of {split.name} must be those of its labels; got others"
+    try:
+        table = read_split_tiles(records_dir, split.name)
+    except (ValueError, FileNotFoundError) as error:
+        yield str(error)
+        return
+    expected = make_tile_table(facts, manifest.classes)
+    if not (
+        np.array_equal(table.sizes, expected.sizes) and np.array_equal(table.held, expected.held)
+    ):
+        yield f"{records_dir / split.tile_table}: must say what the labels hold; got other things"
+
+
+def _check_unique(
+    records_dir: Path,
+    split: str,
+    facts: Sequence[SampleFacts],
+    owners: dict[str, tuple[str, str]],
+) -> Iterator[str]:
+    """Yields keys that a split has twice, and images that an earlier split has; notes its own."""
+    for key, count in Counter(sample.key for sample in facts).items():
+        if count > 1:
+            yield f"{records_dir}: a key must be used once in a split; {split} has {count} of {key}"
+    for sample in facts:
+        owner, key = owners.setdefault(sample.image_sha256, (split, sample.key))
+        if owner != split:
+            yield (
+                f"{records_dir}: an image must be in one split; {key} in {owner} and {sample.key} "
+                f"in {split} are equal, byte for byte"
+            )
 
 
 def _table(manifest: Manifest) -> Iterator[str]:
     yield f"{'split':<12} {'samples':>8} {'shards':>7} {'MB':>9}  top classes"
     for split in manifest.splits.values():
-        total = sum(split.pixels.values())
+        total = max(1, sum(split.pixels.values()))
         top = sorted(split.pixels.items(), key=lambda item: -item[1])[:_TOP_CLASSES]
         shares = ", ".join(f"{name} {pixels / total:.0%}" for name, pixels in top)
         mb = sum(shard.bytes for shard in split.shards) / 1e6

@@ -6,7 +6,6 @@ is bounded and the order of the results is the order of the frames.
 
 import contextlib
 import csv
-import datetime
 import hashlib
 import io
 import json
@@ -31,6 +30,7 @@ from mapseg.files import naming, write_text
 from mapseg.frames import RESULTS_MARK, Frame, FrameReader, find_frames, open_video
 from mapseg.labels import LabelSet
 from mapseg.predict import Predictor, load_predictor, load_weights, segment_array
+from mapseg.progress import duration
 
 FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
 _AHEAD = 4  # frames decoded before the network needs them, and as many still being written
@@ -472,8 +472,8 @@ class _Report:
         self._started = self._said = time.monotonic()
 
     @property
-    def spent(self) -> datetime.timedelta:
-        return datetime.timedelta(seconds=round(time.monotonic() - self._started))
+    def spent(self) -> str:
+        return duration(time.monotonic() - self._started)
 
     def add(self, task: _Task, status: str) -> None:
         self._count += 1
@@ -486,7 +486,7 @@ class _Report:
         if now - self._said >= _REPORT_SECS:
             self._said = now
             rate = self._count / (now - self._started)
-            left = datetime.timedelta(seconds=round((self._total - self._count) / rate))
+            left = duration((self._total - self._count) / rate)
             self._progress(
                 f"frame {self._count} of {self._total}, {rate:.1f} frames/s, {left} left"
             )

@@ -1,7 +1,6 @@
 """Shards -> batches; what is in a batch is a pure function of (records, config, step)."""
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from mapseg.config import TrainConfig
 from mapseg.labels import VOID, make_label_set
+from mapseg.machine import cores
 from mapseg.records import (
     Split,
     index_split,
@@ -217,4 +217,4 @@ def parallel_reads(config: TrainConfig, split: Split, batch_size: int) -> int:
             f"input_memory_mb must be at least {(batch_bytes + needed >> 20) + 1} for images of "
             f"{width}x{height} and batches of {batch_size} crops; got {config.input_memory_mb}"
         )
-    return min(parallel, len(os.sched_getaffinity(0)))
+    return min(parallel, cores())

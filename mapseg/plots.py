@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from mapseg.files import write_bytes
-from mapseg.labels import VOID, LabelSet
+from mapseg.labels import VOID, LabelClass, LabelSet
 
 PICTURE_PX = 900  # longest side of a picture in a panel; small ones are enlarged to half of it
 _JPEG_QUALITY = 92
@@ -257,6 +257,127 @@ def _figure(runs: Mapping[str, Sequence[Row]], smoothing: float) -> Figure:
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.set_major_formatter("{x:,.10g}")
     return figure
+
+
+def plot_audit(
+    classes: Sequence[LabelClass],
+    pixels: Mapping[str, np.ndarray],
+    samples: Mapping[str, np.ndarray],
+    sizes: Mapping[str, Mapping[tuple[int, int], int]],
+    notes: Sequence[str],
+    out_path: Path,
+) -> None:
+    """Draws what records hold: a row for each class by falling share of pixels, sizes, and notes.
+
+    The first split is drawn as bars, others as marks upon them.
+
+    Args:
+      classes: names and colours.
+      pixels: by split, [classes] share of its pixels.
+      samples: by split, [classes] share of its samples that hold the class.
+      sizes: by split, by (height, width), its samples.
+      notes: lines of text.
+      out_path: the picture to write, `.png`.
+    """
+    rows = len(classes)
+    order = np.lexsort([np.arange(rows), *(-shares for shares in reversed(list(pixels.values())))])
+    # Inches, as all that follows: room for the names, and rows that can be read.
+    left = 0.4 + 0.057 * max(len(c.name) for c in classes)
+    width, height = left + 10.6, max(6.5, 1.5 + 0.17 * rows)
+    tall = min(height - 1.5, 0.45 * rows)
+    figure = Figure(figsize=(width, height), dpi=110)
+
+    def place(x: float, wide: float, high: float) -> Axes:
+        return figure.add_axes((x / width, 1 - (0.9 + high) / height, wide / width, high / height))
+
+    axes = [place(left, 3.8, tall), place(left + 4.3, 2.1, tall)]
+    for axis, values in zip(axes, (pixels, samples), strict=True):
+        _class_rows(axis, [classes[i] for i in order], {k: v[order] for k, v in values.items()})
+    least = min((v[v > 0].min() for v in pixels.values() if v.any()), default=1)
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].set_xlim(100 * min(0.5 * least, 1e-3), 100)
+    axes[0].set_yticks(range(rows), [classes[i].name for i in order], fontsize=7)
+    axes[0].set_title("share of the pixels, %", fontsize=10)
+    marks, names = axes[0].get_legend_handles_labels()  # bars come last
+    where = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 2.2}
+    axes[0].legend(
+        marks[-1:] + marks[:-1],
+        names[-1:] + names[:-1],
+        fontsize=8,
+        frameon=False,
+        ncols=6,
+        **where,
+    )
+    axes[1].set_xlim(0, 100)
+    axes[1].set_yticks([])
+    axes[1].set_title("samples that hold it, %", fontsize=10)
+    _size_marks(place(left + 7.2, 3.0, 3.0), sizes)
+    figure.text(
+        (left + 6.9) / width,
+        1 - 4.7 / height,
+        "\n".join(notes),
+        va="top",
+        fontsize=8,
+        linespacing=1.5,
+    )
+    _write_figure(out_path, figure)
+
+
+def _class_rows(
+    axis: Axes, classes: Sequence[LabelClass], values: Mapping[str, np.ndarray]
+) -> None:
+    """Draws shares as percent in the colours of the classes, from the top down."""
+    places = np.arange(len(classes))
+    for i, (split, shares) in enumerate(values.items()):
+        seen = places[shares > 0]
+        rim = {"edgecolor": "0.2", "label": split, "zorder": 2 + i}
+        if i == 0:
+            colors = [np.array(classes[k].color) / 255 for k in seen]
+            axis.barh(seen, 100 * shares[seen], 0.78, color=colors, linewidth=0.5, **rim)
+        else:  # white with a rim shows on every colour
+            marker = "Dos^v"[(i - 1) % 5]
+            axis.scatter(100 * shares[seen], seen, 18, "white", marker, clip_on=False, **rim)
+    for place in places[~np.any([shares > 0 for shares in values.values()], axis=0)]:
+        where = {"transform": axis.get_yaxis_transform(), "va": "center"}
+        axis.text(0.01, place, "never", color="0.5", fontsize=7, **where)
+    axis.set_ylim(len(classes) - 0.4, -0.6)
+    axis.grid(axis="x", alpha=0.3, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _size_marks(axis: Axes, sizes: Mapping[str, Mapping[tuple[int, int], int]]) -> None:
+    """Draws a circle for each size of image, its area by how many have it."""
+    most = max((n for found in sizes.values() for n in found.values()), default=1)
+    for i, (split, found) in enumerate(sizes.items()):
+        height, width = np.array(list(found), float).reshape(-1, 2).T
+        area = [12 + 300 * n / most for n in found.values()]
+        axis.scatter(
+            width,
+            height,
+            area,
+            f"C{i}",
+            alpha=0.5,
+            linewidth=0.5,
+            edgecolor="0.25",
+            label=f"{split}: {sum(found.values())}",
+        )
+    longest = max((max(size) for found in sizes.values() for size in found), default=1)
+    axis.set_xlim(0, 1.1 * longest)
+    axis.set_ylim(0, 1.1 * longest)
+    axis.set_aspect("equal")
+    axis.set_title("sizes of the images, pixels", fontsize=10)
+    axis.set_xlabel("width", fontsize=8)
+    axis.set_ylabel("height", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    legend = axis.legend(frameon=False, fontsize=8, loc="upper left")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
 
 
 def _column(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:

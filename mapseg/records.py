@@ -229,7 +229,15 @@ def _check_size(path: Path, size: int) -> None:
 
 def write_manifest(records_dir: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` into a records folder, whole or not at all."""
-    write_text(records_dir / MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1) + "\n")
+    raw = manifest.to_json()
+    raw["sha256"] = manifest_sha256(raw)
+    write_text(records_dir / MANIFEST_NAME, json.dumps(raw, indent=1) + "\n")
+
+
+def manifest_sha256(raw: dict[str, Any]) -> str:
+    """Returns the checksum that a manifest's JSON has of its other fields."""
+    others = {name: value for name, value in raw.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others).encode()).hexdigest()
 
 
 def read_split_tiles(records_dir: Path | str, split: str) -> TileTable:

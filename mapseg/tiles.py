@@ -4,6 +4,7 @@ A label [H, W] is cut, from its top left corner, into squares of TILE_PX pixels 
 by row. Those at the right and the bottom are filled up with zeros, so all decode to one size.
 """
 
+import functools
 import hashlib
 import io
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ import numpy as np
 TILE_PX = 256
 
 # Level 3 takes half the time of 6, for 8 % more bytes.
-_PNG_OPTIONS = (
-    (cv2.IMWRITE_PNG_COMPRESSION, 3),
-    (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
-)
+_PNG_OPTIONS = [
+    *(cv2.IMWRITE_PNG_COMPRESSION, 3),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+]
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,18 @@ def encode_tiles(label: np.ndarray) -> list[bytes]:
     rows, columns = tile_grid(label.shape)
     padded = np.zeros((rows * TILE_PX, columns * TILE_PX), np.uint8)
     padded[: label.shape[0], : label.shape[1]] = label
-    options = [number for pair in _PNG_OPTIONS for number in pair]
-    return [cv2.imencode(".png", tile, options)[1].tobytes() for tile in cut_tiles(padded)]
+    tiles = cut_tiles(padded)
+    return [_encode_uniform(int(t[0, 0])) if t.min() == t.max() else _encode(t) for t in tiles]
+
+
+def _encode(tile: np.ndarray) -> bytes:
+    return cv2.imencode(".png", tile, _PNG_OPTIONS)[1].tobytes()
+
+
+@functools.cache
+def _encode_uniform(source_id: int) -> bytes:
+    """Nearly half of the tiles of Vistas hold one id."""
+    return _encode(np.full((TILE_PX, TILE_PX), source_id, np.uint8))
 
 
 def decode_tile(png: bytes) -> np.ndarray:

@@ -21,6 +21,7 @@ from mapseg.model import build_model, weight_arrays
 from mapseg.pipeline import train_batches
 from mapseg.plots import plot_history
 from mapseg.predict import Predictor
+from mapseg.progress import duration
 from mapseg.records import read_manifest
 from mapseg.transfer import init_weights
 
@@ -503,12 +504,3 @@ class _Loop:
         rows = checkpoints.read_history(self.run.history_path)
         if rows:
             plot_history(rows, self.run.run_dir / "loss.png", self.run.train.loss_smoothing)
-
-
-def duration(secs: float) -> str:
-    """Writes a time for people: 45s, 12m05s, 3h20m."""
-    minutes, rest = divmod(round(secs), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

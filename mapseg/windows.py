@@ -46,6 +46,7 @@ def parse_sample(record: bytes) -> Sample:
       ValueError: it lacks a field, or its tiles are of another size than this version's.
     """
     features = tf.train.Example.FromString(record).features.feature
+    fields = sorted(features)  # now: asking for one that is not there adds it
 
     def number(name: str, default: int = 0) -> int:
         values = features[name].int64_list.value
@@ -54,7 +55,7 @@ def parse_sample(record: bytes) -> Sample:
     def data(name: str) -> bytes:
         values = features[name].bytes_list.value
         if not values:
-            raise ValueError(f"a record must have the field {name}; got {sorted(features)}")
+            raise ValueError(f"a record must have the field {name}; got {', '.join(fields)}")
         return bytes(values[0])
 
     tile_px = number("image/segmentation/class/tile_px", TILE_PX)

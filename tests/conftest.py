@@ -79,5 +79,5 @@ def run_dir(records_dir, tmp_path_factory):
 
 def pytest_collection_modifyitems(items):
     """Runs the long files first, so that two workers end together."""
-    long = ("test_train", "test_readme", "test_addons", "test_export", "test_estimator")
+    long = ("test_train", "test_readme", "test_addons", "test_export", "test_build_records")
     items.sort(key=lambda item: item.path.stem not in long)

@@ -1,8 +1,17 @@
 import fcntl
 import io
 import json
+import os
+import random
+import re
+import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +19,17 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import build_records as command
-from data_prep import convert
-from data_prep.build_records import build_records, main, partition
-from data_prep.convert import Resize, resize_image, resize_label
+from data_prep import convert, workers
+from data_prep.build_records import build_records, main
+from data_prep.convert import Resize, resize_label
+from data_prep.plan import partition
 from data_prep.sources import find_pairs, find_vistas
+from mapseg import plots
 from mapseg.labels import VOID
 from mapseg.records import read_manifest, read_samples, read_shard
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
 
 NAMES = ("road", "car", "sky", "unlabeled")
@@ -59,6 +70,12 @@ def save_pair(image_path, label_path, seed, size=(30, 40)):
     save_label(label_path, ids_of(seed, size))
 
 
+@pytest.fixture(autouse=True)
+def picture(monkeypatch):
+    """The audit's picture takes longer than these conversions; test_audit.py looks at it."""
+    monkeypatch.setattr(plots, "plot_audit", lambda *_, **__: _[-1].write_bytes(b"picture"))
+
+
 @pytest.fixture
 def vistas_dir(tmp_path):
     folder = tmp_path / "vistas"
@@ -79,6 +96,14 @@ def convert_vistas(vistas_dir, records_dir, *options):
     return main(
         ["", f"--vistas_dir={vistas_dir}", f"--records_dir={records_dir}", "--workers=1", *options]
     )
+
+
+def error_line(capsys):
+    """The one line on the error output that is no progress."""
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = (line for line in lines if not re.match(r"to write: about|\d+/\d+ pairs", line))
+    assert line.startswith(("error: ", "interrupted"))
+    return line
 
 
 def stored(records_dir, split):
@@ -126,7 +151,7 @@ def test_images_keep_their_bytes(vistas_dir, tmp_path):
     assert convert_vistas(vistas_dir, tmp_path / "r") == 0
     records = stored(tmp_path / "r", "training")
     assert sorted(records) == sorted(KEYS)
-    for pair in find_pairs(vistas_dir / "training/images", vistas_dir / "training/labels"):
+    for pair in find_pairs(vistas_dir / "training/images", vistas_dir / "training/labels")[0]:
         features, _ = records[pair.key]
         assert features["image/encoded"].bytes_list.value[0] == pair.image_path.read_bytes()
     assert records["f"][0]["image/format"].bytes_list.value[0] == b"png"
@@ -199,8 +224,8 @@ def test_plain_folders_add_split_after_split(vistas_dir, tmp_path, capsys):
 
 
 def test_the_result_does_not_depend_on_the_workers(vistas_dir, tmp_path):
-    for workers in (1, 2):
-        build_records(find_vistas(vistas_dir), tmp_path / f"{workers}", Resize(), workers, print)
+    for number in (1, 2):
+        build_records(find_vistas(vistas_dir), tmp_path / f"{number}", Resize(), number, print)
     assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
@@ -231,7 +256,7 @@ def test_interrupted_and_run_again_it_goes_on(vistas_dir, tmp_path, monkeypatch,
     monkeypatch.setattr(convert, "convert_pair", interrupted)
     capsys.readouterr()
     assert convert_vistas(vistas_dir, tmp_path / "r") == 130
-    assert capsys.readouterr().err.count("\n") == 1
+    assert "interrupted" in error_line(capsys)
     assert_nothing_half_written(tmp_path / "r")
     finished = content(tmp_path / "r")
     stop_at = 99
@@ -281,6 +306,162 @@ def test_unfinished_records_take_other_input(vistas_dir, tmp_path):
     assert convert_vistas(vistas_dir, tmp_path / "r") == 0
     assert convert_vistas(vistas_dir, tmp_path / "again") == 0
     assert content(tmp_path / "r") == content(tmp_path / "again")
+
+
+def killed_after(secs, arguments):
+    """Runs the command in processes of its own, and kills all of them; returns whether it did."""
+    command = [sys.executable, "-m", "data_prep.build_records", *arguments]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
+    try:
+        assert process.wait(secs) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def test_killed_at_20_moments_it_ends_as_if_it_had_not_been(tmp_path):
+    source, chance = tmp_path / "source", random.Random(4)
+    for seed in range(12):
+        names = f"train/images/{seed}.jpg", f"train/labels/{seed}.png"
+        save_pair(*(source / name for name in names), seed, (300, 400))
+    (source / "config.json").write_text(json.dumps(class_table()))
+    (source / "train/images/12.jpg").write_bytes(b"broken")
+    save_label(source / "train/labels/12.png", ids_of(1))
+    options = [f"--vistas_dir={source}", "--workers=2", "--on_error=skip"]
+    started = time.monotonic()
+    assert not killed_after(60, [*options, f"--records_dir={tmp_path / 'whole'}"])
+    length = time.monotonic() - started
+    expected = content(tmp_path / "whole")
+    moments = [length * (i + chance.random()) / 20 for i in range(20)]
+    chance.shuffle(moments)
+    records_dir = tmp_path / "r"
+    for moment in moments:
+        while not killed_after(moment, [*options, f"--records_dir={records_dir}"]):
+            assert content(records_dir) == expected  # sooner done, as much was; begin anew
+            shutil.rmtree(records_dir)
+    assert not killed_after(60, [*options, f"--records_dir={records_dir}"])
+    assert content(records_dir) == expected
+
+
+def test_a_full_disk_ends_in_one_line_and_can_be_gone_on_from(vistas_dir, tmp_path):
+    large = (vistas_dir / "training" / name for name in ("images/c.d.jpg", "labels/c.d.png"))
+    save_pair(*large, 5, (300, 400))
+    assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
+    options = [f"--vistas_dir={vistas_dir}", f"--records_dir={tmp_path / 'r'}", "--workers=2"]
+    # A file can grow to 32 kB: the write that crosses this fails part way, as on a full disk.
+    limited = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768)); "
+        "runpy.run_module('data_prep.build_records', run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", limited, *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    (error,) = (line for line in result.stderr.splitlines() if not line.startswith("to write"))
+    assert "training-00001-of-00003.tfrecord: cannot be written: File too large" in error
+    assert "Remedy: free some space" in error
+    assert_nothing_half_written(tmp_path / "r")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").glob("*.tfrecord")}
+    assert main(["", *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert content(tmp_path / "r") == content(tmp_path / "whole")
+
+
+def spoil_some(vistas_dir):
+    """Of training's five pairs one is broken, one has no label, one has two images."""
+    folder = vistas_dir / "training"
+    truncated(folder / "images/e.jpg")
+    (folder / "labels/-a.png").unlink()
+    save_image(folder / "images/_b.png", 3)
+    (folder / "labels/link.png").symlink_to("nowhere")
+
+
+def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path, capsys):
+    spoil_some(vistas_dir)
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
+    split = read_manifest(tmp_path / "r").split("training")
+    assert list(split.left_out) == ["-a", "_b", "e", "link"]
+    for key, reason in (
+        ("-a", "images/-a.jpg: must have the label of the same name"),
+        ("_b", "images/_b.png: must be the only file of its stem; got _b.jpg too"),
+        ("e", "images/e.jpg: must be a whole JPEG or PNG image; got: image file is truncated"),
+        ("link", "labels/link.png: must be a file; got a link to nothing"),
+    ):
+        assert reason in split.left_out[key]
+        assert "\n" not in split.left_out[key]
+        assert "Remedy" not in split.left_out[key]
+    out = capsys.readouterr().out
+    assert "training: 4 pairs left out:\n" in out
+    assert all(reason in out for reason in split.left_out.values())
+    assert sorted(stored(tmp_path / "r", "training")) == ["c.d", "f"]
+    audit = json.loads((tmp_path / "r/audit.json").read_text())
+    assert audit["splits"]["training"]["left_out"] == split.left_out
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
+    assert "nothing to do" in capsys.readouterr().err
+    before = content(tmp_path / "r")
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1  # stop always stops
+    assert "-a.jpg" in error_line(capsys)
+    for name in ("labels/link.png", "images/-a.jpg", "images/_b.png", "images/_b.jpg"):
+        (vistas_dir / "training" / name).unlink()
+    (vistas_dir / "training/labels/_b.png").unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert "e.jpg" in error_line(capsys)
+    assert content(tmp_path / "r") == before
+
+
+def test_what_was_left_out_for_a_passing_reason_is_made_good(vistas_dir, tmp_path, monkeypatch):
+    assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
+
+    def refused(path):
+        if path.name == "c.d.jpg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return path.open("rb").read()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
+    left_out = read_manifest(tmp_path / "r").split("training").left_out
+    assert left_out["c.d"].endswith("c.d.jpg: must be readable; got: Permission denied.")
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert content(tmp_path / "r") == content(tmp_path / "whole")
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(vistas_dir, tmp_path, capsys):
+    for name in ("images/-a.jpg", "images/_b.jpg"):
+        truncated(vistas_dir / "validation" / name)
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 1
+    assert "split validation must have a pair that can be converted; all 2" in error_line(capsys)
+    assert_nothing_half_written(tmp_path / "r")
+
+
+def test_the_disk_is_asked_for_its_room_before_anything_is_written(
+    vistas_dir, tmp_path, monkeypatch, capsys
+):
+    usage, asked, free = namedtuple("usage", "free"), [], 67 << 20
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage(free))
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    line = capsys.readouterr().err.splitlines()[0]
+    assert re.fullmatch(r"to write: about 3\d\.\d kB in 7 shards; 70\.3 MB are free", line)
+    assert asked[0] == tmp_path
+    free = 60 << 20
+    next((tmp_path / "r").glob("training-*")).unlink()
+    before = content(tmp_path / "r")
+    for records_dir in ("r", "new"):
+        assert convert_vistas(vistas_dir, tmp_path / records_dir) == 1
+        error = error_line(capsys)
+        assert re.search(r"about 67\.1 MB must be free on its disk; got 62\.9 MB\. Remedy", error)
+    assert content(tmp_path / "r") == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mask_is_called_one(vistas_dir, tmp_path, capsys):
+    mask = np.where(ids_of(3) > 1, 255, 0).astype(np.uint8)
+    save_label(vistas_dir / "training/labels/e.png", mask, palette=False)
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert "got 255. Remedy: a label of 0 and 255 alone is a mask" in error_line(capsys)
 
 
 def test_shards_of_others_are_not_touched(vistas_dir, tmp_path, capsys):
@@ -354,10 +535,9 @@ BROKEN = {
 def test_a_bad_file_ends_in_one_line_that_names_it(vistas_dir, tmp_path, capsys, case):
     name, spoil, expected = BROKEN[case]
     spoil(vistas_dir / "training" / name)
+    capsys.readouterr()
     assert convert_vistas(vistas_dir, tmp_path / "r") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    error = error_line(capsys)
     assert "vistas/training/" in error
     assert "/e." in error
     assert expected in error
@@ -365,7 +545,7 @@ def test_a_bad_file_ends_in_one_line_that_names_it(vistas_dir, tmp_path, capsys,
 
 
 def test_what_needs_no_decoding_is_checked_first(vistas_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "convert_shard", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(workers, "convert_shard", lambda *_: pytest.fail("work has begun"))
     (vistas_dir / "validation/labels/_b.png").unlink()
     assert convert_vistas(vistas_dir, tmp_path / "r") == 1
 
@@ -455,11 +635,6 @@ def test_a_label_is_reduced_to_the_ids_under_the_pixel_centres():
     np.testing.assert_array_equal(resize_label(label, (6, 6))[::2], label)
 
 
-def test_an_image_is_reduced_by_area():
-    image = np.array([[0, 100, 10, 10], [100, 200, 10, 10]], np.uint8)
-    np.testing.assert_array_equal(resize_image(image, (1, 2)), [[100, 10]])
-
-
 @pytest.mark.parametrize(
     ("resize", "size", "expected"),
     [
@@ -517,17 +692,14 @@ def test_shards_are_cut_by_bytes():
     assert max(sum(random[i] for i in group) for group in groups) < 300 << 20
 
 
-def test_progress_tells_rate_and_time_left(monkeypatch):
-    clock = iter([0.0, 1.0, 4.0, 4.5, 10.0])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+@needs_shared
+def test_the_size_of_resized_shards_is_guessed_from_headers(tmp_path):
+    source = find_vistas(SHARED / "mapillary_sample")
     lines = []
-    report = command.make_reporter(10, 110, lines.append)
-    for done in (2, 8, 9, 20):
-        report(done)
-    assert lines == [
-        "18/110 pairs, 2.0 pairs/s, 0:00:46 left",
-        "30/110 pairs, 2.0 pairs/s, 0:00:40 left",
-    ]
+    manifest = build_records(source, tmp_path, Resize(max_side=512), 2, lines.append)
+    guess, unit = re.match(r"to write: about (\S+) (.B) in 1\d shards", lines[0]).groups()
+    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    assert 0.7 < float(guess) * {"MB": 1e6, "kB": 1e3}[unit] / size < 1.5
 
 
 @needs_shared

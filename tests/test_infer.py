@@ -578,7 +578,7 @@ def test_progress_tells_rate_and_time_left_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(infer.time, "monotonic", lambda: float(next(clock)))
     lines = []
     run(tmp_path / "in", tmp_path / "out", outputs="ids", lines=lines)
-    assert lines[0] == "frame 3 of 10, 0.5 frames/s, 0:00:14 left"
+    assert lines[0] == "frame 3 of 10, 0.5 frames/s, 14s left"
     assert len(lines) == 4  # after 3, 6, 9 frames and at the end
 
 

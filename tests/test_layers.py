@@ -11,6 +11,7 @@ MODULES = sorted(p for folder in ("mapseg", "data_prep") for p in (ROOT / folder
 # Each module may import only modules that stand before it.
 ORDER = [
     "files",
+    "machine",
     "progress",
     "labels",
     "config",

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from mapseg import pipeline
 from mapseg.config import TrainConfig
 from mapseg.labels import VOID, make_label_set
+from mapseg.machine import cores
 from mapseg.pipeline import make_crop, parallel_reads, train_batches
 from mapseg.records import index_split, read_manifest, read_record, read_samples
 from mapseg.transforms import random_scale, random_window
@@ -158,8 +158,7 @@ def test_crops_beyond_the_image_are_void(records_dir):
 
 def test_memory_bounds_the_reads_ahead(records_dir):
     split = read_manifest(records_dir).split("training")
-    cores = len(os.sched_getaffinity(0))
-    assert parallel_reads(config(), split, 16) == cores
+    assert parallel_reads(config(), split, 16) == cores()
     large = dataclasses.replace(split, sizes={(3456, 4608): 3, (60, 80): 1})
     # 8 bytes for each of 16 million pixels: 121.5 MB a read; batches take 67 MB.
     assert (

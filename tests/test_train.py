@@ -353,10 +353,3 @@ def test_a_strangers_folder_is_left_alone(records_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         train.begin_run(tmp_path, records_dir, TINY)
-
-
-@pytest.mark.parametrize(
-    ("secs", "text"), [(45.2, "45s"), (725, "12m05s"), (12_000, "3h20m"), (0, "0s")]
-)
-def test_durations_for_people(secs, text):
-    assert train.duration(secs) == text

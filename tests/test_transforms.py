@@ -10,6 +10,7 @@ from mapseg.transforms import (
     random_flip,
     random_scale,
     random_window,
+    resize_image,
     resize_pair,
     shrink_of,
 )
@@ -88,6 +89,11 @@ def test_image_and_label_are_resized_alike(scale):
     np.testing.assert_array_equal(got[..., 0] > 100, ids == 1)
     half, ids = resize_pair(image[::2, ::2], label, (side, side))
     np.testing.assert_array_equal(half[..., 0] > 100, ids == 1)
+
+
+def test_an_image_is_reduced_by_area():
+    image = np.array([[0, 100, 10, 10], [100, 200, 10, 10]], np.uint8)
+    np.testing.assert_array_equal(resize_image(image, (1, 2)), [[100, 10]])
 
 
 def test_an_id_is_that_of_the_nearest_centre():

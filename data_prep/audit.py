@@ -1,0 +1,194 @@
+"""What a records folder holds and what looks wrong with it: audit.json and audit.png.
+
+All of it comes from what the conversion noted of each sample (facts.py); no shard is read.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.convert import read_part
+from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts
+from mapseg.files import write_text
+from mapseg.labels import LabelClass
+from mapseg.records import Manifest, Split
+
+AUDIT_NAME, PICTURE_NAME = "audit.json", "audit.png"
+
+_SMALL = 4  # an image is small if its long side is under the split's median divided by this
+_TURNED = {
+    MADE_UPRIGHT: "made upright, as its EXIF orientation says",
+    KEPT_TURNED: "kept as stored: its EXIF orientation contradicts the label",
+}
+
+
+def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -> dict[str, Any]:
+    """Sums up what splits hold, and names the samples that look wrong.
+
+    Suspicious are a label without an evaluated class, of a single class, or of 0 and 255 alone (a
+    mask); an image that is another's equal byte for byte; one that has an EXIF orientation; and
+    one far smaller than the split's others.
+
+    Args:
+      manifest: of the records.
+      facts: by split, of its samples in stored order.
+
+    Returns:
+      JSON: `suspicious` counts by reason, `samples` that are, and `splits`.
+    """
+    owners = defaultdict(list)
+    for name in sorted(facts):
+        for sample in facts[name]:
+            owners[sample.image_sha256].append(f"{name}/{sample.key}")
+    samples = [
+        {"split": name, "key": sample.key, "reason": reason, "detail": detail}
+        for name in sorted(facts)
+        for sample, reason, detail in _suspicious(name, facts[name], manifest.classes, owners)
+    ]
+    return {
+        "suspicious": dict(sorted(Counter(sample["reason"] for sample in samples).items())),
+        "samples": samples,
+        "splits": {
+            name: _sum_up(manifest.splits[name], facts[name], manifest.classes)
+            for name in sorted(facts)
+        },
+    }
+
+
+def _suspicious(
+    split: str,
+    facts: Sequence[SampleFacts],
+    classes: Sequence[LabelClass],
+    owners: Mapping[str, Sequence[str]],
+) -> Iterator[tuple[SampleFacts, str, str]]:
+    """Yields (sample, reason, detail)."""
+    names = {c.id: c.name for c in classes}
+    evaluated = {c.id for c in classes if c.evaluate}
+    median = float(np.median([max(sample.size) for sample in facts]))
+    for sample in facts:
+        ids = set(sample.pixels)
+        if ids == MASK_IDS:
+            yield sample, "mask", "the label has the values 0 and 255 alone: no map of ids"
+        elif not ids & evaluated:
+            what = ", ".join(names.get(i, f"id {i}") for i in sorted(ids))
+            yield sample, "no evaluated class", f"the label is {what} alone"
+        elif len(ids) == 1:
+            yield sample, "single class", f"the label is {names[ids.pop()]} alone"
+        others = [own for own in owners[sample.image_sha256] if own != f"{split}/{sample.key}"]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            yield sample, "same image", f"byte for byte as {others[0]}{more}"
+        if sample.orientation:
+            yield sample, "turned image", _TURNED[sample.orientation]
+        if max(sample.size) < median / _SMALL:
+            height, width = sample.size
+            yield sample, "small image", f"{height}x{width}; the median long side is {median:g}"
+
+
+def _sum_up(
+    split: Split, facts: Sequence[SampleFacts], classes: Sequence[LabelClass]
+) -> dict[str, Any]:
+    pixels, samples = Counter[int](), Counter[int]()
+    tiles = np.zeros(256, np.int64)
+    for sample in facts:
+        pixels.update(sample.pixels)
+        samples.update(sample.pixels.keys())
+        tiles += np.unpackbits(sample.held, axis=1).sum(axis=0, dtype=np.int64)
+    total = pixels.total()
+    areas = np.sort([height * width / 1e6 for height, width in (f.size for f in facts)])
+    return {
+        "samples": len(facts),
+        "megapixels": {
+            "total": round(float(areas.sum()), 3),
+            "smallest": round(float(areas[0]), 3),
+            "median": round(float(np.median(areas)), 3),
+            "largest": round(float(areas[-1]), 3),
+        },
+        "sizes": {f"{height}x{width}": n for (height, width), n in split.sizes.items()},
+        "left_out": split.left_out,
+        "tiles": sum(len(sample.held) for sample in facts),
+        "never": [c.name for c in classes if not samples[c.id]],
+        "pixels_of_no_class": total - sum(pixels[c.id] for c in classes),
+        "classes": [
+            {
+                "id": c.id,
+                "name": c.name,
+                "pixels": pixels[c.id],
+                "share": pixels[c.id] / total,
+                "samples": samples[c.id],
+                "tiles": int(tiles[c.id]),
+            }
+            for c in classes
+        ],
+    }
+
+
+def write_audit(records_dir: Path, manifest: Manifest, progress: Callable[[str], None]) -> None:
+    """Writes the audit of a records folder beside its manifest, first the picture.
+
+    Args:
+      records_dir: the folder.
+      manifest: of it.
+      progress: told of a split whose samples are not known, as its notes are gone.
+    """
+    from mapseg.plots import plot_audit  # here: the conversion's workers need no matplotlib
+
+    facts = {}
+    for name, split in manifest.splits.items():
+        parts = [read_part(records_dir / shard.file) for shard in split.shards]
+        if all(parts):
+            facts[name] = [sample for part in parts if part for sample in part.facts]
+        else:
+            progress(f"split {name} is not in {AUDIT_NAME}: what was noted of it is gone")
+    audit = make_audit(manifest, facts)
+    plot_audit(manifest.classes, *_drawn(manifest, audit), records_dir / PICTURE_NAME)
+    write_text(records_dir / AUDIT_NAME, json.dumps(audit, indent=1) + "\n")
+
+
+def _drawn(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, list[str]]:
+    """Returns what the picture shows: shares of pixels and of samples, sizes, notes."""
+    splits = dict(sorted(audit["splits"].items(), key=lambda item: -item[1]["samples"]))
+    pixels = {
+        name: np.array([c["share"] for c in found["classes"]]) for name, found in splits.items()
+    }
+    samples = {
+        name: np.array([c["samples"] for c in found["classes"]]) / found["samples"]
+        for name, found in splits.items()
+    }
+    sizes = {name: manifest.splits[name].sizes for name in splits}
+    notes = []
+    for name, found in splits.items():
+        areas = found["megapixels"]
+        notes += [
+            f"{name}: {found['samples']} samples, {areas['total']:.1f} megapixels",
+            f"    each {areas['smallest']:.2f} to {areas['largest']:.2f}, "
+            f"median {areas['median']:.2f}",
+            f"    {len(found['never'])} of {len(found['classes'])} classes never occur",
+            f"    {len(found['left_out'])} pairs left out",
+        ]
+    notes += ["", "suspicious samples: " + ("" if audit["suspicious"] else "none")]
+    notes += [f"    {count} {reason}" for reason, count in audit["suspicious"].items()]
+    return pixels, samples, sizes, notes
+
+
+def has_audit(records_dir: Path) -> bool:
+    """Returns whether a folder has its audit, whole."""
+    return (records_dir / AUDIT_NAME).is_file() and (records_dir / PICTURE_NAME).is_file()
+
+
+def remove_audit(records_dir: Path) -> None:
+    """Removes an audit that will be another."""
+    for name in (AUDIT_NAME, PICTURE_NAME):
+        (records_dir / name).unlink(missing_ok=True)
+
+
+def audit_lines(records_dir: Path) -> Iterator[str]:
+    """Yields what a report says of a folder's audit."""
+    audit = json.loads((records_dir / AUDIT_NAME).read_text(encoding="utf-8"))
+    where = f"audit: {records_dir / PICTURE_NAME}, {AUDIT_NAME}"
+    found = ", ".join(f"{n} {reason}" for reason, n in audit["suspicious"].items())
+    yield f"{where}; suspicious samples: {found or 'none'}"

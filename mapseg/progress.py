@@ -1,0 +1,50 @@
+"""How long work takes, in words for people: durations, a rate now and then, one line at a time."""
+
+import sys
+import time
+from collections.abc import Callable
+
+REPORT_SECS = 3.0
+_LEFT = " left"  # ends a line of a reporter
+
+
+def duration(secs: float) -> str:
+    """Writes a time for people: 45s, 12m05s, 3h20m."""
+    minutes, rest = divmod(round(secs), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def make_reporter(
+    before: int, total: int, what: str, progress: Callable[[str], None]
+) -> Callable[[int], None]:
+    """Makes a function to call with the number done, often; it reports every 3 s.
+
+    Args:
+      before: how many were done before.
+      total: how many there are, those included.
+      what: is counted, such as pairs.
+      progress: gets a line with the rate and the time left.
+    """
+    started = time.monotonic()
+    last = started
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < REPORT_SECS or not done:
+            return
+        last = now
+        rate = done / (now - started)
+        left = duration((total - before - done) / rate)
+        progress(f"{before + done}/{total} {what}, {rate:.1f} {what}/s, {left}{_LEFT}")
+
+    return report
+
+
+def show(text: str) -> None:
+    """Shows a line on the error output; on a terminal a reporter's is replaced by the next line."""
+    end = "\r" if sys.stderr.isatty() and text.endswith(_LEFT) else "\n"
+    print(f"{text:<79}" if sys.stderr.isatty() else text, end=end, file=sys.stderr, flush=True)
