@@ -42,7 +42,7 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("vistas_dir", "", "a Vistas folder, of large images", flag_values=values)
     flags.DEFINE_integer("crops", 140, "crops of each size and way", flag_values=values)
-    flags.DEFINE_integer("copies", 4, "of the source, for the conversion", flag_values=values)
+    flags.DEFINE_integer("copies", 24, "of the source, for the conversion", flag_values=values)
     flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
     return values
 

@@ -42,6 +42,7 @@ def main(out_dir: Path) -> int:
             return code
     print(f"\n== done in {time.monotonic() - started:.0f} s; open")
     for what, path in (
+        ("what the records hold", records_dir / "audit.png"),
         ("the loss", run_dir / "loss.png"),
         ("image, prediction and ground truth", run_dir / "evaluation" / "panels"),
         ("the drive, segmented", frames_dir / "overlay"),

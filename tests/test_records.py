@@ -265,3 +265,18 @@ def test_jpegs_are_decoded_exactly_as_pillow_does(tmp_path):
     record = encode_sample("a", path.read_bytes(), "jpeg", image.shape[:2], 3, label, [])
     write_records(tmp_path, [record])
     np.testing.assert_array_equal(next(iter(read_samples(tmp_path, "training")))[0], image)
+
+
+def test_what_the_documents_say_of_reading_elsewhere(records_dir, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs/records.md").read_text(encoding="utf-8")
+    (tmp_path / "records").symlink_to(records_dir)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(text.split("```python")[1].split("```")[0], names)
+    ours = sorted(read_samples(records_dir, "training"), key=lambda s: s[2].numpy())
+    theirs = sorted(names["samples"], key=lambda s: s[2].numpy())
+    assert len(ours) == len(theirs) == 6
+    for (image, _, name), (other_image, ids, other_name) in zip(ours, theirs, strict=True):
+        assert name == other_name
+        np.testing.assert_array_equal(image, other_image)
+        assert set(np.unique(ids)) <= {0, 1, 2, 3}
