@@ -27,7 +27,7 @@ from mapseg import plots
 from mapseg.checkpoints import Run, find_checkpoint, open_run
 from mapseg.config import OUTPUTS, InferConfig, PredictConfig
 from mapseg.files import naming, write_text
-from mapseg.frames import RESULTS_MARK, Frame, FrameReader, find_frames, open_video
+from mapseg.frames import RESULTS_MARK, Frame, FrameList, FrameReader, find_frames, open_video
 from mapseg.labels import LabelSet
 from mapseg.predict import Predictor, load_predictor, load_weights, segment_array
 from mapseg.progress import duration
@@ -99,7 +99,7 @@ def infer_run(
     """
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
-    find_frames(config)  # what is missing is told before the network is loaded
+    found = find_frames(config)  # what is missing is told before the network is loaded
     weights = hashlib.sha256((path / "weights.npz").read_bytes()).hexdigest()[:16]
     fingerprint = (
         f"frames {Path(config.frames).resolve()} by {run_dir.resolve()}, {path.name} ({weights}), "
@@ -111,12 +111,13 @@ def infer_run(
         return segment_frame(predictor, frame)
 
     progress(f"{run.model.encoder}, {path.name} of {run_dir}, {len(run.label_set.classes)} classes")
-    return infer_frames(segment, run.label_set, config, progress, fingerprint)
+    return infer_frames(segment, run.label_set, found, config, progress, fingerprint)
 
 
 def infer_frames(
     segment: Segment,
     label_set: LabelSet,
+    found: FrameList,
     config: InferConfig,
     progress: Callable[[str], None],
     fingerprint: str,
@@ -135,7 +136,8 @@ def infer_frames(
     Args:
       segment: [H, W, 3] uint8 RGB -> Segmentation. Called from this thread, in order.
       label_set: the classes that `segment` tells apart.
-      config: which frames, and what to write where.
+      found: the frames.
+      config: what to write where.
       progress: takes a line every few seconds, one for each failure, and one at the end.
       fingerprint: tells the run folder, checkpoint and options apart from others.
 
@@ -143,13 +145,11 @@ def infer_frames(
       How many frames were done, failed and skipped.
 
     Raises:
-      FileNotFoundError: no frames.
       ValueError: an option that does not fit, or an `out_dir` with results of another fingerprint.
       OSError: the results cannot be written.
     """
     drawn = label_set.select(config.classes.split(",")) if config.classes else None
     results = _Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
-    found = find_frames(config)
     for line in found.skipped:
         progress(line)
     _claim(results.out_dir, fingerprint)
