@@ -2,11 +2,12 @@
 
     python benchmarks/input_pipeline.py --vistas_dir=VISTAS [--crops=140] [--json=FILE]
 
-The images are converted at about 0.2 and 2 megapixels and as they are. For each size one process,
-bound to one core, makes the same crops (same windows, same augmentation) in three ways in turn, and
-then batches through `train_batches`; memory is measured in a process for each way. After that, the
-conversion with one and two workers, and how often rare classes are seen with and without class
-balance. Figures of one way against another are of the same run.
+The images are converted as they are, at about 0.2 and 2 megapixels with each original's own JPEG
+settings, and at 2 megapixels as `--max_side` stores them (quality 95, no chroma subsampling). For
+each size one process, bound to one core, makes the same crops (same windows, same augmentation) in
+three ways in turn, and batches through `train_batches`; memory is measured in a process for each
+way. After that, the conversion with one and two workers, and how often rare classes are seen with
+and without class balance. Figures of one way against another are of the same run.
 """
 
 import json
@@ -25,7 +26,7 @@ from absl import flags
 
 from mapseg import cli
 
-SIZES = {"0.2 MP": 516, "2 MP": 1633, "raw": 0}  # longer side, of images of 4:3
+SIDES = {"0.2 MP": 516, "2 MP": 1633}  # longer side, of images of 4:3
 WAYS = {
     "naive": "decode all, cut",
     "partial": "partial JPEG, whole label",
@@ -52,9 +53,13 @@ def work(values: flags.FlagValues) -> int:
     vistas_dir = Path(cli.required(values, "vistas_dir")).resolve()
     figures: dict[str, Any] = {"crops": {}, "memory_mb": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name, max_side in SIZES.items():
-            records_dir = Path(folder, name.replace(" ", ""))
-            convert(vistas_dir, records_dir, 0, f"--max_side={max_side}")
+        for name in (*SIDES, "2 MP, q95", "raw"):
+            records_dir, source_dir, options = Path(folder, name.replace(" ", "")), vistas_dir, []
+            if name in SIDES:
+                source_dir = shrink_source(vistas_dir, Path(folder, f"{name} source"), SIDES[name])
+            elif name != "raw":
+                options = [f"--max_side={SIDES['2 MP']}"]
+            convert(source_dir, records_dir, 0, *options)
             figures["crops"][name] = run_case("crops", records_dir, values.crops)
             figures["memory_mb"][name] = {
                 way: run_case("memory", records_dir, way)["memory_mb"] for way in (*WAYS, "stream")
@@ -68,6 +73,33 @@ def work(values: flags.FlagValues) -> int:
     if values.json:
         Path(values.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
+    """Makes a Vistas folder of smaller images with each original's own JPEG settings."""
+    import numpy as np
+    from PIL import Image, JpegImagePlugin
+
+    from data_prep.convert import Resize, resize_label
+    from mapseg.transforms import resize_image
+
+    for path in sorted((vistas_dir / "training/images").glob("*.jpg")):
+        image = Image.open(path)
+        label = Image.open(vistas_dir / "training/labels" / f"{path.stem}.png")
+        size = Resize(max_side).target((image.height, image.width))
+        small = Image.fromarray(resize_image(np.asarray(image), size))
+        for kind in ("images", "labels"):
+            (folder / "training" / kind).mkdir(parents=True, exist_ok=True)
+        small.save(
+            folder / "training/images" / path.name,
+            qtables=image.quantization,
+            subsampling=JpegImagePlugin.get_sampling(image),
+        )
+        ids = Image.fromarray(resize_label(np.asarray(label), size))
+        ids.save(folder / "training/labels" / f"{path.stem}.png")
+    for path in vistas_dir.glob("config*.json"):
+        (folder / path.name).symlink_to(path)
+    return folder
 
 
 def run_case(*arguments: object) -> dict[str, Any]:
@@ -104,57 +136,60 @@ def open_split(records_dir: Path) -> tuple[Any, Any, Any]:
 
 def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
     """Returns, by name, how a window of the image and one of the label are had."""
-    import cv2
-    import numpy as np
-
-    from mapseg.records import decode_image
     from mapseg.windows import decode_image_window, decode_label_window
 
-    def whole_image(sample: Any, window: Any, shrink: int) -> Any:
-        return window.cut(decode_image(sample.image).numpy())
-
     def whole_label(sample: Any, window: Any) -> Any:
-        png = np.frombuffer(sample.label, np.uint8)
-        return window.cut(cv2.imdecode(png, cv2.IMREAD_UNCHANGED))
+        return window.cut(sample.whole_label)
 
     return {
-        "naive": (whole_image, whole_label),
-        "partial": (lambda s, w, _: decode_image_window(s, w), whole_label),
+        "naive": (lambda sample, window, _: window.cut(sample.whole_image), whole_label),
+        "partial": (lambda sample, window, _: decode_image_window(sample, window), whole_label),
         "mapseg": (decode_image_window, decode_label_window),
     }
 
 
-def make_one(
-    ways: Any, way: str, record: bytes, labels: Any, config: Any, i: int, secs: Any
-) -> Any:
-    """Makes a crop, the seconds of each stage added to `secs`."""
-    import cv2
-    import numpy as np
+class Maker:
+    """Makes crops by `pipeline.make_crop`, its decoders exchanged, and times the stages."""
 
-    from mapseg.labels import VOID
-    from mapseg.transforms import augment, pad, random_scale, random_window, shrink_of
-    from mapseg.windows import parse_sample
+    def __init__(self, records_dir: Path):
+        self.index, self.labels, self.config = open_split(records_dir)
+        self.ways = make_ways()
+        self.reset()
 
-    marks = [time.perf_counter()]
-    sample = parse_sample(record)
-    marks.append(time.perf_counter())
-    rng = np.random.default_rng(i)
-    scale = random_scale(config, rng)
-    window = random_window(sample.size, config.crop_size, scale, rng)
-    seen = window.within(sample.size)
-    shrink = shrink_of(scale)
-    image = ways[way][0](sample, seen, shrink)
-    marks.append(time.perf_counter())
-    label = ways[way][1](sample, seen)
-    marks.append(time.perf_counter())
-    label = pad(cv2.LUT(label, labels.table), (window.height, window.width), VOID)
-    shrunk = 1 if image.shape[0] == seen.height else shrink
-    image = pad(image, (window.height // shrunk, window.width // shrunk), 0)
-    crop = augment(image, label, config, rng)
-    marks.append(time.perf_counter())
-    for stage, start, end in zip(STAGES[1:], marks[:-1], marks[1:], strict=True):
-        secs[stage] += end - start
-    return crop, shrink
+    def reset(self) -> None:
+        """Forgets all times."""
+        self.secs: dict[str, Any] = {way: defaultdict(float) for way in self.ways}
+
+    def make(self, way: str, i: int) -> Any:
+        """Makes crop `i`."""
+        import numpy as np
+
+        from mapseg import pipeline
+        from mapseg.records import read_record
+        from mapseg.windows import parse_sample
+
+        def timed(stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                started = time.perf_counter()
+                result = work(*arguments)
+                self.secs[way][stage] += time.perf_counter() - started
+                return result
+
+            return call
+
+        image, label = self.ways[way]
+        pipeline.decode_image_window = timed("image", image)
+        pipeline.decode_label_window = timed("label", label)
+        record = timed("read", read_record)(self.index, i % len(self.index))
+        sample = timed("parse", parse_sample)(record)
+        make_crop = timed("all", pipeline.make_crop)
+        return make_crop(sample, self.labels.table, self.config, np.random.default_rng(i % 2**32))
+
+    def stages_ms(self, way: str, crops: int) -> dict[str, float]:
+        """Returns the time of each stage for a crop."""
+        found = dict(self.secs[way])
+        found["augment"] = found.pop("all") - found["image"] - found["label"]
+        return {stage: 1e3 * found[stage] / crops for stage in STAGES}
 
 
 def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
@@ -163,37 +198,31 @@ def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
     import tensorflow as tf
 
     from mapseg.pipeline import train_batches
-    from mapseg.records import read_record
+    from mapseg.transforms import random_scale, shrink_of
 
-    index, labels, config = open_split(records_dir)
-    ways = make_ways()
-    secs: dict[str, Any] = {way: defaultdict(float) for way in ways}
-    for i in range(-len(index), crops):  # the first round warms up
+    batches = iter(train_batches(records_dir, open_split(records_dir)[2]))
+    next(batches)
+    started = time.perf_counter()
+    for _ in range(BATCHES):
+        batch, _ = next(batches)
+    stream = BATCHES * len(batch) / (time.perf_counter() - started)
+    del batches
+    maker = Maker(records_dir)
+    for i in range(-len(maker.index), crops):  # the first round warms up
         if i == 0:
-            secs = {way: defaultdict(float) for way in ways}
-        made = {}
-        for way in ways:
-            started = time.perf_counter()
-            record = read_record(index, i % len(index))
-            secs[way]["read"] += time.perf_counter() - started
-            made[way], shrink = make_one(ways, way, record, labels, config, i % 2**32, secs[way])
+            maker.reset()
+        made = {way: maker.make(way, i) for way in maker.ways}
+        shrink = shrink_of(random_scale(maker.config, np.random.default_rng(i % 2**32)))
         for way in ("partial", "mapseg"):
             np.testing.assert_array_equal(made[way][1], made["naive"][1])
             if shrink == 1:
                 np.testing.assert_array_equal(made[way][0], made["naive"][0])
-    batches = iter(train_batches(records_dir, config))
-    next(batches)
-    started = time.perf_counter()
-    for _ in range(BATCHES):
-        next(batches)
-    stream = BATCHES * config.batch_size / (time.perf_counter() - started)
+    stages = {way: maker.stages_ms(way, crops) for way in maker.ways}
     return {
-        "crops_per_s": {way: crops / sum(secs[way].values()) for way in ways},
-        "stages_ms": {
-            way: {stage: 1e3 * total / crops for stage, total in secs[way].items()} for way in ways
-        },
+        "crops_per_s": {way: 1e3 / sum(found.values()) for way, found in stages.items()},
+        "stages_ms": stages,
         "stream_per_s": stream,
-        "tf_image_ms": time_tf_image(tf, config),
+        "tf_image_ms": time_tf_image(tf, maker.config),
     }
 
 
@@ -224,21 +253,16 @@ def time_tf_image(tf: Any, config: Any, count: int = 30) -> float:
 def measure_memory(records_dir: Path, way: str) -> dict[str, float]:
     """Measures by how much the process grows: ten crops of a way, or batches on all cores."""
     from mapseg.pipeline import train_batches
-    from mapseg.records import read_record
 
-    index, labels, config = open_split(records_dir)
-    ways = make_ways()
-    from mapseg import transforms, windows  # noqa: F401  their imports are not what is measured
-
+    maker = Maker(records_dir)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if way == "stream":
-        batches = iter(train_batches(records_dir, config))
+        batches = iter(train_batches(records_dir, maker.config))
         for _ in range(BATCHES):
             next(batches)
     else:
         for i in range(10):
-            record = read_record(index, i % len(index))
-            make_one(ways, way, record, labels, config, i, defaultdict(float))
+            maker.make(way, i)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"memory_mb": (after - before) * 1024 / 1e6}
 
@@ -296,12 +320,14 @@ def time_conversion(vistas_dir: Path, folder: Path) -> dict[str, Any]:
 def print_crops(figures: dict[str, Any]) -> None:
     """Prints speed, stages and memory by size and way."""
     sizes = figures["crops"]
-    print("| crops/s on one core |", " | ".join(sizes), "| raw against 2 MP |")
+    print("| crops/s on one core |", " | ".join(sizes), "| raw against 2 MP, and q95 |")
     print("| --- " * (len(sizes) + 2) + "|")
     for way, told in WAYS.items():
         rates = [found["crops_per_s"][way] for found in sizes.values()]
-        cost = sizes["2 MP"]["crops_per_s"][way] / sizes["raw"]["crops_per_s"][way]
-        print(f"| {told} |", " | ".join(f"{r:.1f}" for r in rates), f"| {cost:.2f} x the cost |")
+        raw = sizes["raw"]["crops_per_s"][way]
+        costs = [sizes[name]["crops_per_s"][way] / raw for name in ("2 MP", "2 MP, q95")]
+        told_costs = " and ".join(f"{cost:.2f}" for cost in costs)
+        print(f"| {told} |", " | ".join(f"{r:.1f}" for r in rates), f"| {told_costs} x the cost |")
     gains = [f["crops_per_s"]["mapseg"] / f["crops_per_s"]["naive"] for f in sizes.values()]
     print("| mapseg against decode all |", " | ".join(f"{g:.1f} x" for g in gains), "| |")
     streams = [found["stream_per_s"] for found in sizes.values()]

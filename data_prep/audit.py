@@ -15,7 +15,7 @@ from data_prep.convert import read_part
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
-from mapseg.records import Manifest, Split
+from mapseg.records import Manifest, Split, read_checked_json, with_sha256
 
 AUDIT_NAME, PICTURE_NAME = "audit.json", "audit.png"
 
@@ -30,8 +30,9 @@ def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -
     """Sums up what splits hold, and names the samples that look wrong.
 
     Suspicious are a label without an evaluated class, of a single class, or of 0 and 255 alone (a
-    mask); an image that is another's equal byte for byte; one that has an EXIF orientation; and
-    one far smaller than the split's others.
+    mask; but TF DeepLab's 255, in a split that was indexed, is void); an image that is another's
+    equal byte for byte; one that has an EXIF orientation; and one far smaller than the split's
+    others.
 
     Args:
       manifest: of the records.
@@ -47,7 +48,9 @@ def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -
     samples = [
         {"split": name, "key": sample.key, "reason": reason, "detail": detail}
         for name in sorted(facts)
-        for sample, reason, detail in _suspicious(name, facts[name], manifest.classes, owners)
+        for sample, reason, detail in _suspicious(
+            manifest.splits[name], facts[name], manifest.classes, owners
+        )
     ]
     return {
         "suspicious": dict(sorted(Counter(sample["reason"] for sample in samples).items())),
@@ -60,7 +63,7 @@ def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -
 
 
 def _suspicious(
-    split: str,
+    split: Split,
     facts: Sequence[SampleFacts],
     classes: Sequence[LabelClass],
     owners: Mapping[str, Sequence[str]],
@@ -71,14 +74,14 @@ def _suspicious(
     median = float(np.median([max(sample.size) for sample in facts]))
     for sample in facts:
         ids = set(sample.pixels)
-        if ids == MASK_IDS:
+        if ids == MASK_IDS and not split.indexed:
             yield sample, "mask", "the label has the values 0 and 255 alone: no map of ids"
         elif not ids & evaluated:
             what = ", ".join(names.get(i, f"id {i}") for i in sorted(ids))
             yield sample, "no evaluated class", f"the label is {what} alone"
         elif len(ids) == 1:
             yield sample, "single class", f"the label is {names[ids.pop()]} alone"
-        others = [own for own in owners[sample.image_sha256] if own != f"{split}/{sample.key}"]
+        others = [own for own in owners[sample.image_sha256] if own != f"{split.name}/{sample.key}"]
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             yield sample, "same image", f"byte for byte as {others[0]}{more}"
@@ -146,7 +149,7 @@ def write_audit(records_dir: Path, manifest: Manifest, progress: Callable[[str],
             progress(f"split {name} is not in {AUDIT_NAME}: what was noted of it is gone")
     audit = make_audit(manifest, facts)
     plot_audit(manifest.classes, *_drawn(manifest, audit), records_dir / PICTURE_NAME)
-    write_text(records_dir / AUDIT_NAME, json.dumps(audit, indent=1) + "\n")
+    write_text(records_dir / AUDIT_NAME, json.dumps(with_sha256(audit), indent=1) + "\n")
 
 
 def _drawn(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, list[str]]:
@@ -177,7 +180,8 @@ def _drawn(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, li
 
 def has_audit(records_dir: Path) -> bool:
     """Returns whether a folder has its audit, whole."""
-    return (records_dir / AUDIT_NAME).is_file() and (records_dir / PICTURE_NAME).is_file()
+    audit = read_checked_json(records_dir / AUDIT_NAME)
+    return audit is not None and (records_dir / PICTURE_NAME).is_file()
 
 
 def remove_audit(records_dir: Path) -> None:

@@ -64,9 +64,9 @@ def build_records(
       The manifest, as written.
 
     Raises:
-      ValueError: a pair that cannot be converted, named; with `skip`, a split of such pairs alone;
-        or records that hold these splits already, made otherwise. Nothing half-written stays, and
-        no new manifest.
+      ValueError: a pair that cannot be converted, named; or records that hold these splits already,
+        made otherwise. Nothing half-written stays, and no new manifest. With `skip`, a split of
+        such pairs alone; the manifest has the others.
       OSError: a file cannot be written, or the disk has no room for what is to come.
     """
     _check_records_dir(records_dir)
@@ -97,14 +97,24 @@ def build_records(
             done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in todo)
             convert_shards(todo, done, workers, progress)
         manifest, tables = _merge(old, source, resize, jobs)
-        if manifest != old or _lost(records_dir, tables):
+        finished = not todo and manifest == old and not _lost(records_dir, tables)
+        if manifest.splits and not finished:
             remove_audit(records_dir)
             for name, table in tables.items():
                 write_bytes(records_dir / name, table)
             write_manifest(records_dir, manifest)
             write_audit(records_dir, manifest, progress)
-        elif not todo:
-            progress(f"nothing to do: {records_dir} is finished")
+            for name, plan in plans.items():  # of a split that was cut otherwise before
+                discard_others(records_dir, name, plan)
+    empty = [split.name for split in source.splits if split.name not in manifest.splits]
+    if empty:
+        raise ValueError(
+            f"split {empty[0]} must have a pair that can be converted; got "
+            f"{manifest.skipped[empty[0]]}. Remedy: mend such files, or take the split away, and "
+            "run the same command again; splits that have others are finished"
+        )
+    if finished:
+        progress(f"nothing to do: {records_dir} is finished")
     return manifest
 
 
@@ -124,9 +134,11 @@ def _merge(
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Returns the manifest of what was there before and all jobs, which are finished.
 
-    Beside it the new splits' tables of tiles, by file name.
+    A split of which every pair was left out is among the skipped. Beside the manifest the new
+    splits' tables of tiles, by file name.
     """
     splits = dict(old.splits) if old else {}
+    skipped = {**(old.skipped if old else {}), **source.skipped}
     tables = {}
     for split in source.splits:
         found = [finished_part(job) for job in jobs if job.split == split.name]
@@ -143,15 +155,14 @@ def _merge(
         left_out = dict(split.left_out)
         for part in parts:
             left_out.update(part.left_out)
-        if not facts:
-            raise ValueError(
-                f"split {split.name} must have a pair that can be converted; all "
-                f"{len(left_out)} were left out, the first for: {next(iter(left_out.values()))}"
-            )
         left_out = dict(sorted(left_out.items()))
+        if not facts:
+            first = next(iter(left_out.values())).rstrip(".")
+            skipped[split.name] = f"{len(left_out)} pairs, all left out, the first for: {first}"
+            splits.pop(split.name, None)
+            continue
         content, table = join_facts(split.name, shards, facts, left_out, source.classes, options)
         splits[split.name], tables[content.tile_table] = content, table
-    skipped = {**(old.skipped if old else {}), **source.skipped}
     manifest = Manifest(
         mapseg_version=mapseg.__version__,
         classes=source.classes,
@@ -182,6 +193,8 @@ def _work_on(values: flags.FlagValues) -> int:
     manifest = build_records(source, records_dir, resize, values.workers, show, skip)
     for split in source.splits:
         _print_split(manifest.splits[split.name])
+    if any(manifest.splits[split.name].left_out for split in source.splits):
+        print("to try again what was left out: the same command with --on_error=stop")
     print(*audit_lines(records_dir), sep="\n")
     print(f"{records_dir}: finished in {duration(time.monotonic() - started)}")
     return 0

@@ -21,7 +21,7 @@ from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts, no
 from data_prep.sources import Pair
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
-from mapseg.records import Shard, encode_sample, write_shard
+from mapseg.records import Shard, encode_sample, read_checked_json, with_sha256, write_shard
 from mapseg.tiles import encode_tiles
 from mapseg.transforms import resize_image
 
@@ -314,14 +314,13 @@ def write_part(shard_path: Path, part: Part) -> None:
     """Writes a shard's part, whole or not at all."""
     facts = [found.to_json() for found in part.facts]
     raw = {**vars(part), "shard": vars(part.shard), "facts": facts}
-    write_text(part_path(shard_path), json.dumps(raw))
+    write_text(part_path(shard_path), json.dumps(with_sha256(raw)))
 
 
 def read_part(shard_path: Path) -> Part | None:
-    """Reads a shard's part; None where there is none that can be used."""
-    try:
-        raw = json.loads(part_path(shard_path).read_text(encoding="utf-8"))
-        facts = tuple(SampleFacts.from_json(found) for found in raw["facts"])
-        return Part(Shard(**raw["shard"]), facts, dict(raw["left_out"]), raw["made_from"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+    """Reads a shard's part; None where there is none, or it is damaged."""
+    raw = read_checked_json(part_path(shard_path))
+    if raw is None:
         return None
+    facts = tuple(SampleFacts.from_json(found) for found in raw["facts"])
+    return Part(Shard(**raw["shard"]), facts, raw["left_out"], raw["made_from"])

@@ -56,7 +56,7 @@ def index_records(
     if (records_dir / MANIFEST_NAME).is_file():
         raise ValueError(
             f"{records_dir}: must be shards without a {MANIFEST_NAME}; it has one, so these are "
-            "records already"
+            f"records already. Remedy: to index them again, remove {MANIFEST_NAME}"
         )
     sets = find_shards(records_dir)
     refusal = f"{records_dir}: another program is writing here. Remedy: wait for it"

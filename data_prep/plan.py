@@ -85,32 +85,42 @@ def finished_part(job: Job) -> Part | None:
 def check_made_from(records_dir: Path, split: Split, jobs: Sequence[Job]) -> None:
     """Refuses a finished split that was made from other files or options.
 
+    A shard of which nothing is noted any more is not compared; it will be made again. Pairs that
+    were left out may have been mended.
+
     Raises:
       ValueError: it says what differs.
     """
-    parts = [read_part(records_dir / shard.file) for shard in split.shards]
-    old = [part.made_from for part in parts if part]
-    new = [job.made_from for job in jobs]
-    if old != new:
+    difference = _difference(records_dir, split, jobs)
+    if difference:
         raise ValueError(
-            f"{records_dir}: split {split.name} is finished, and {_difference(old, new)}. "
+            f"{records_dir}: split {split.name} is finished, and {difference}. "
             f"Remedy: another --records_dir, or remove {records_dir}"
         )
 
 
-def _difference(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> str:
-    if not old:
-        return f"what it was made from is not known, as its notes in {PARTS_DIR} are gone"
-    if "inputs" not in old[0]:
+def _difference(records_dir: Path, split: Split, jobs: Sequence[Job]) -> str:
+    """Says how a finished split differs from what jobs would make; empty if it does not."""
+    if split.indexed:
         return "it was not converted but indexed, from shards of another program"
-    for field in ("format_version", "max_side", "resize_to"):
-        if old[0][field] != new[0][field]:
-            return f"its {field} was {old[0][field]}; got {new[0][field]}"
-    then, now = ({k: v for m in made for k, v in m["inputs"].items()} for made in (old, new))
-    keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
-    if not keys:
-        return f"its notes in {PARTS_DIR} are not whole"
-    return f"its source has changed since: {len(keys)} pairs differ, the first is {keys[0]}"
+    for field in ("max_side", "resize_to"):
+        was, asked = split.options[field], jobs[0].made_from[field]
+        if was != asked:
+            return f"its {field} was {was}; got {asked}"
+    parts = {shard.file: read_part(records_dir / shard.file) for shard in split.shards}
+    old = {file: part.made_from for file, part in parts.items() if part}
+    unknown = parts.keys() - old.keys()
+    new = {job.path.name: job.made_from for job in jobs if job.path.name not in unknown}
+    then, now = (
+        {k: v for m in made.values() for k, v in m["inputs"].items()} for made in (old, new)
+    )
+    keys = sorted(
+        k for k in (then.keys() | now.keys()) - split.left_out.keys() if then.get(k) != now.get(k)
+    )
+    if old == new or (split.left_out and not keys):
+        return ""
+    what = f"{len(keys)} pairs differ, the first is {keys[0]}" if keys else "its shards hold others"
+    return f"its source has changed since: {what}"
 
 
 def discard_others(records_dir: Path, split: str, jobs: Sequence[Job]) -> None:

@@ -3,8 +3,6 @@
 python -m data_prep.verify_records --records_dir=R
 """
 
-import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,6 +15,8 @@ import tensorflow as tf
 from absl import flags
 from google.protobuf.message import DecodeError
 
+from data_prep.audit import AUDIT_NAME
+from data_prep.convert import part_path
 from data_prep.facts import SampleFacts, make_tile_table, note_facts
 from mapseg import cli
 from mapseg.labels import VOID
@@ -24,16 +24,17 @@ from mapseg.machine import cores
 from mapseg.progress import make_reporter, show
 from mapseg.records import (
     MANIFEST_NAME,
+    NOTES_REMEDY,
     Manifest,
     Shard,
     Split,
+    check_shard,
     decode_image,
-    manifest_sha256,
+    read_checked_json,
     read_manifest,
     read_shard,
-    read_split_tiles,
 )
-from mapseg.tiles import TILE_PX, Window, decode_window, tile_grid
+from mapseg.tiles import TILE_PX, Window, decode_window, read_tile_table, tile_grid
 from mapseg.windows import parse_sample
 
 _TOP_CLASSES = 3
@@ -51,10 +52,10 @@ class _Found:
 def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[str]:
     """Checks every file and every sample of a records folder.
 
-    Checksums of the manifest, the tables of tiles, shards and records; what the manifest and the
-    tables say against the samples (counts, sizes, pixels by class, what each tile holds); ids
-    within the class table; images, labels and label tiles decodable and of one content; no key
-    twice in a split, and no image in two splits.
+    Checksums of the manifest, the audit, notes of shards, tables of tiles, shards and records; what
+    the manifest and the tables say against the samples (counts, sizes, pixels by class, what each
+    tile holds); ids within the class table; images, labels and label tiles decodable and of one
+    content; no key twice in a split, and no image in two splits.
 
     Args:
       records_dir: the folder.
@@ -64,14 +65,11 @@ def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[s
       What is wrong, a line each, naming the file; empty if all is well.
 
     Raises:
-      FileNotFoundError: there is no manifest, or a shard is missing.
-      ValueError: a manifest that cannot be read, or a shard of another size.
+      FileNotFoundError: there is no manifest.
+      ValueError: a manifest that cannot be read, or is not as it was written.
     """
-    read_manifest(records_dir, check_shards=False)
-    problems = list(_check_manifest(records_dir / MANIFEST_NAME))
-    if problems:
-        return problems  # no ground to judge the rest by
-    manifest = read_manifest(records_dir)
+    manifest = read_manifest(records_dir, check_shards=False)
+    problems = list(_check_notes(records_dir, manifest))
     total = sum(split.samples for split in manifest.splits.values())
     report = make_reporter(0, total, "samples", progress)
     done = 0
@@ -88,30 +86,26 @@ def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[s
                 whole.facts += found.facts
                 report(done + len(whole.facts))
             done += len(whole.facts)
-            problems += whole.problems or _compare(records_dir, split, whole.facts, manifest)
+            problems += _check_split(records_dir, split, whole, manifest)
             problems += _check_unique(records_dir, name, whole.facts, owners)
     return problems
 
 
-def _check_manifest(path: Path) -> Iterator[str]:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    if raw.get("sha256") != manifest_sha256(raw):
-        yield (
-            f"{path}: must be as it was written; its checksum differs. Remedy: remove the file, "
-            "and run what wrote it (data_prep.build_records or index_records) as before: shards "
-            "that are whole are kept"
-        )
+def _check_notes(records_dir: Path, manifest: Manifest) -> Iterator[str]:
+    """Yields which of the files that training does without are damaged; they may be missing."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    for path in [records_dir / AUDIT_NAME, *(part_path(records_dir / s.file) for s in shards)]:
+        if path.is_file() and read_checked_json(path) is None:
+            yield f"{path}: must be as it was written; its checksum differs. {NOTES_REMEDY}"
 
 
 def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
     found = _Found()
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            found.problems.append(
-                f"{path}: must be as it was written; its sha256 differs. Remedy: remove the file, "
-                "and run data_prep.build_records as before: it makes lost shards"
-            )
-            return found
+    try:
+        check_shard(path, shard)
+    except (OSError, ValueError) as error:
+        found.problems.append(str(error))
+        return found
     ids = {c.id for c in manifest.classes}
     try:
         for number, record in enumerate(read_shard(path)):
@@ -180,29 +174,32 @@ def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:
         return False
 
 
-def _compare(
-    records_dir: Path, split: Split, facts: Sequence[SampleFacts], manifest: Manifest
+def _check_split(
+    records_dir: Path, split: Split, found: _Found, manifest: Manifest
 ) -> Iterator[str]:
-    """Yields where the manifest or the table says other things of a split than its samples do."""
+    """Yields what is wrong with a split's shards and table, and where its samples contradict."""
+    yield from found.problems
+    table, table_path = None, records_dir / split.tile_table
+    try:
+        table = read_tile_table(table_path, split.tile_table_sha256, NOTES_REMEDY)
+    except (OSError, ValueError) as error:
+        yield str(error)
+    if found.problems:
+        return  # not all samples are known
     path = records_dir / MANIFEST_NAME
-    sizes = Counter(sample.size for sample in facts)
+    sizes = Counter(sample.size for sample in found.facts)
     if dict(sizes) != split.sizes:
         yield f"{path}: sizes of {split.name} must be {dict(sizes)}; got {split.sizes}"
     pixels = Counter[int]()
-    for sample in facts:
+    for sample in found.facts:
         pixels.update(sample.pixels)
     if {c.name: pixels[c.id] for c in manifest.classes} != split.pixels:
         yield f"{path}: pixels of {split.name} must be those of its labels; got others"
-    try:
-        table = read_split_tiles(records_dir, split.name)
-    except (ValueError, FileNotFoundError) as error:
-        yield str(error)
-        return
-    expected = make_tile_table(facts, manifest.classes)
-    if not (
+    expected = make_tile_table(found.facts, manifest.classes)
+    if table is not None and not (
         np.array_equal(table.sizes, expected.sizes) and np.array_equal(table.held, expected.held)
     ):
-        yield f"{records_dir / split.tile_table}: must say what the labels hold; got other things"
+        yield f"{table_path}: must say what the labels hold; got other things"
 
 
 def _check_unique(

@@ -6,6 +6,7 @@ Only the entry points import this.
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 import threading
@@ -151,5 +152,8 @@ def _one_line(error: Exception) -> str:
             "the device's memory is full. Remedy: lower --batch_size or --crop_height and "
             "--crop_width; when evaluating or predicting, --tile_px"
         )
+    within = re.search(r"(?:Value|OS|FileNotFound)Error: (.+?) Traceback \(most recent", text)
+    if within:  # raised by Python that TensorFlow called
+        return within[1]
     foreseen = (ValueError, OSError, FloatingPointError, flags.Error)
     return text if isinstance(error, foreseen) and text else f"{kind}: {text[:1000]}"

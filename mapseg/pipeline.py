@@ -22,7 +22,14 @@ from mapseg.records import (
     read_split_tiles,
 )
 from mapseg.sampling import draw_sample, find_class_tiles
-from mapseg.transforms import augment, pad, random_scale, random_window, shrink_of
+from mapseg.transforms import (
+    augment,
+    pad,
+    random_scale,
+    random_window,
+    resize_pair,
+    shrink_of,
+)
 from mapseg.windows import (
     Sample,
     decode_image_window,
@@ -36,6 +43,7 @@ _AUGMENTATION = 1
 _BATCHES_AHEAD = 2
 _BATCHES_IN_HAND = 2  # one being put together, one being trained on
 _WHOLE_BYTES_PER_PX = 8  # the image twice, the label, and its source ids
+_CROP_COPIES = 3  # alone, with its like, and as a tensor
 
 
 class _Gate:
@@ -105,12 +113,18 @@ def make_crop(
     around = None if focus is None else _random_pixel(sample, table, *focus, rng)
     scale = random_scale(config, rng)
     window = random_window(sample.size, config.crop_size, scale, rng, around)
-    shrink = shrink_of(scale)
     seen = window.within(sample.size)
-    image = decode_image_window(sample, seen, shrink)
+    image = decode_image_window(sample, seen, shrink_of(scale))
     label = cv2.LUT(decode_label_window(sample, seen), table)
-    image = pad(image, (window.height // shrink, window.width // shrink), 0)
-    label = pad(label, (window.height, window.width), VOID)
+    # Of the crop, what the image covers; the rest is padded last, or it would take memory for all
+    # that a small scale shows beyond the image.
+    height, width = config.crop_size
+    covered = (
+        max(round(height * seen.height / window.height), 1),
+        max(round(width * seen.width / window.width), 1),
+    )
+    image, label = resize_pair(image, label, covered)
+    image, label = pad(image, config.crop_size, 0), pad(label, config.crop_size, VOID)
     return augment(image, label, config, rng)
 
 
@@ -159,12 +173,14 @@ def train_batches(
             f"batch_size must be a multiple of crops_per_read times workers, "
             f"{config.crops_per_read} x {workers}; got {config.batch_size}"
         )
-    parallel = parallel_reads(config, split, config.batch_size // workers)
-    cv2.setNumThreads(1)  # crops are made side by side, each on a core
     index, table = index_split(records_dir, config.train_split), labels.table
     tiles = None
     if config.class_balance:
-        tiles = find_class_tiles(read_split_tiles(records_dir, config.train_split), labels)
+        held = read_split_tiles(records_dir, config.train_split)
+        tiles = find_class_tiles(held, labels, f"{records_dir}, {config.train_split}")
+    kept_bytes = index.nbytes + (tiles.nbytes if tiles is not None else 0)
+    parallel = parallel_reads(config, split, config.batch_size // workers, kept_bytes)
+    cv2.setNumThreads(1)  # crops are made side by side, each on a core
     starts = tiles.starts if tiles is not None else np.zeros(2, np.int64)
 
     def make_crops(read: int, i: int, entry: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,25 +212,34 @@ def train_batches(
     return crops.batch(reads, drop_remainder=True).map(join).prefetch(_BATCHES_AHEAD)
 
 
-def parallel_reads(config: TrainConfig, split: Split, batch_size: int) -> int:
-    """Says how many crops may be made side by side, in the memory that the config allows.
+def parallel_reads(config: TrainConfig, split: Split, batch_size: int, kept_bytes: int) -> int:
+    """Says how many records may be read side by side, in the memory that the config allows.
 
     A read may need an image and its label decoded whole, as one that is a PNG or was converted by
-    another program; beside it lies the record, which is smaller.
+    another program; beside it lies the record, which is smaller, and the crops in three copies.
+
+    Args:
+      config: crops and the memory.
+      split: its largest sample counts.
+      batch_size: crops in a batch.
+      kept_bytes: what is kept all the time.
+
+    Returns:
+      One or more, at most the number of cores.
 
     Raises:
       ValueError: the memory is too little for one.
     """
     height, width = max(split.sizes, key=lambda size: size[0] * size[1])
-    read_bytes = _WHOLE_BYTES_PER_PX * height * width
     crop_bytes = 4 * config.crop_height * config.crop_width
-    batch_bytes = crop_bytes * batch_size * (_BATCHES_AHEAD + _BATCHES_IN_HAND)
-    needed = read_bytes + crop_bytes * config.crops_per_read
-    budget = config.input_memory_mb << 20
-    parallel = (budget - batch_bytes) // needed
+    read_bytes = (
+        _WHOLE_BYTES_PER_PX * height * width + _CROP_COPIES * crop_bytes * config.crops_per_read
+    )
+    fixed_bytes = kept_bytes + crop_bytes * batch_size * (_BATCHES_AHEAD + _BATCHES_IN_HAND)
+    parallel = ((config.input_memory_mb << 20) - fixed_bytes) // read_bytes
     if parallel < 1:
         raise ValueError(
-            f"input_memory_mb must be at least {(batch_bytes + needed >> 20) + 1} for images of "
-            f"{width}x{height} and batches of {batch_size} crops; got {config.input_memory_mb}"
+            f"input_memory_mb must be at least {(fixed_bytes + read_bytes >> 20) + 1} for images "
+            f"of {width}x{height} and batches of {batch_size} crops; got {config.input_memory_mb}"
         )
     return min(parallel, cores())

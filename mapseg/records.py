@@ -16,6 +16,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,22 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # length and its CRC; CRC of the data
+_SHARDS_AT_ONCE = 32  # while their headers are read
 _PARALLEL_DECODES = 4  # a decoded 12-megapixel sample is 50 MB
 _CONVERT = "python -m data_prep.build_records --vistas_dir=DIR --records_dir="
-_CLEAR = "Remedy: remove the folder, and run data_prep.build_records again"
-_REMAKE = "Remedy: remove the file, and run data_prep.build_records as before: it makes lost shards"
+_REINDEX = f"remove {MANIFEST_NAME} and run data_prep.index_records as before"
+_MANIFEST_REMEDY = (
+    "Remedy: remove the file, and run what wrote it (data_prep.build_records, for each split, or "
+    "index_records) as before: shards that are whole are kept"
+)
+_SHARD_REMEDY = (
+    "Remedy: remove the file if it is there, and run data_prep.build_records as before: it makes "
+    f"lost shards again; but a shard of another program must be fetched again, then {_REINDEX}"
+)
+NOTES_REMEDY = (
+    "Remedy: run data_prep.build_records as before: it writes the file anew; but if the shards "
+    f"are of another program, {_REINDEX}"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,11 @@ class Split:
     made_upright: tuple[str, ...] = ()
     kept_turned: tuple[str, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the shards are another program's, which data_prep.index_records found."""
+        return bool(self.options.get("indexed"))
 
     @property
     def samples(self) -> int:
@@ -157,38 +175,40 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads back."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "mapseg_version": self.mapseg_version,
-            "splits": {name: split.to_json() for name, split in sorted(self.splits.items())},
-            "skipped": self.skipped,
-            "labels": [c.to_json() for c in self.classes],
-        }
+        return with_sha256(
+            {
+                "format_version": FORMAT_VERSION,
+                "mapseg_version": self.mapseg_version,
+                "splits": {name: split.to_json() for name, split in sorted(self.splits.items())},
+                "skipped": self.skipped,
+                "labels": [c.to_json() for c in self.classes],
+            }
+        )
 
     @classmethod
     def from_json(cls, raw: Any, origin: str) -> "Manifest":
         """Rebuilds a manifest that `to_json` wrote.
 
         Raises:
-          ValueError: an unknown format version, or no manifest at all.
+          ValueError: another format version, or not what was written.
         """
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION:
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            age = "an older" if version < FORMAT_VERSION else "a newer"
             raise ValueError(
-                f"{origin}: format_version must be {FORMAT_VERSION}, which this mapseg reads; got "
-                f"{version}. Remedy: use the version of mapseg that wrote it, or convert again"
+                f"{origin}: format_version must be {FORMAT_VERSION}; got {version}, of {age} "
+                "mapseg. Remedy: convert again into another folder, or use the mapseg that wrote it"
             )
-        try:
-            return cls(
-                mapseg_version=str(raw["mapseg_version"]),
-                classes=parse_class_table(raw, origin),
-                splits={name: Split.from_json(name, s) for name, s in raw["splits"].items()},
-                skipped=dict(raw["skipped"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+        if not _has_sha256(raw):
             raise ValueError(
-                f"{origin}: not a manifest written by mapseg: {error!r}. {_CLEAR}"
-            ) from error
+                f"{origin}: must be as it was written; its checksum differs. {_MANIFEST_REMEDY}"
+            )
+        return cls(
+            mapseg_version=str(raw["mapseg_version"]),
+            classes=parse_class_table(raw, origin),
+            splits={name: Split.from_json(name, s) for name, s in raw["splits"].items()},
+            skipped=dict(raw["skipped"]),
+        )
 
 
 def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifest:
@@ -200,7 +220,8 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
 
     Raises:
       FileNotFoundError: no manifest, or a shard is missing.
-      ValueError: a manifest of another format version, or a shard of another size.
+      ValueError: a manifest of another format version, or not as it was written; a shard of
+        another size.
     """
     records_dir = Path(records_dir)
     path = records_dir / MANIFEST_NAME
@@ -212,7 +233,7 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: must be a JSON file; {error}. {_CLEAR}") from error
+        raise ValueError(f"{path}: must be a JSON file; {error}. {_MANIFEST_REMEDY}") from error
     manifest = Manifest.from_json(raw, str(path))
     if check_shards:
         for shard in (shard for split in manifest.splits.values() for shard in split.shards):
@@ -220,24 +241,52 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
     return manifest
 
 
+def check_shard(path: Path, shard: Shard) -> None:
+    """Checks that a shard is the file that was written, byte by byte.
+
+    Raises:
+      FileNotFoundError: it is missing.
+      ValueError: it is another.
+    """
+    _check_size(path, shard.bytes)
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise ValueError(
+                f"{path}: must be as it was written; its sha256 differs. {_SHARD_REMEDY}"
+            )
+
+
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: this shard is missing. {_REMAKE}")
-    if path.stat().st_size != size:
-        raise ValueError(f"{path}: must have {size} bytes; got {path.stat().st_size}. {_REMAKE}")
+        raise FileNotFoundError(f"{path}: this shard is missing. {_SHARD_REMEDY}")
+    found = path.stat().st_size
+    if found != size:
+        raise ValueError(f"{path}: must have {size} bytes; got {found}. {_SHARD_REMEDY}")
 
 
 def write_manifest(records_dir: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` into a records folder, whole or not at all."""
-    raw = manifest.to_json()
-    raw["sha256"] = manifest_sha256(raw)
-    write_text(records_dir / MANIFEST_NAME, json.dumps(raw, indent=1) + "\n")
+    write_text(records_dir / MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1) + "\n")
 
 
-def manifest_sha256(raw: dict[str, Any]) -> str:
-    """Returns the checksum that a manifest's JSON has of its other fields."""
-    others = {name: value for name, value in raw.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(others).encode()).hexdigest()
+def with_sha256(raw: dict[str, Any]) -> dict[str, Any]:
+    """Adds to JSON the checksum of its fields, as the last of them."""
+    return {**raw, "sha256": hashlib.sha256(json.dumps(raw).encode()).hexdigest()}
+
+
+def read_checked_json(path: Path) -> dict[str, Any] | None:
+    """Reads what `with_sha256` made; None where there is no such file, or it is damaged."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return raw if _has_sha256(raw) else None
+
+
+def _has_sha256(raw: Any) -> bool:
+    if not isinstance(raw, dict):
+        return False
+    return raw == with_sha256({name: raw[name] for name in raw if name != "sha256"})
 
 
 def read_split_tiles(records_dir: Path | str, split: str) -> TileTable:
@@ -249,7 +298,7 @@ def read_split_tiles(records_dir: Path | str, split: str) -> TileTable:
     """
     content = read_manifest(records_dir).split(split)
     path = Path(records_dir) / content.tile_table
-    return read_tile_table(path, content.tile_table_sha256, _REMAKE)
+    return read_tile_table(path, content.tile_table_sha256, NOTES_REMEDY)
 
 
 def tile_table_name(split: str) -> str:
@@ -439,6 +488,11 @@ class RecordIndex:
     def __len__(self) -> int:
         return len(self.shard)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.shard.nbytes + self.offset.nbytes + self.length.nbytes
+
 
 def index_split(records_dir: Path | str, split: str) -> RecordIndex:
     """Finds every record of a split, in stored order, from the headers in its shards.
@@ -451,22 +505,22 @@ def index_split(records_dir: Path | str, split: str) -> RecordIndex:
     paths = tuple(Path(records_dir) / shard.file for shard in shards)
     descriptors: list[int] = []
     try:
-        spans = []
-        for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
+        for path in paths:
             descriptors.append(os.open(path, os.O_RDONLY))
-            found = [(number, *span) for span in _spans(descriptors[-1], path)]
-            if len(found) != shard.samples:
+        # Side by side: the headers of 18,000 records are that many round trips to a network disk.
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+            found = list(pool.map(lambda *shard: list(_spans(*shard)), descriptors, paths))
+        for path, shard, spans in zip(paths, shards, found, strict=True):
+            if len(spans) != shard.samples:
                 raise ValueError(
-                    f"{path}: must have {shard.samples} records; got {len(found)}. {_REMAKE}"
+                    f"{path}: must have {shard.samples} records; got {len(spans)}. {_SHARD_REMEDY}"
                 )
-            spans += found
     except BaseException:
         _close(descriptors)
         raise
-    columns = np.array(spans, np.int64).reshape(-1, 3).T
-    index = RecordIndex(
-        paths, tuple(descriptors), columns[0].astype(np.int32), columns[1], columns[2]
-    )
+    offset, length = np.array([s for spans in found for s in spans], np.int64).reshape(-1, 2).T
+    shard_number = np.repeat(np.arange(len(found), dtype=np.int32), [len(s) for s in found])
+    index = RecordIndex(paths, tuple(descriptors), shard_number, offset, length)
     # Not at exit: reading threads may outlive the main one.
     weakref.finalize(index, _close, descriptors).atexit = False
     return index
@@ -507,12 +561,14 @@ def _spans(descriptor: int, path: Path) -> Iterator[tuple[int, int]]:
         header = os.pread(descriptor, _HEADER_BYTES, position)
         whole = len(header) == _HEADER_BYTES
         if whole and header[8:] != _masked_crc(header[:8]):
-            raise ValueError(f"{path}: broken: no TFRecord header at byte {position}. {_REMAKE}")
+            raise ValueError(
+                f"{path}: broken: no TFRecord header at byte {position}. {_SHARD_REMEDY}"
+            )
         length = int.from_bytes(header[:8], "little")
         offset = position + _HEADER_BYTES
         position = offset + length + _FOOTER_BYTES
         if not whole or position > end:
-            raise ValueError(f"{path}: truncated at byte {end}, within a record. {_REMAKE}")
+            raise ValueError(f"{path}: truncated at byte {end}, within a record. {_SHARD_REMEDY}")
         yield offset, length
 
 
@@ -520,5 +576,7 @@ def _read_span(descriptor: int, path: Path, offset: int, length: int) -> bytes:
     data = os.pread(descriptor, length + _FOOTER_BYTES, offset)
     record = data[:length]
     if data[length:] != _masked_crc(record):
-        raise ValueError(f"{path}: broken: checksum of the record at byte {offset}. {_REMAKE}")
+        raise ValueError(
+            f"{path}: broken: checksum of the record at byte {offset}. {_SHARD_REMEDY}"
+        )
     return record

@@ -51,6 +51,11 @@ class ClassTiles:
     places: np.ndarray
     first: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.starts.nbytes + self.places.nbytes + self.first.nbytes
+
     def look_up(self, i: int) -> tuple[int, tuple[int, int]]:
         """Returns the sample of entry `i` and its (tile within the sample, train id)."""
         place = int(self.places[i])
@@ -59,8 +64,13 @@ class ClassTiles:
         return sample, (place - int(self.first[sample]), int(self.train_ids[number]))
 
 
-def find_class_tiles(table: TileTable, labels: LabelSet) -> ClassTiles:
+def find_class_tiles(table: TileTable, labels: LabelSet, origin: str) -> ClassTiles:
     """Finds the tiles of every class of a label set.
+
+    Args:
+      table: of a split.
+      labels: the label set.
+      origin: names the split in errors.
 
     Raises:
       ValueError: no tile holds any of them.
@@ -70,7 +80,8 @@ def find_class_tiles(table: TileTable, labels: LabelSet) -> ClassTiles:
     held = [train_id for train_id, places in enumerate(found) if len(places)]
     if not held:
         raise ValueError(
-            f"class_balance must be 0 where no label has a class of {labels.name}, as here"
+            f"{origin}: class_balance must be 0 where no label has a class of {labels.name}, as "
+            "here. Remedy: leave --class_balance out, or give another --label_set"
         )
     return ClassTiles(
         train_ids=np.array(held, np.int64),

@@ -137,18 +137,17 @@ def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -
 def augment(
     image: np.ndarray, label: np.ndarray, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes a training crop of a window's pixels: resizes, flips, changes colours.
+    """Flips a crop and changes its colours, as far as the config asks for it.
 
     Args:
       image: [H, W, 3] uint8.
-      label: [H, W] uint8, of the same view, perhaps at another size.
-      config: crop size and strengths.
-      rng: the crop is a pure function of the numbers that it gives.
+      label: [H, W] uint8.
+      config: what to do, and how strongly.
+      rng: the result is a pure function of the numbers that it gives.
 
     Returns:
-      The pair ([crop_height, crop_width, 3] uint8, [crop_height, crop_width] uint8).
+      The pair, of the same sizes.
     """
-    image, label = resize_pair(image, label, config.crop_size)
     if config.flip:
         image, label = random_flip(image, label, rng)
     if config.color_jitter:

@@ -5,6 +5,7 @@ pixels; of the label, only the tiles that the window touches are decoded.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -37,6 +38,19 @@ class Sample:
     image: bytes
     label: bytes
     tiles: tuple[bytes, ...]
+
+    # Kept, as several windows may be cut out of what cannot be decoded in part.
+
+    @cached_property
+    def whole_image(self) -> np.ndarray:
+        """The image decoded, [H, W, 3] uint8."""
+        with tf.device("CPU"):
+            return decode_image(self.image).numpy()
+
+    @cached_property
+    def whole_label(self) -> np.ndarray:
+        """The label decoded, [H, W] uint8 source ids."""
+        return cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 def parse_sample(record: bytes) -> Sample:
@@ -84,11 +98,11 @@ def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.n
     Returns:
       [H, W, 3] uint8; unless shrunk, the very pixels of the image decoded whole.
     """
+    if not sample.image.startswith(_JPEG):
+        return _shrink(window.cut(sample.whole_image), shrink)
+    top, rows, start_y, end_y = _span(window.top, window.height, sample.size[0], shrink)
+    left, columns, start_x, end_x = _span(window.left, window.width, sample.size[1], shrink)
     with tf.device("CPU"):
-        if not sample.image.startswith(_JPEG):
-            return _shrink(window.cut(decode_image(sample.image).numpy()), shrink)
-        top, rows, start_y, end_y = _span(window.top, window.height, sample.size[0], shrink)
-        left, columns, start_x, end_x = _span(window.left, window.width, sample.size[1], shrink)
         pixels = tf.io.decode_and_crop_jpeg(
             sample.image,
             [start_y, start_x, end_y - start_y, end_x - start_x],
@@ -122,7 +136,7 @@ def decode_label_window(sample: Sample, window: Window) -> np.ndarray:
     """Decodes a window, within the label, to [height, width] uint8 source ids."""
     if sample.tiles:
         return decode_window(sample.tiles, sample.size, window)
-    return window.cut(cv2.imdecode(np.frombuffer(sample.label, np.uint8), cv2.IMREAD_UNCHANGED))
+    return window.cut(sample.whole_label)
 
 
 def decode_label_tile(sample: Sample, tile: int) -> tuple[np.ndarray, tuple[int, int]]:

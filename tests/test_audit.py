@@ -160,6 +160,17 @@ def test_the_conversion_writes_the_audit_of_all_splits(convert, tmp_path, capsys
         assert [path.read_bytes() for path in paths] == whole
 
 
+@pytest.mark.parametrize("damage", [lambda text: text[:90], lambda text: text.replace("3", "4", 1)])
+def test_a_damaged_audit_is_made_again(convert, tmp_path, damage):
+    convert("train", tmp_path / "r")
+    path = tmp_path / "r/audit.json"
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    assert path.read_text() != whole
+    convert("train", tmp_path / "r")
+    assert path.read_text() == whole
+
+
 def test_a_split_whose_notes_are_gone_is_not_in_the_audit(convert, tmp_path, capsys):
     convert("train", tmp_path / "r")
     next((tmp_path / "r/.parts").glob("train*")).unlink()
@@ -169,6 +180,9 @@ def test_a_split_whose_notes_are_gone_is_not_in_the_audit(convert, tmp_path, cap
     )
     audit = json.loads((tmp_path / "r/audit.json").read_text())
     assert list(audit["splits"]) == ["validation"]
+    convert("train", tmp_path / "r")  # makes the shard again, and its notes
+    audit = json.loads((tmp_path / "r/audit.json").read_text())
+    assert list(audit["splits"]) == ["train", "validation"]
 
 
 @pytest.mark.parametrize("count", [4, 124])

@@ -283,6 +283,73 @@ def test_a_lost_shard_is_made_again(vistas_dir, tmp_path):
     assert content(tmp_path / "r") == before
 
 
+def test_a_lost_manifest_is_made_again(vistas_dir, tmp_path):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = content(tmp_path / "r")
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").glob("*.tfrecord")}
+    (tmp_path / "r/manifest.json").unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert content(tmp_path / "r") == before
+    assert {p: p.stat().st_mtime_ns for p in written} == written
+
+
+def test_a_damaged_manifest_is_not_signed_again(vistas_dir, tmp_path, capsys):
+    classes = vistas_dir / "config_v1.2.json"
+    folders = {
+        split: [
+            *folder_options(vistas_dir / split, split, classes),
+            f"--records_dir={tmp_path / 'r'}",
+        ]
+        for split in ("training", "validation")
+    }
+    assert main(["", *folders["training"]]) == 0
+    path = tmp_path / "r/manifest.json"
+    path.write_text(path.read_text().replace('"30x40": 4', '"30x40": 5'))
+    before = content(tmp_path / "r")
+    assert main(["", *folders["validation"]]) == 1
+    assert "manifest.json: must be as it was written" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+
+
+def misread(path):
+    """Changes a digit of what a part says of a label's pixels."""
+    text = path.read_text()
+    path.write_text(
+        re.sub(r'("pixels": \{"\d": )(\d)', lambda m: f"{m[1]}{int(m[2]) % 9 + 1}", text)
+    )
+    assert path.read_text() != text
+
+
+@pytest.mark.parametrize("damage", [misread, Path.unlink, lambda path: path.write_text("{")])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_shard_without_its_notes_is_made_again(vistas_dir, tmp_path, damage, finished):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = content(tmp_path / "r")
+    damage(next((tmp_path / "r/.parts").glob("training-00002*")))
+    if not finished:
+        (tmp_path / "r/manifest.json").unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert content(tmp_path / "r") == before
+
+
+def test_other_options_and_input_are_refused_without_notes_too(vistas_dir, tmp_path, capsys):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    (tmp_path / "r/.parts/training-00000-of-00005.tfrecord.json").unlink()
+    save_pair(vistas_dir / "training/images/e.jpg", vistas_dir / "training/labels/e.png", 77)
+    before = content(tmp_path / "r")
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert "1 pairs differ, the first is e" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+    shutil.rmtree(tmp_path / "r/.parts")
+    before = content(tmp_path / "r")
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=30") == 1
+    assert "max_side was 0; got 30" in capsys.readouterr().err
+    save_pair(vistas_dir / "training/images/g.jpg", vistas_dir / "training/labels/g.png", 7)
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1  # six shards in place of five
+    assert "its source has changed since" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+
+
 def test_finished_records_refuse_other_options_and_other_input(vistas_dir, tmp_path, capsys):
     assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=20") == 0
     before = content(tmp_path / "r")
@@ -395,6 +462,7 @@ def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path
         assert "Remedy" not in split.left_out[key]
     out = capsys.readouterr().out
     assert "training: 4 pairs left out:\n" in out
+    assert out.count("to try again what was left out: the same command with --on_error=stop") == 1
     assert all(reason in out for reason in split.left_out.values())
     assert sorted(stored(tmp_path / "r", "training")) == ["c.d", "f"]
     audit = json.loads((tmp_path / "r/audit.json").read_text())
@@ -410,6 +478,20 @@ def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path
     assert convert_vistas(vistas_dir, tmp_path / "r") == 1
     assert "e.jpg" in error_line(capsys)
     assert content(tmp_path / "r") == before
+
+
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_a_file_that_was_left_out_may_be_mended(vistas_dir, tmp_path, on_error):
+    path = vistas_dir / "training/images/c.d.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])  # the cuts between shards shift by it
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
+    assert list(read_manifest(tmp_path / "r").split("training").left_out) == ["c.d"]
+    path.write_bytes(whole)
+    assert convert_vistas(vistas_dir, tmp_path / "r", f"--on_error={on_error}") == 0
+    assert read_manifest(tmp_path / "r").split("training").left_out == {}
+    assert convert_vistas(vistas_dir, tmp_path / "fresh") == 0
+    assert content(tmp_path / "r") == content(tmp_path / "fresh")
 
 
 def test_what_was_left_out_for_a_passing_reason_is_made_good(vistas_dir, tmp_path, monkeypatch):
@@ -433,8 +515,27 @@ def test_a_split_of_which_nothing_is_left_is_an_error(vistas_dir, tmp_path, caps
     for name in ("images/-a.jpg", "images/_b.jpg"):
         truncated(vistas_dir / "validation" / name)
     assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 1
-    assert "split validation must have a pair that can be converted; all 2" in error_line(capsys)
-    assert_nothing_half_written(tmp_path / "r")
+    error = error_line(capsys)
+    assert "validation must have a pair that can be converted; got 2 pairs, all left out" in error
+    assert "-a.jpg: must be a whole JPEG" in error
+    assert "Remedy: mend such files" in error
+    manifest = read_manifest(tmp_path / "r")
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"training": 5}
+    assert list(manifest.skipped) == ["testing", "validation"]
+    for name in ("images/-a.jpg", "images/_b.jpg"):
+        save_image(vistas_dir / "validation" / name, 1, (50, 20) if "-a" in name else (30, 40))
+    assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
+    assert sorted(read_manifest(tmp_path / "r").splits) == ["training", "validation"]
+
+
+def test_a_source_of_which_nothing_is_left_has_no_manifest(vistas_dir, tmp_path, capsys):
+    truncated(vistas_dir / "validation/images/-a.jpg")
+    truncated(vistas_dir / "validation/images/_b.jpg")
+    options = folder_options(vistas_dir / "validation", "val", vistas_dir / "config_v1.2.json")
+    for _ in range(2):
+        assert main(["", *options, f"--records_dir={tmp_path / 'r'}", "--on_error=skip"]) == 1
+        assert "split val must have a pair that can be converted" in error_line(capsys)
+        assert_nothing_half_written(tmp_path / "r")
 
 
 def test_the_disk_is_asked_for_its_room_before_anything_is_written(

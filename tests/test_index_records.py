@@ -1,4 +1,5 @@
 import json
+import re
 
 import cv2
 import numpy as np
@@ -103,7 +104,36 @@ def test_shards_of_others_are_read_in_place(shards, capsys):
     assert audit["splits"]["val"]["pixels_of_no_class"] == 3 * 300
     capsys.readouterr()
     assert index(shards) == 1
-    assert "these are records already" in capsys.readouterr().err
+    assert "records already. Remedy: to index them again, remove manif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "val-tiles.npz", ".parts/val-00000-of-00001.json"]
+)
+def test_what_was_written_beside_the_shards_can_be_made_again(shards, capsys, name):
+    assert index(shards) == 0
+    path = shards / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    capsys.readouterr()
+    assert verify_records.main(["", f"--records_dir={shards}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ")
+    assert re.search(r"Remedy: .*index_records\b.* as before", error)
+    (shards / "manifest.json").unlink()
+    assert index(shards) == 0
+    assert path.read_bytes() == whole
+    assert verify_records.main(["", f"--records_dir={shards}"]) == 0
+
+
+def test_void_is_no_sign_of_a_mask(shards):
+    ids = np.zeros((30, 300), np.uint8)
+    ids[:3] = VOID
+    write(
+        shards / "val-00000-of-00001", example(5, **{LABEL: cv2.imencode(".png", ids)[1].tobytes()})
+    )
+    assert index(shards) == 0
+    assert json.loads((shards / "audit.json").read_text())["suspicious"] == {}
 
 
 def test_what_was_indexed_is_not_read_again(shards, monkeypatch):

@@ -2,12 +2,15 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from conftest import make_tiny_records
 
-from mapseg import pipeline
+from mapseg import cli, pipeline
 from mapseg.config import TrainConfig
 from mapseg.labels import VOID, make_label_set
 from mapseg.machine import cores
@@ -95,6 +98,7 @@ def test_workers_read_shares_that_make_up_the_batch(records_dir, crops_per_read)
 def test_crops_of_one_read_differ_and_share_their_sample(records_dir, monkeypatch):
     read = []
     monkeypatch.setattr(pipeline, "read_record", lambda i, n: read.append(n) or read_record(i, n))
+    monkeypatch.setattr(pipeline, "parallel_reads", lambda *_: 1)
     ((images, _), *_) = batches(records_dir, 3, batch_size=6, crops_per_read=3, color_jitter=0.0)
     assert len({image.tobytes() for image in images}) == 6
     assert sorted(read[:6]) == list(range(6))  # two of them a batch, an epoch in three
@@ -156,23 +160,56 @@ def test_crops_beyond_the_image_are_void(records_dir):
     assert not image[:, 33:].any()
 
 
+def test_a_broken_record_ends_a_program_in_one_clear_line(tmp_path, capsys):
+    records = make_tiny_records(tmp_path)
+    path = min(records.glob("training*.tfrecord"))
+    broken = bytearray(path.read_bytes())
+    broken[len(broken) // 2] ^= 1
+    path.write_bytes(broken)
+    capsys.readouterr()
+    assert cli.run(lambda _: batches(records, 3), flags.FlagValues(), ["train"], "about") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: broken: checksum of the record at byte ")
+    assert error.count("\n") == 1
+    assert "Remedy" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.75])
+def test_a_crop_larger_than_its_image_takes_no_memory_for_what_is_beyond(records_dir, scale):
+    sample = parse_sample(read_record(index_split(records_dir, "training"), 0))
+    asked = config(crop_height=1000, crop_width=1200, min_scale=scale, max_scale=scale, flip=False)
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    tracemalloc.start()
+    image, label = make_crop(sample, labels.table, asked, np.random.default_rng(0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.shape == (1000, 1200, 3)
+    assert peak < 4 * 3 * label.size  # bytes: three copies of image and label
+    covered = round(60 * scale), round(80 * scale)
+    assert np.all(label[covered[0] :] == VOID)
+    assert np.all(label[:, covered[1] :] == VOID)
+    assert np.any(label[: covered[0], : covered[1]] != VOID)
+
+
 def test_memory_bounds_the_reads_ahead(records_dir):
     split = read_manifest(records_dir).split("training")
-    assert parallel_reads(config(), split, 16) == cores()
+    assert parallel_reads(config(), split, 16, 0) == cores()
     large = dataclasses.replace(split, sizes={(3456, 4608): 3, (60, 80): 1})
-    # 8 bytes for each of 16 million pixels: 121.5 MB a read; batches take 67 MB.
-    assert (
-        parallel_reads(config(input_memory_mb=330, crop_height=513, crop_width=513), large, 16) == 2
-    )
+    # 8 bytes for each of 16 million pixels and 3 copies of a crop: 124.5 MB a read; batches 64 MB.
+    crop = {"crop_height": 513, "crop_width": 513}
+    assert parallel_reads(config(input_memory_mb=330, **crop), large, 16, 0) == 2
+    assert parallel_reads(config(input_memory_mb=330, **crop), large, 16, 30 << 20) == 1
     with pytest.raises(
-        ValueError, match=r"input_memory_mb must be at least 187 .*4608x3456.*got 9"
+        ValueError, match=r"input_memory_mb must be at least 189 .*4608x3456.*got 9"
     ):
-        parallel_reads(config(input_memory_mb=9, crop_height=513, crop_width=513), large, 16)
+        parallel_reads(config(input_memory_mb=9, **crop), large, 16, 0)
 
 
 def test_a_program_may_end_while_crops_are_made(records_dir):
     script = """
 import sys
+import tracemalloc
 from mapseg import config, pipeline
 batches = iter(pipeline.train_batches(sys.argv[1], config.TrainConfig(batch_size=2)))
 next(batches)

@@ -231,11 +231,35 @@ def test_no_records_there(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_an_unknown_format_is_refused(tmp_path):
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+def test_another_format_is_refused(tmp_path, version, age):
     write_records(tmp_path)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
-    with pytest.raises(ValueError, match=r"format_version must be 2.*got 3\. Remedy"):
+    path.write_text(path.read_text().replace('version": 2', f'version": {version}'))
+    expected = rf"must be 2; got {version}, of {age} mapseg\. Remedy: convert again into another"
+    with pytest.raises(ValueError, match=expected):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"), [('"samples": 3', '"samples": 4'), ("{", "[{"), ("{", ""), ("road", "rood")]
+)
+def test_a_damaged_manifest_is_named_with_its_remedy(tmp_path, was, becomes):
+    write_records(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace(was, becomes, 1))
+    remedy = "Remedy: remove the file, and run what wrote it .* shards that are whole are kept"
+    with pytest.raises(ValueError, match=rf"manifest\.json: must be .* {remedy}"):
+        read_manifest(tmp_path)
+
+
+def test_the_remedy_for_a_lost_shard_is_true_of_others_shards_too(tmp_path):
+    write_records(tmp_path)
+    (tmp_path / shard_name("training", 1, 2)).unlink()
+    expected = (
+        r"data_prep\.build_records as before.* must be fetched again.*data_prep\.index_records"
+    )
+    with pytest.raises(FileNotFoundError, match=rf"00001-of-00002.* is missing\. .*{expected}"):
         read_manifest(tmp_path)
 
 

@@ -39,7 +39,7 @@ def labels_and_tiles():
 
 def test_tiles_are_found_by_class():
     labels, table = labels_and_tiles()
-    tiles = find_class_tiles(table, labels)
+    tiles = find_class_tiles(table, labels, "r")
     assert tiles.train_ids.tolist() == [0, 1]
     assert tiles.starts.tolist() == [0, 3, 5]
     assert [tiles.look_up(i) for i in range(5)] == [
@@ -50,8 +50,11 @@ def test_tiles_are_found_by_class():
         (1, (0, 1)),
     ]
     unknown = LabelSet("none", labels.classes, (255,) * 7 + (0,) + (255,) * 248)
-    with pytest.raises(ValueError, match="class_balance must be 0 where no label has a class"):
-        find_class_tiles(table, unknown)
+    with pytest.raises(
+        ValueError,
+        match=r"^r, a: class_balance must be 0 where no label has a class of none.*Remedy",
+    ):
+        find_class_tiles(table, unknown, "r, a")
 
 
 def draws(count, balance, starts, seed=3):

@@ -158,13 +158,10 @@ def test_color_jitter_stays_within_its_strength():
 
 
 def test_augment_is_a_function_of_its_random_numbers():
-    image, label = coded_pair(60, 80)
-    config = TrainConfig(crop_height=33, crop_width=29)
-    first, again, other = (augment(image, label, config, rng_of(5, i)) for i in (6, 6, 7))
+    image, label = coded_pair(33, 29)
+    first, again, other = (augment(image, label, TrainConfig(), rng_of(5, i)) for i in (6, 6, 7))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
-    assert first[0].shape == (33, 29, 3)
-    assert first[1].shape == (33, 29)
     assert np.any(first[0] != other[0])
     plain = augment(image, label, TrainConfig(flip=False, color_jitter=0.0), rng_of(1))
-    assert plain[0].shape == (513, 513, 3)
+    np.testing.assert_array_equal(plain[0], image)

@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
+import shutil
 
 import cv2
 import numpy as np
@@ -88,7 +90,14 @@ def flip(path, chance):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "flips"), [("*.tfrecord", 20), ("*-tiles.npz", 8), ("manifest.json", 20)]
+    ("pattern", "flips"),
+    [
+        ("*.tfrecord", 20),
+        ("*-tiles.npz", 8),
+        ("manifest.json", 20),
+        (".parts/*.json", 20),
+        ("audit.json", 8),
+    ],
 )
 def test_a_flipped_bit_is_found_and_named(records_dir, capsys, pattern, flips):
     paths = sorted(records_dir.glob(pattern))
@@ -109,11 +118,37 @@ def test_a_flipped_bit_is_found_and_named(records_dir, capsys, pattern, flips):
 def test_a_missing_or_cut_shard_is_named(records_dir, capsys):
     first, second = sorted(records_dir.glob("*.tfrecord"))[:2]
     second.write_bytes(second.read_bytes()[:-1])
+    capsys.readouterr()
     assert check(records_dir) == 1
-    assert second.name in capsys.readouterr().err
+    assert re.match(rf"error: .*{second.name}: must have \d+ bytes; got", capsys.readouterr().err)
     first.unlink()
     assert check(records_dir) == 1
-    assert first.name in capsys.readouterr().err
+    assert f"{first.name}: this shard is missing" in capsys.readouterr().err
+
+
+def test_one_run_names_all_that_is_wrong(records_dir, capsys):
+    chance = random.Random(1)
+    a0, a1, a2, b0, _, b2 = sorted(records_dir.glob("*.tfrecord"))
+    a0.unlink()
+    a1.write_bytes(a1.read_bytes()[:-1])
+    flip(a2, chance)
+    b2.unlink()
+    (records_dir / "b-tiles.npz").unlink()
+    spoiled = [records_dir / "a-tiles.npz", records_dir / f".parts/{b0.name}.json"]
+    for path in spoiled:
+        flip(path, chance)
+    capsys.readouterr()
+    assert check(records_dir) == 1
+    lines = capsys.readouterr().err.splitlines()
+    named = {line.split(": ")[1] for line in lines}
+    assert named == {str(p) for p in (a0, a1, a2, b2, records_dir / "b-tiles.npz", *spoiled)}
+    assert len(lines) == 7
+    assert all("Remedy: " in line for line in lines)
+
+
+def test_records_are_sound_without_the_notes_of_their_conversion(records_dir):
+    shutil.rmtree(records_dir / ".parts")
+    assert check(records_dir) == 0
 
 
 @pytest.mark.parametrize(
