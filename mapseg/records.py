@@ -573,9 +573,8 @@ def _spans(descriptor: int, path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _read_span(descriptor: int, path: Path, offset: int, length: int) -> bytes:
-    data = os.pread(descriptor, length + _FOOTER_BYTES, offset)
-    record = data[:length]
-    if data[length:] != _masked_crc(record):
+    record = os.pread(descriptor, length, offset)
+    if os.pread(descriptor, _FOOTER_BYTES, offset + length) != _masked_crc(record):
         raise ValueError(
             f"{path}: broken: checksum of the record at byte {offset}. {_SHARD_REMEDY}"
         )

@@ -1,8 +1,8 @@
 """Joint augmentations: (image, label, random numbers) -> (image, label).
 
 All randomness comes from the generator that is passed in. An image is [H, W, 3] uint8 and a label
-[H, W] uint8 of train ids or VOID; both come out so. They are OpenCV's functions, on one core: the
-same augmentation of TensorFlow operations took 15 times as long (docs/benchmarks.md).
+[H, W] uint8 of train ids or VOID; both come out so. They are OpenCV's functions: those of
+`tf.image` take ten times as long on one core (docs/benchmarks.md).
 """
 
 import cv2

@@ -14,9 +14,9 @@ import tensorflow as tf
 from mapseg.records import decode_image
 from mapseg.tiles import TILE_PX, Window, decode_tile, decode_window, tile_grid
 
-# A part of a JPEG equals that part of the whole only away from its rim, where the blocks beyond
-# would have taken part in smoothing the chroma. Blocks are at most 16 pixels wide.
-_BLOCK_PX, _RIM_BEFORE_PX, _RIM_AFTER_PX = 16, 16, 32
+# A part of a JPEG, of whole blocks, equals that part of the whole but for its rim: there the next
+# value of the chroma, two pixels wide, takes part in smoothing. Blocks are at most 16 pixels wide.
+_BLOCK_PX, _RIM_PX = 16, 2
 
 _JPEG = b"\xff\xd8\xff"
 
@@ -126,8 +126,8 @@ def _shrink(pixels: np.ndarray, shrink: int) -> np.ndarray:
 
 def _span(first: int, length: int, side: int, shrink: int) -> tuple[int, int, int, int]:
     """Returns first, length, and the (start, end) to decode along a side, in shrunk pixels."""
-    start = max(first // _BLOCK_PX * _BLOCK_PX - _RIM_BEFORE_PX, 0)
-    end = -(-(first + length + _RIM_AFTER_PX) // _BLOCK_PX) * _BLOCK_PX
+    start = max((first - _RIM_PX) // _BLOCK_PX * _BLOCK_PX, 0)
+    end = -(-(first + length + _RIM_PX) // _BLOCK_PX) * _BLOCK_PX
     shrunk_side = -(-side // shrink)
     return first // shrink, -(-length // shrink), start // shrink, min(end // shrink, shrunk_side)
 
