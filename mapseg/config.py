@@ -186,6 +186,12 @@ class TrainConfig(_Checked):
     eval_panels: int = _option(
         8, "write so many pictures of image, prediction and ground truth", check=_NOT_NEGATIVE
     )
+    on_nan: str = _option(
+        "stop",
+        "at a step whose loss or gradient is not finite: stop, or skip the step and go on; either "
+        "way its batch is written to the run folder, with the names of its samples",
+        choices=("stop", "skip"),
+    )
     log_steps: int = _option(20, "report every so many steps", check=_POSITIVE)
     plot_steps: int = _option(500, "redraw loss.png every so many steps", check=_POSITIVE)
     loss_smoothing: float = _option(0.95, "weight of the past in the smoothed loss", check=_SHARE)

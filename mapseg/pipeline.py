@@ -164,44 +164,22 @@ def train_batches(
       ValueError: no such split, a label set that does not fit, shares that are not equal, or too
         little memory.
     """
-    manifest = read_manifest(records_dir)
-    labels = make_label_set(manifest.classes, config.label_set)
-    split = manifest.split(config.train_split)
+    reader = _Reader(records_dir, config)
     reads, rest = divmod(config.batch_size, workers * config.crops_per_read)
     if rest:
         raise ValueError(
             f"batch_size must be a multiple of crops_per_read times workers, "
             f"{config.crops_per_read} x {workers}; got {config.batch_size}"
         )
-    index, table = index_split(records_dir, config.train_split), labels.table
-    tiles = None
-    if config.class_balance:
-        held = read_split_tiles(records_dir, config.train_split)
-        tiles = find_class_tiles(held, labels, f"{records_dir}, {config.train_split}")
-    kept_bytes = index.nbytes + (tiles.nbytes if tiles is not None else 0)
-    parallel = parallel_reads(config, split, config.batch_size // workers, kept_bytes)
+    parallel = parallel_reads(config, reader.split, config.batch_size // workers, reader.kept_bytes)
     cv2.setNumThreads(1)  # crops are made side by side, each on a core
-    starts = tiles.starts if tiles is not None else np.zeros(2, np.int64)
-
-    def make_crops(read: int, i: int, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        with _gate.admitted():
-            focus = None
-            if tiles is not None and entry >= 0:
-                i, focus = tiles.look_up(int(entry))
-            sample = parse_sample(read_record(index, int(i)))
-            crops = []
-            for crop in range(config.crops_per_read):
-                numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
-                rng = np.random.default_rng(numbers)
-                crops.append(make_crop(sample, table, config, rng, focus))
-            images, ids = zip(*crops, strict=True)
-            return np.stack(images), np.stack(ids)
 
     def read_crops(own_read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         step, place = own_read // reads, own_read % reads
         read = (step * workers + worker) * reads + place
-        drawn = draw_sample(config.seed, read, len(index), config.class_balance, starts)
-        return tf.numpy_function(make_crops, [read, *drawn], (tf.uint8, tf.uint8), stateful=False)
+        drawn = reader.draw(read)
+        kinds = (tf.uint8, tf.uint8)
+        return tf.numpy_function(reader.make_crops, [read, *drawn], kinds, stateful=False)
 
     def join(images: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = (config.batch_size // workers, *config.crop_size)
@@ -210,6 +188,60 @@ def train_batches(
     own_reads = tf.data.Dataset.range(start_step * reads, np.iinfo(np.int64).max)
     crops = own_reads.map(read_crops, num_parallel_calls=parallel, deterministic=True)
     return crops.batch(reads, drop_remainder=True).map(join).prefetch(_BATCHES_AHEAD)
+
+
+def batch_keys(records_dir: Path, config: TrainConfig, step: int) -> list[str]:
+    """Returns the keys of the samples that the batch of a step is made of, in its order."""
+    reader = _Reader(records_dir, config)
+    reads = config.batch_size // config.crops_per_read
+    drawn = [reader.draw(tf.constant(step * reads + n, tf.int64)) for n in range(reads)]
+    return [reader.read(int(i), int(entry))[0].key for i, entry in drawn]
+
+
+class _Reader:
+    """What reads the crops of a split."""
+
+    def __init__(self, records_dir: Path, config: TrainConfig):
+        manifest = read_manifest(records_dir)
+        labels = make_label_set(manifest.classes, config.label_set)
+        self._config, self._table = config, labels.table
+        self.split = manifest.split(config.train_split)
+        self._index = index_split(records_dir, config.train_split)
+        self._tiles = None
+        if config.class_balance:
+            held = read_split_tiles(records_dir, config.train_split)
+            self._tiles = find_class_tiles(held, labels, f"{records_dir}, {config.train_split}")
+        self._starts = np.zeros(2, np.int64) if self._tiles is None else self._tiles.starts
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that is taken all the time."""
+        return self._index.nbytes + (self._tiles.nbytes if self._tiles is not None else 0)
+
+    def draw(self, read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Says what a read of the stream is of; see `draw_sample`."""
+        config = self._config
+        return draw_sample(config.seed, read, len(self._index), config.class_balance, self._starts)
+
+    def read(self, i: int, entry: int) -> tuple[Sample, tuple[int, int] | None]:
+        """Reads a drawn sample; beside it the (tile, train id) that its crops are for, if any."""
+        focus = None
+        if self._tiles is not None and entry >= 0:
+            i, focus = self._tiles.look_up(entry)
+        return parse_sample(read_record(self._index, i)), focus
+
+    def make_crops(self, read: int, i: int, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes the crops of one read: ([N, h, w, 3] uint8, [N, h, w] uint8)."""
+        config = self._config
+        with _gate.admitted():
+            sample, focus = self.read(int(i), int(entry))
+            crops = []
+            for crop in range(config.crops_per_read):
+                numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
+                rng = np.random.default_rng(numbers)
+                crops.append(make_crop(sample, self._table, config, rng, focus))
+            images, ids = zip(*crops, strict=True)
+            return np.stack(images), np.stack(ids)
 
 
 def parallel_reads(config: TrainConfig, split: Split, batch_size: int, kept_bytes: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mapseg import checkpoints, losses, optimizers
@@ -16,9 +17,10 @@ from mapseg.checkpoints import Run
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 from mapseg.encoders import resolve_encoder_weights
 from mapseg.evaluate import evaluate, write_evaluation
+from mapseg.files import whole_file
 from mapseg.labels import make_label_set
 from mapseg.model import build_model, weight_arrays
-from mapseg.pipeline import train_batches
+from mapseg.pipeline import batch_keys, train_batches
 from mapseg.plots import plot_history
 from mapseg.predict import Predictor
 from mapseg.progress import duration
@@ -29,6 +31,7 @@ Progress = Callable[[str], None]
 
 # Keeps dropout's random stream apart from the augmentation's, which is 1.
 _DROPOUT = 2
+_MOST_SKIPPED_IN_A_ROW = 20
 
 
 def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> Run:
@@ -364,6 +367,7 @@ class _Loop:
         history = checkpoints.cut_history(run.history_path, self.step)
         self.evaluated_steps = {int(r["step"]) for r in history if "mean_iou" in r}
         self.skipped = int(max((r.get("skipped_steps", 0) for r in history), default=0))
+        self.skipped_in_a_row = 0
         self.pending: list[tuple[tf.Tensor, tf.Tensor]] = []
         self.events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
         self.predictor = Predictor(self.state.model, predicting, run.long_side_px)
@@ -424,14 +428,12 @@ class _Loop:
         """Reports the steps since the last report; this is where the host waits for the device."""
         config = self.run.train
         kept = [float(loss) for loss, finite in self.pending if bool(finite)]
+        for _, finite in self.pending:
+            self.skipped_in_a_row = 0 if bool(finite) else self.skipped_in_a_row + 1
         self.skipped += len(self.pending) - len(kept)
         scale = float(self.state.loss_scale.scale)
-        if len(kept) < len(self.pending) and scale <= 1:
-            raise FloatingPointError(
-                f"the loss or a gradient is not finite near step {self.step}; no variable was "
-                "changed by it. Remedy: a lower --learning_rate, some --warmup_steps, or "
-                "--precision=float32"
-            )
+        if len(kept) < len(self.pending) and scale <= 1:  # else the loss scale will mend it
+            self._tell_not_finite()
         now = time.monotonic()
         steps_per_s = (self.step - self.logged_step) / max(now - self.logged_at, 1e-9)
         row = {
@@ -450,6 +452,33 @@ class _Loop:
         )
         self.pending = []
         self.logged_at, self.logged_step = now, self.step
+
+    def _tell_not_finite(self) -> None:
+        """Writes the first batch since the last report whose step was not finite; tells or stops.
+
+        Raises:
+          FloatingPointError: as `on_nan` asks, or because too many steps in a row were not finite.
+        """
+        config = self.run.train
+        place = next(i for i, (_, finite) in enumerate(self.pending) if not bool(finite))
+        step = self.logged_step + place
+        path = self.run.run_dir / "not_finite" / f"step-{step:08d}.npz"
+        image, label = next(train_batches(self.records_dir, config, step).as_numpy_iterator())
+        keys = batch_keys(self.records_dir, config, step)
+        with whole_file(path) as partial:
+            np.savez(partial, image=image, label=label, keys=keys)
+        told = (
+            f"the loss or a gradient of step {step} is not finite; no variable was changed by it. "
+            f"Its samples: {', '.join(keys)}; its batch: {path}"
+        )
+        if config.on_nan == "skip" and self.skipped_in_a_row < _MOST_SKIPPED_IN_A_ROW:
+            self.progress(f"skipped: {told}")
+            return
+        row = f" (nor are {self.skipped_in_a_row} in a row)" if self.skipped_in_a_row > 1 else ""
+        raise FloatingPointError(
+            f"{told}{row}. Remedy: a lower --learning_rate, some --warmup_steps, or "
+            "--precision=float32; --on_nan=skip goes on without single such steps"
+        )
 
     def _evaluate_if_due(self) -> None:
         config = self.run.train

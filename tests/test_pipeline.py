@@ -14,7 +14,7 @@ from mapseg import cli, pipeline
 from mapseg.config import TrainConfig
 from mapseg.labels import VOID, make_label_set
 from mapseg.machine import cores
-from mapseg.pipeline import make_crop, parallel_reads, train_batches
+from mapseg.pipeline import batch_keys, make_crop, parallel_reads, train_batches
 from mapseg.records import index_split, read_manifest, read_record, read_samples
 from mapseg.transforms import random_scale, random_window
 from mapseg.windows import parse_sample
@@ -102,6 +102,22 @@ def test_crops_of_one_read_differ_and_share_their_sample(records_dir, monkeypatc
     ((images, _), *_) = batches(records_dir, 3, batch_size=6, crops_per_read=3, color_jitter=0.0)
     assert len({image.tobytes() for image in images}) == 6
     assert sorted(read[:6]) == list(range(6))  # two of them a batch, an epoch in three
+
+
+@pytest.mark.parametrize("options", [{}, {"class_balance": 0.5, "crops_per_read": 2}])
+def test_the_samples_of_a_batch_can_be_named(records_dir, monkeypatch, options):
+    read, asked = [], config(batch_size=4, **options)
+    keys = batch_keys(records_dir, asked, 5)
+
+    def parse(record):
+        read.append(parse_sample(record))
+        return read[-1]
+
+    monkeypatch.setattr(pipeline, "parse_sample", parse)
+    monkeypatch.setattr(pipeline, "parallel_reads", lambda *_: 1)
+    next(train_batches(records_dir, asked, 5).as_numpy_iterator())
+    assert keys == [sample.key for sample in read[: len(keys)]]
+    assert len(keys) == 4 // asked.crops_per_read
 
 
 def plain_config(**options):

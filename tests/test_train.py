@@ -18,6 +18,7 @@ from mapseg.config import TrainConfig
 from mapseg.losses import cross_entropy
 from mapseg.model import weight_arrays
 from mapseg.optimizers import LossScale, build_optimizer
+from mapseg.pipeline import batch_keys, train_batches
 
 ROOT = Path(__file__).parents[1]
 
@@ -321,13 +322,51 @@ def test_frozen_batch_norm_does_not_move():
     assert np.any(np.array(state.model.get_layer("conv").kernel) != kernel)
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path):
-    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "learning_rate": 1e30})
-    with pytest.raises(FloatingPointError, match="learning_rate"):
+def check_replay(path, records_dir, run, step):
+    """The batch that was written is the step's, and its keys are those of the samples."""
+    with np.load(path) as written:
+        image, label = next(train_batches(records_dir, run.train, step).as_numpy_iterator())
+        np.testing.assert_array_equal(written["image"], image)
+        np.testing.assert_array_equal(written["label"], label)
+        assert written["keys"].tolist() == batch_keys(records_dir, run.train, step)
+        return written["keys"].tolist()
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on_nan):
+    # The first step's gradient is finite, and leaves weights that are not: no later step is.
+    options = {**TINY, "learning_rate": 1e30, "log_steps": 1, "on_nan": on_nan, "steps": 25}
+    run = train.begin_run(tmp_path / "run", records_dir, options)
+    step = {"stop": 1, "skip": 20}[on_nan]  # twenty in a row are too many
+    expected = rf"of step {step} is not finite.*learning_rate"
+    with pytest.raises(FloatingPointError, match=expected) as error:
         train.train(run, records_dir, quiet, evaluating=False)
+    path = tmp_path / f"run/not_finite/step-{step:08d}.npz"
+    keys = check_replay(path, records_dir, run, step)
+    assert f"Its samples: {', '.join(keys)}; its batch: " in str(error.value)
     # The remedy can be followed in the same folder: nothing was saved yet.
     again = train.begin_run(tmp_path / "run", records_dir, TINY)
     assert again.train.learning_rate == 0.01
+
+
+def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path, monkeypatch):
+    def make_step(*arguments):
+        real, steps = make_real(*arguments), iter(range(9))
+
+        def step(*batch):
+            loss, finite = real(*batch)
+            return loss, finite and next(steps) != 2
+
+        return step
+
+    make_real = train.make_step
+    monkeypatch.setattr(train, "make_step", make_step)
+    lines = []
+    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "on_nan": "skip"})
+    train.train(run, records_dir, lines.append, evaluating=False)
+    assert sum(line.startswith("skipped: the loss or a gradient of step 2") for line in lines) == 1
+    check_replay(tmp_path / "run/not_finite/step-00000002.npz", records_dir, run, 2)
+    assert checkpoints.read_history(run.history_path)[-1]["skipped_steps"] == 1
 
 
 @pytest.mark.parametrize(
