@@ -87,7 +87,7 @@ def build_records(
             if old is not None and name in old.splits:
                 check_made_from(records_dir, old.splits[name], plan)
             else:
-                discard_others(records_dir, name, plan)
+                discard_others(records_dir, name, [job for job in plan if finished_part(job)])
         for folder in (records_dir, records_dir / PARTS_DIR):
             for partial in folder.glob(".*.partial*"):  # of a conversion that was killed
                 partial.unlink()

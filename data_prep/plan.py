@@ -123,9 +123,9 @@ def _difference(records_dir: Path, split: Split, jobs: Sequence[Job]) -> str:
     return f"its source has changed since: {what}"
 
 
-def discard_others(records_dir: Path, split: str, jobs: Sequence[Job]) -> None:
-    """Removes what an unfinished conversion from other files or options left of a split."""
-    kept = {path for job in jobs if finished_part(job) for path in (job.path, part_path(job.path))}
+def discard_others(records_dir: Path, split: str, finished: Sequence[Job]) -> None:
+    """Removes what conversions from other files or options left of a split beside finished jobs."""
+    kept = {path for job in finished for path in (job.path, part_path(job.path))}
     for folder in (records_dir, records_dir / PARTS_DIR):
         for path in set(folder.glob(f"{split}-?????-of-?????.tfrecord*")) - kept:
             path.unlink()

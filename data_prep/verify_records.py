@@ -34,7 +34,7 @@ from mapseg.records import (
     read_manifest,
     read_shard,
 )
-from mapseg.tiles import TILE_PX, Window, decode_window, read_tile_table, tile_grid
+from mapseg.tiles import Window, decode_window, fill_tiles, read_tile_table, tile_grid
 from mapseg.windows import parse_sample
 
 _TOP_CLASSES = 3
@@ -165,11 +165,10 @@ def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:
     rows, columns = tile_grid(label.shape)
     if len(tiles) != rows * columns:
         return False
-    size = rows * TILE_PX, columns * TILE_PX
-    padded = np.zeros(size, np.uint8)
-    padded[: label.shape[0], : label.shape[1]] = label
+    filled = fill_tiles(label)
     try:
-        return np.array_equal(decode_window(tiles, size, Window(0, 0, *size)), padded)
+        found = decode_window(tiles, filled.shape, Window(0, 0, *filled.shape))
+        return np.array_equal(found, filled)
     except ValueError:
         return False
 

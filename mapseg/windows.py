@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg.records import decode_image
-from mapseg.tiles import TILE_PX, Window, decode_tile, decode_window, tile_grid
+from mapseg.tiles import TILE_PX, Window, decode_window, tile_grid
 
 # A part of a JPEG, of whole blocks, equals that part of the whole but for its rim: there the next
 # value of the chroma, two pixels wide, takes part in smoothing. Blocks are at most 16 pixels wide.
@@ -147,8 +147,4 @@ def decode_label_tile(sample: Sample, tile: int) -> tuple[np.ndarray, tuple[int,
     """
     row, column = divmod(tile, tile_grid(sample.size)[1])
     window = Window(row * TILE_PX, column * TILE_PX, TILE_PX, TILE_PX).within(sample.size)
-    if sample.tiles:
-        ids = decode_tile(sample.tiles[tile])[: window.height, : window.width]
-    else:
-        ids = decode_label_window(sample, window)
-    return ids, (window.top, window.left)
+    return decode_label_window(sample, window), (window.top, window.left)

@@ -74,7 +74,9 @@ def run_python(*arguments):
 
 def test_every_option_that_readme_names_exists():
     programs = [["train_main.py"], ["infer_main.py"]]
-    programs += [["-m", f"data_prep.{name}"] for name in ("build_records", "verify_records")]
+    programs += [
+        ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
+    ]
     known = set()
     for program in programs:
         known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))
