@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from mapseg import cli
+from mapseg.compiling import default_cache_dir
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 MODES = ("train_and_evaluate", "train", "evaluate", "export", "plot")
@@ -27,6 +28,8 @@ def define_flags() -> flags.FlagValues:
     text("export_dir", "", "where the SavedModel goes; default RUN_DIR/export")
     flags.DEFINE_list("runs", [], "to plot: the run folders to draw together", flag_values=values)
     text("plot_path", "runs.png", "to plot: the picture to write")
+    cache = str(default_cache_dir())
+    text("compile_cache_dir", cache, "where XLA keeps compiled programs; empty: nowhere")
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
     return values
@@ -46,6 +49,7 @@ def work(values: flags.FlagValues) -> int:
         return 0
     run_dir = Path(cli.required(values, "run_dir"))
     records_dir = Path(cli.required(values, "records_dir")) if mode != "export" else Path()
+    cli.use_compile_cache(values)
 
     from mapseg.estimator import Estimator  # TensorFlow takes seconds to import
 

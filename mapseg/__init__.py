@@ -7,16 +7,21 @@ __version__ = "0.1.0"
 
 
 def _check_stack() -> None:
-    """Refuses a TensorFlow or Keras that mapseg was not built for, before it is imported."""
+    """Refuses a TensorFlow or Keras that mapseg was not built for, before it is imported.
+
+    The errors carry the package's name: then `python -m mapseg.X` shows one line, no traceback.
+    """
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise ImportError(
-            f"KERAS_BACKEND must be tensorflow; got {backend}. Remedy: unset KERAS_BACKEND"
+            f"KERAS_BACKEND must be tensorflow; got {backend}. Remedy: unset KERAS_BACKEND",
+            name=__name__,
         )
     if os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() not in ("", "0", "false"):
         raise ImportError(
             "TF_USE_LEGACY_KERAS must not be set: mapseg uses the Keras that TensorFlow comes "
-            "with. Remedy: unset TF_USE_LEGACY_KERAS"
+            "with. Remedy: unset TF_USE_LEGACY_KERAS",
+            name=__name__,
         )
     try:
         version = importlib.metadata.version("tensorflow")
@@ -29,7 +34,8 @@ def _check_stack() -> None:
         return
     raise ImportError(
         f"tensorflow must be 2.21 or newer, or 2.15.1 with mapseg[addons]; got {version}. "
-        "Remedy: pip install --upgrade tensorflow"
+        "Remedy: pip install --upgrade tensorflow",
+        name=__name__,
     )
 
 

@@ -8,14 +8,18 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from absl import flags
+
+from mapseg import compiling
 
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -52,6 +56,22 @@ def required(values: flags.FlagValues, name: str) -> str:
     if not value:
         raise ValueError(f"{name} must be given: {values[name].help}. Remedy: --{name}=...")
     return value
+
+
+def use_compile_cache(values: flags.FlagValues) -> None:
+    """Does what --compile_cache_dir says, before TensorFlow is imported.
+
+    Raises:
+      OSError: the folder was asked for, and cannot be used; the default one is done without.
+    """
+    folder = str(values["compile_cache_dir"].value)
+    try:
+        if folder:
+            compiling.use_compile_cache(Path(folder))
+    except OSError as error:
+        if values["compile_cache_dir"].present:
+            raise
+        report(f"what is compiled will not be kept: {error}")
 
 
 def run(
@@ -95,7 +115,7 @@ def run(
     except Exception as error:
         if values["traceback"].value:
             traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -109,23 +129,39 @@ def report(line: str) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one ends the program."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one ends the program.
+
+    Both are heard at once by a thread: while TensorFlow compiles, or waits for another machine,
+    Python's own handlers do not run. Only for the main thread.
+    """
     asked = threading.Event()
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    former_fd = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
 
-    def ask(number: int, _: Any) -> None:
-        asked.set()
-        signal.signal(number, former[signal.Signals(number)])
-        with contextlib.suppress(OSError):  # not print: the signal may have come within one
-            os.write(2, b"stopping after this step; once more ends at once without saving\n")
+    def watch() -> None:
+        heard = 0
+        while number := reading.recv(1):
+            heard += number[0] in numbers
+            if heard > 1:
+                os._exit(128 + number[0])
+            asked.set()
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopping after this step; once more ends at once without saving\n")
 
-    for number in former:
-        signal.signal(number, ask)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield asked.is_set
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(former_fd)
+        writing.close()
+        watcher.join()
+        reading.close()
 
 
 def _flag_files_first(argv: Sequence[str]) -> list[str]:
@@ -144,7 +180,8 @@ def _flag_files_first(argv: Sequence[str]) -> list[str]:
     return [argv[0], *files, *others]
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Says what was wrong in one line, with the type of errors that were not foreseen."""
     kind = type(error).__name__
     text = " ".join(str(error).split())
     if kind == "ResourceExhaustedError" and "No space left" not in text:

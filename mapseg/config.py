@@ -156,6 +156,12 @@ class TrainConfig(_Checked):
         check=_NOT_NEGATIVE,
         identity=True,
     )
+    clip_norm: float = _option(
+        0.0,
+        "largest global norm of the gradients, which are scaled down to it; 0 is off",
+        check=_NOT_NEGATIVE,
+        identity=True,
+    )
     batch_norm: str = _option(
         "train", "train the batch norms or keep them", choices=("train", "frozen"), identity=True
     )
@@ -197,8 +203,28 @@ class TrainConfig(_Checked):
     loss_smoothing: float = _option(0.95, "weight of the past in the smoothed loss", check=_SHARE)
     strategy: str = _option(
         "auto",
-        "auto uses every GPU that TensorFlow sees",
-        choices=("auto", "one_device", "mirrored"),
+        "auto is multi_worker where TF_CONFIG names several workers, else every GPU of the machine",
+        choices=("auto", "one_device", "mirrored", "multi_worker"),
+    )
+    sync_batch_norm: bool = _option(
+        False, "normalize over the batch of all devices, not of each", identity=True
+    )
+    peer_timeout_secs: int = _option(
+        600, "how long multi_worker waits at its start for the other workers", check=_POSITIVE
+    )
+    accumulate_steps: int = _option(
+        1,
+        "parts of the batch that a device goes through one after the other: less memory, the same "
+        "gradient; batch norm sees a part",
+        check=_POSITIVE,
+    )
+    recompute: bool = _option(
+        False, "compute the encoder's activations again for the gradient: less memory, more time"
+    )
+    steps_per_call: int = _option(
+        0,
+        "steps that run without coming back to Python; 0 is 10 on a GPU, 1 on a CPU",
+        check=_NOT_NEGATIVE,
     )
     xla: str = _option(
         "auto", "compile the step: auto is on for a GPU", choices=("auto", "on", "off")

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from mapseg.config import ModelConfig
+from mapseg.convolutions import Conv2D, DepthwiseConv2D
 from mapseg.files import write_bytes
 
 LOW_LEVEL_STRIDE = 4
@@ -81,7 +82,7 @@ def build_encoder(config: ModelConfig) -> Encoder:
       FileNotFoundError: the weights are not there and cannot be downloaded.
       ValueError: no such weights for this encoder, or a file that does not fit it.
     """
-    weights_path = _find_weights(config)
+    weights_path = find_weights(config)
     if config.encoder == "xception65":
         encoder = Encoder(_build_xception65(config), _TO_UNIT_RANGE)
     elif config.encoder == "resnet50":
@@ -143,6 +144,8 @@ def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfi
                 settings["strides"] = (1, 1)
             if settings["kernel_size"] != (1, 1):
                 settings["dilation_rate"] = (rate, rate)
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            return (DepthwiseConv2D if depthwise else Conv2D).from_config(settings)
         return layer.__class__.from_config(settings)
 
     encoder = keras.Model(
@@ -182,7 +185,7 @@ def conv(
       [B, ceil(H / stride), ceil(W / stride), channels] float.
     """
     x, padding = _pad(x, scope, kernel_px // 2, stride)
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         channels,
         kernel_px,
         strides=stride,
@@ -219,7 +222,7 @@ def separable_conv(
       [B, ceil(H / stride), ceil(W / stride), channels] float.
     """
     x, padding = _pad(x, f"{scope}_depthwise", rate, stride)
-    x = keras.layers.DepthwiseConv2D(
+    x = DepthwiseConv2D(
         3,
         strides=stride,
         padding=padding,
@@ -312,7 +315,15 @@ def _xception_unit(
     return keras.layers.Add(name=f"{scope}-add")([residual, x])
 
 
-def _find_weights(config: ModelConfig) -> Path | None:
+def find_weights(config: ModelConfig) -> Path | None:
+    """Returns the file of the weights that an encoder starts from; None for random ones.
+
+    Those of ImageNet are downloaded where they are not there.
+
+    Raises:
+      FileNotFoundError: the file is not there and cannot be downloaded.
+      ValueError: no such weights for this encoder.
+    """
     weights = resolve_encoder_weights(config)
     if weights == "none":
         return None
@@ -326,11 +337,19 @@ def _find_weights(config: ModelConfig) -> Path | None:
     return path
 
 
-def _fetch_imagenet(encoder: str) -> Path:
-    """Returns the weights in Keras's own cache folder, downloaded if they are not there."""
+def imagenet_weights(encoder: str) -> tuple[Path, str]:
+    """Returns where Keras keeps the ImageNet weights of an encoder, and their URL.
+
+    Args:
+      encoder: one that has such weights; see `resolve_encoder_weights`.
+    """
     url = _IMAGENET_URLS[encoder]
     keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    path = keras_dir / "models" / url.rpartition("/")[2]
+    return keras_dir / "models" / url.rpartition("/")[2], url
+
+
+def _fetch_imagenet(encoder: str) -> Path:
+    path, url = imagenet_weights(encoder)
     if not path.is_file():
         try:
             with _open_url(url) as response:

@@ -1,6 +1,5 @@
 """A predictor and a labelled split -> scores and panels."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from mapseg.files import write_text
 from mapseg.labels import LabelSet
 from mapseg.plots import panel, write_jpg
 from mapseg.predict import Predictor, segment_array
+from mapseg.progress import make_reporter
 from mapseg.records import read_manifest, read_samples
 from mapseg.scores import Scores, confusion_matrix, dump_scores
-
-_REPORT_SECS = 5.0
 
 
 def evaluate(
@@ -26,6 +24,8 @@ def evaluate(
     max_samples: int = 0,
     panels_dir: Path | None = None,
     panels: int = 0,
+    share: tuple[int, int] = (0, 1),
+    add_up: Callable[[np.ndarray], np.ndarray] = lambda own: own,
 ) -> Scores:
     """Scores a predictor on a split, at the labels' own resolution.
 
@@ -38,6 +38,8 @@ def evaluate(
       max_samples: only the first so many; 0 is all.
       panels_dir: where pictures of image, prediction and ground truth go.
       panels: how many of them.
+      share: (i, n) evaluates only every n-th image from the i-th on: n processes share the work.
+      add_up: adds up the confusion matrices of all shares.
 
     Returns:
       The scores of the summed confusion matrix.
@@ -47,22 +49,20 @@ def evaluate(
     """
     total = read_manifest(records_dir).split(split).samples
     total = min(total, max_samples) if max_samples else total
+    share_index, shares = share
     classes = len(label_set.classes)
     confusion = np.zeros((classes, classes), np.int64)
-    started = reported = time.monotonic()
-    samples = read_samples(records_dir, split, label_set).take(total).prefetch(1)
-    for i, (image, label, name) in enumerate(samples.as_numpy_iterator()):
+    report = make_reporter(0, total, f"images of {split}", progress)
+    samples = read_samples(records_dir, split, label_set).take(total)
+    samples = samples.shard(shares, share_index).prefetch(1)
+    for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
         ids, _, _ = segment_array(predictor, image)
         confusion += confusion_matrix(label, ids, classes)
-        if panels_dir is not None and i < panels:
+        if panels_dir is not None and share_index + (done - 1) * shares < panels:
             picture = panel(image, ids, label_set, label)
             write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
-        now = time.monotonic()
-        if now - reported > _REPORT_SECS:
-            reported = now
-            left = (now - started) / (i + 1) * (total - i - 1)
-            progress(f"evaluated {i + 1} of {total} images of {split}, {left:.0f} s left")
-    return Scores(confusion, label_set)
+        report(min(done * shares, total))
+    return Scores(add_up(confusion).astype(np.int64), label_set)
 
 
 def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> Path:

@@ -1,8 +1,130 @@
-"""What the machine offers."""
+"""What the machine offers: cores, GPUs and memory."""
 
+import contextlib
+import ctypes
 import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_NVIDIA_SMI_SECS = 20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as TensorFlow sees it.
+
+    Attributes:
+      name: of its model.
+      capability: (major, minor) of what it can compute; (0, 0) where that is not known.
+    """
+
+    name: str
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DriverReport:
+    """What the driver says of a GPU: its own version, and the GPU's memory, all programs' use."""
+
+    version: str
+    used_mb: int
+    total_mb: int
 
 
 def cores() -> int:
     """Returns how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[Gpu]:
+    """Returns the GPUs that TensorFlow can use."""
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(device) for device in devices]
+    return [
+        Gpu(found.get("device_name", "GPU"), found.get("compute_capability", (0, 0)))
+        for found in details
+    ]
+
+
+def has_nvidia_driver() -> bool:
+    """Says whether this machine has an NVIDIA driver, and so a GPU, seen by TensorFlow or not."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def driver_reports() -> list[DriverReport]:
+    """Asks the driver about each GPU of the machine; none where it does not answer."""
+    query = "--query-gpu=driver_version,memory.used,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = re.findall(r"^(\S+), (\d+), (\d+)$", done.stdout, re.M)
+    return [DriverReport(version, int(used), int(total)) for version, used, total in rows]
+
+
+def available_bytes() -> int:
+    """Returns how much more memory this process may take: of the machine, and of its container."""
+    try:
+        found = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+        available = int(found[0]) * 1024
+    except (OSError, IndexError):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limit = int((group / "memory.max").read_text())
+        cached = re.findall(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
+        used = int((group / "memory.current").read_text()) - sum(map(int, cached))
+        available = min(available, limit - used)
+    return available
+
+
+def taken_bytes(which: Literal["current", "peak"]) -> int:
+    """Returns the memory that TensorFlow took of the first GPU, or without one the process took.
+
+    Args:
+      which: that of now, or the most since the start or `reset_peak`.
+
+    Returns:
+      Bytes; 0 for a process whose system does not tell.
+    """
+    if gpus():
+        import tensorflow as tf
+
+        return int(tf.config.experimental.get_memory_info("GPU:0")[which])
+    name = {"current": "VmRSS", "peak": "VmHWM"}[which]
+    with contextlib.suppress(OSError):
+        found = re.findall(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(found[0]) * 1024
+    return 0
+
+
+def reset_peak() -> None:
+    """Lets the peak of `taken_bytes` begin with what is taken now, where the system can."""
+    if gpus():
+        import tensorflow as tf
+
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    else:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what was given back counts as free
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def gpu_limit_bytes() -> int:
+    """Returns the most that TensorFlow may take of each GPU; 0 where there is none."""
+    import tensorflow as tf
+
+    limits = []
+    with contextlib.suppress(tf.errors.OpError), tf.Graph().as_default():
+        with tf.compat.v1.Session() as session:
+            devices = session.list_devices()
+        limits = [int(d.memory_limit_bytes) for d in devices if d.device_type == "GPU"]
+    return min(limits, default=0)

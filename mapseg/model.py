@@ -24,6 +24,7 @@ from mapseg.encoders import (
     named_weights,
     separable_conv,
 )
+from mapseg.recompute import recomputed
 
 _LOW_LEVEL_CHANNELS = 48
 _ATROUS_RATES = (6, 12, 18)  # at output stride 16
@@ -71,6 +72,28 @@ def build_model(
         )(x)
         x = Upsample(LOW_LEVEL_STRIDE, dtype="float32", name="logits-upsample")([x, image])
         return keras.Model(image, x, name="deeplabv3plus")
+
+
+def coarse_model(
+    model: keras.Model, *, recompute: bool = False
+) -> tuple[Callable[[tf.Tensor], tf.Tensor], int]:
+    """Returns the network in training without its last up-sampling, and the factor of that.
+
+    The loss up-samples by itself: see `losses.cross_entropy`.
+
+    Args:
+      model: from `build_model`.
+      recompute: compute the encoder's activations again for the gradient.
+    """
+    logits = model.get_layer("logits-semantic").output
+    factor = model.get_layer("logits-upsample").factor
+    if not recompute:
+        coarse = keras.Model(model.input, logits)
+        return lambda image: coarse(image, training=True), factor
+    features = [model.get_layer(n).input for n in ("decoder-feature_projection0", "aspp0")]
+    decoder, normalize = keras.Model(features, logits), model.get_layer("normalize")
+    (encoder,) = (recomputed(x) for x in model.layers if isinstance(x, keras.Model))
+    return lambda image: decoder(encoder(normalize(image)), training=True), factor
 
 
 @contextmanager

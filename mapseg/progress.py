@@ -1,10 +1,13 @@
 """How long work takes, in words for people: durations, a rate now and then, one line at a time."""
 
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 REPORT_SECS = 3.0
+_TELL_SECS = 10.0
 _LEFT = " left"  # ends a line of a reporter
 
 
@@ -42,6 +45,26 @@ def make_reporter(
         progress(f"{before + done}/{total} {what}, {rate:.1f} {what}/s, {left}{_LEFT}")
 
     return report
+
+
+@contextmanager
+def telling(what: str, progress: Callable[[str], None]) -> Iterator[None]:
+    """Says that something goes on which cannot tell how far it is, and how long it took."""
+    started, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_TELL_SECS):
+            progress(f"{what}: {duration(time.monotonic() - started)} so far")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        progress(f"{what} ...")
+        yield
+    finally:
+        ended.set()
+        teller.join()
+    progress(f"{what} took {duration(time.monotonic() - started)}")
 
 
 def show(text: str) -> None:

@@ -1,10 +1,12 @@
-"""One compiled step under tf.distribute, and the loop around it."""
+"""The loop around the training step: batches, reports, checkpoints, evaluations."""
 
 import math
-import os
+import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,39 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mapseg import checkpoints, losses, optimizers
+import mapseg
+from mapseg import checkpoints, optimizers
 from mapseg.checkpoints import Run
-from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+from mapseg.config import ModelConfig, PredictConfig, TrainConfig, to_json
 from mapseg.encoders import resolve_encoder_weights
 from mapseg.evaluate import evaluate, write_evaluation
 from mapseg.files import whole_file
 from mapseg.labels import make_label_set
-from mapseg.model import build_model, weight_arrays
+from mapseg.machine import cores, gpus, has_nvidia_driver
+from mapseg.model import assign_weight_arrays, build_model, weight_arrays
 from mapseg.pipeline import batch_keys, train_batches
 from mapseg.plots import plot_history
 from mapseg.predict import Predictor
-from mapseg.progress import duration
+from mapseg.progress import duration, telling
 from mapseg.records import read_manifest
-from mapseg.transfer import init_weights
+from mapseg.scores import Scores
+from mapseg.step import (
+    Steps,
+    TrainState,
+    build_state,
+    make_averaging,
+    make_step,
+    make_steps,
+    steps_per_call,
+    use_xla,
+)
+from mapseg.strategy import Workers, find_cluster, join, make_sum, share_batches
 
 Progress = Callable[[str], None]
 
-# Keeps dropout's random stream apart from the augmentation's, which is 1.
-_DROPOUT = 2
 _MOST_SKIPPED_IN_A_ROW = 20
+# What TensorFlow says where another process cannot be reached any more.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
 def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> Run:
@@ -61,7 +76,7 @@ def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> R
                 f"--run_dir with --init_from={run_dir}"
             )
     else:  # new, or ended before its first checkpoint: then nothing is lost by other options
-        _check_new(run_dir)
+        check_new(run_dir)
         train = TrainConfig(**train_options)
         train = replace(
             train,
@@ -97,7 +112,12 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return model, train
 
 
-def _check_new(run_dir: Path) -> None:
+def check_new(run_dir: Path) -> None:
+    """Refuses a folder for a new run that holds something else.
+
+    Raises:
+      ValueError: files and no config.json.
+    """
     names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
     strangers = sorted(names - {".lock"})
     if strangers and "config.json" not in names:
@@ -111,163 +131,26 @@ def resolve_precision(asked: str) -> str:
     """Says what `auto` is here: bfloat16 where every GPU has its arithmetic, else float32."""
     if asked != "auto":
         return asked
-    gpus = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    found = gpus()
     # bfloat16 arithmetic came with compute capability 8.0.
-    if details and all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details):
+    if found and all(gpu.capability >= (8, 0) for gpu in found):
         return "mixed_bfloat16"
     return "float32"
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """Everything that a step changes; `checkpoint` holds all of it."""
-
-    model: keras.Model
-    optimizer: Any
-    step: tf.Variable
-    loss_scale: optimizers.LossScale
-    checkpoint: tf.train.Checkpoint
-
-
-def build_state(run: Run, progress: Progress, *, fresh: bool) -> TrainState:
-    """Builds network and optimizer; call it in the strategy's scope.
-
-    Args:
-      run: what to build.
-      progress: takes lines on where the weights come from.
-      fresh: load the weights that a new run starts from; otherwise a checkpoint is to follow.
-    """
-    keras.utils.set_random_seed(run.train.seed)
-    step = tf.Variable(0, trainable=False, dtype=tf.int64, name="step")
-    config = run.model
-    if not fresh or (run.train.init_from and config.encoder_weights == "auto"):
-        config = replace(config, encoder_weights="none")
-    model = build_model(
-        config,
-        len(run.label_set.classes),
-        dropout_seed=lambda: tf.random.experimental.stateless_fold_in(
-            [run.train.seed, _DROPOUT], step
-        ),
-        precision=run.train.precision,
-    )
-    if fresh and run.train.init_from:
-        for line in init_weights(model, run.train.init_from, run.label_set):
-            progress(line)
-    if run.train.batch_norm == "frozen":
-        freeze_batch_norm(model)
-    optimizer = optimizers.build_optimizer(run.train, step, model.trainable_variables)
-    loss_scale = optimizers.LossScale(dynamic=run.train.precision == "mixed_float16")
-    checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=optimizer, step=step, loss_scale=loss_scale
-    )
-    return TrainState(model, optimizer, step, loss_scale, checkpoint)
-
-
-def freeze_batch_norm(model: keras.Model) -> None:
-    """Keeps every batch norm as it is: its statistics are used and nothing of it is trained."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            freeze_batch_norm(layer)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
-
-
-def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
-    """Chooses where the step runs.
-
-    Raises:
-      ValueError: a batch that the devices cannot share evenly.
-    """
-    gpus = tf.config.list_logical_devices("GPU")
-    if config.strategy == "one_device" or (config.strategy == "auto" and len(gpus) < 2):
-        return tf.distribute.get_strategy()
-    devices = gpus or tf.config.list_logical_devices("CPU")
-    strategy = tf.distribute.MirroredStrategy([d.name for d in devices])
-    if config.batch_size % strategy.num_replicas_in_sync:
-        raise ValueError(
-            f"batch_size must be a multiple of the {strategy.num_replicas_in_sync} devices; got "
-            f"{config.batch_size}. Remedy: another --batch_size, or --strategy=one_device"
-        )
-    return strategy
-
-
-def make_step(
-    state: TrainState, config: TrainConfig, strategy: tf.distribute.Strategy
-) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Compiles the training step: (image, label) -> (loss [] float32, finite [] bool).
-
-    If a gradient anywhere is not finite, no variable changes but the step's number and the loss
-    scale: the moving statistics that the forward pass already wrote are put back.
-    """
-    model, optimizer = state.model, state.optimizer
-    trained, moving = model.trainable_variables, model.non_trainable_variables
-    replicas = strategy.num_replicas_in_sync
-
-    def forward(
-        image: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        before = [tf.identity(v) for v in moving]
-        scale = tf.convert_to_tensor(state.loss_scale.scale)
-        with tf.GradientTape() as tape:
-            total, pixels = losses.cross_entropy(model(image, training=True), label)
-            context = tf.distribute.get_replica_context()
-            pixels = context.all_reduce(tf.distribute.ReduceOp.SUM, pixels)
-            loss = tf.math.divide_no_nan(total, pixels)
-            decay = optimizers.l2_loss(config, trained) / replicas
-            objective = (loss + decay) * scale
-        gradients = [g / scale for g in tape.gradient(objective, trained)]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-        return loss, tf.cast(finite, tf.int32), gradients, before
-
-    def apply(gradients: Sequence[tf.Tensor]) -> None:
-        optimizers.decay_weights(config, state.step, trained)
-        optimizer.apply_gradients(zip(gradients, trained, strict=True))
-
-    def restore(before: Sequence[tf.Tensor]) -> None:
-        for variable, value in zip(moving, before, strict=True):
-            variable.assign(value)
-
-    # The verdict is taken outside the replicas, for all of them: were each to decide for itself,
-    # one with an overflow would leave the others waiting for its gradients.
-    @tf.function(jit_compile=_use_xla(config, replicas))
-    def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        loss, finite, gradients, before = strategy.run(forward, (image, label))
-        loss = strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-        all_finite = strategy.reduce(tf.distribute.ReduceOp.SUM, finite, axis=None) == replicas
-        if all_finite:
-            strategy.run(apply, (gradients,))
-        else:
-            strategy.run(restore, (before,))
-        state.loss_scale.update(all_finite)
-        state.step.assign_add(1)
-        return loss, all_finite
-
-    return step
-
-
-def _use_xla(config: TrainConfig, replicas: int) -> bool:
-    if config.xla == "on" and replicas > 1:
-        raise ValueError(
-            f"xla=on must be used with one device; got {replicas}. Remedy: --xla=auto, or "
-            "--strategy=one_device"
-        )
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return config.xla == "on" or (config.xla == "auto" and on_gpu and replicas == 1)
-
-
-def describe(run: Run, state: TrainState, samples: int, replicas: int) -> list[str]:
+def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> list[str]:
     """Says what is about to be trained, on what, and how long it is."""
-    gpus = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(g).get("device_name", "GPU") for g in gpus]
-    devices = ", ".join(details) or f"CPU ({os.cpu_count()} cores)"
+    names = ", ".join(gpu.name for gpu in gpus())
+    devices = names or f"CPU ({cores()} cores)"
+    if workers.count > 1:
+        devices += f" on this worker, {workers.replicas} devices on {workers.count} workers"
     parameters = sum(math.prod(v.shape) for v in state.model.trainable_variables)
     epochs = run.train.steps * run.train.batch_size / samples
     start = run.train.init_from or resolve_encoder_weights(run.model)
     lines = [
         f"run folder {run.run_dir}",
         f"devices: {devices}; precision {run.train.precision}; "
-        f"XLA {'on' if _use_xla(run.train, replicas) else 'off'}",
+        f"XLA {'on' if use_xla(run.train, workers.strategy) else 'off'}",
         f"{run.model.encoder} from {start}, "
         f"output stride {run.model.output_stride}, {parameters / 1e6:.2f} M trained parameters, "
         f"{len(run.label_set.classes)} classes ({run.label_set.name})",
@@ -278,7 +161,7 @@ def describe(run: Run, state: TrainState, samples: int, replicas: int) -> list[s
         lines.append(
             f"NOTE: keras.applications has no weights of {run.model.encoder}: it starts at random"
         )
-    if not gpus and Path("/proc/driver/nvidia/version").exists():
+    if not names and has_nvidia_driver():
         lines.append(
             "WARNING: this machine has an NVIDIA GPU that TensorFlow cannot see; training runs on "
             "the CPU, tens of times slower. Remedy: pip install 'mapseg[cuda]', and check the "
@@ -311,13 +194,53 @@ def train(
       ValueError: a checkpoint that does not fit, or a split that does not exist.
       FloatingPointError: the loss is not finite.
     """
-    with checkpoints.locked(run.run_dir):
+    found = find_cluster(run.train)
+    is_first = found is None or found.index == 0
+    with checkpoints.locked(run.run_dir) if is_first else nullcontext():
         if _is_finished(run, evaluating):
-            checkpoints.store_run(run)
+            if is_first:
+                checkpoints.store_run(run)
             progress(f"nothing to do: {run.run_dir} is finished at step {run.train.steps}")
-        else:
-            loop = _Loop(run, records_dir, progress, evaluating, predicting or PredictConfig())
+            return
+        predicting = predicting or PredictConfig()
+        greeting = _greeting(run, predicting, evaluating)
+        workers = join(run.train, greeting, progress, stopping)
+        if workers is None:
+            progress("stopped while other workers were missing; nothing was begun")
+            return
+        loop = _Loop(run, records_dir, progress, evaluating, predicting, workers)
+        try:
             loop.go(stopping)
+        except _LOST as error:
+            if workers.count == 1:
+                raise
+            raise ConnectionError(_lost_worker(run, str(error))) from error
+
+
+def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str, str]:
+    """What all workers of a run must have in common."""
+    saved = checkpoints.saved_steps(run.checkpoints_dir)
+    versions = (mapseg.__version__, tf.__version__, keras.__version__)
+    options = {**to_json(predicting), **to_json(run.model), **to_json(run.train)}
+    return {
+        "GPUs": str(len(gpus())),
+        "evaluating": str(evaluating),
+        "versions of mapseg, TensorFlow and Keras": ", ".join(versions),
+        "records": run.records_digest,
+        "newest checkpoint": str(saved[-1] if saved else None),
+        **{name: str(value) for name, value in options.items()},
+    }
+
+
+def _lost_worker(run: Run, reported: str) -> str:
+    task = re.search(r"task:(\d+)", reported)
+    who = f"worker {task[1]}" if task else "a worker"
+    saved = checkpoints.saved_steps(run.checkpoints_dir)
+    again = f"go on from step {saved[-1]}" if saved else "begin anew: nothing was saved yet"
+    return (
+        f"{who} has ended or cannot be reached any more; training cannot go on without it. Remedy: "
+        f"see what it says, and start all workers again with the same command: they {again}"
+    )
 
 
 def _is_finished(run: Run, evaluating: bool) -> bool:
@@ -333,6 +256,10 @@ def _is_finished(run: Run, evaluating: bool) -> bool:
     return not evaluating or any("mean_iou" in r and r["step"] == steps for r in history)
 
 
+def _silent(_: str) -> None:
+    """Says nothing: worker 0 speaks for all."""
+
+
 class _Loop:
     """One call's work on a run folder: what `train` needs from step to step."""
 
@@ -343,57 +270,80 @@ class _Loop:
         progress: Progress,
         evaluating: bool,
         predicting: PredictConfig,
+        workers: Workers,
     ):
         manifest = read_manifest(records_dir)
         self.samples = manifest.split(run.train.train_split).samples
         if evaluating:
             manifest.split(run.train.eval_split)
-        self.run, self.records_dir = run, records_dir
-        self.progress, self.evaluating = progress, evaluating
-        self.strategy = make_strategy(run.train)
+        self.run, self.records_dir, self.evaluating = run, records_dir, evaluating
+        self.workers, self.is_first = workers, workers.index == 0
+        self.progress = progress if self.is_first else _silent
+        self.add_up = make_sum(workers)
         saved = checkpoints.saved_steps(run.checkpoints_dir)
-        with self.strategy.scope():
-            self.state = build_state(run, progress, fresh=not saved)
+        with workers.strategy.scope():
+            self.state = build_state(run, self.progress, fresh=not saved)
         # Only now: a run whose first weights cannot be had leaves no folder behind.
-        checkpoints.store_run(run)
+        if self.is_first:
+            checkpoints.store_run(run)
         if saved:
             checkpoints.read_state(
                 checkpoints.find_checkpoint(run.run_dir, "latest"), self.state.checkpoint
             )
-        self.step = int(self.state.step)
+        alike = run.train.sync_batch_norm or run.train.batch_norm == "frozen"
+        self.average = None
+        if workers.replicas > 1 and not alike:
+            self.average = make_averaging(self.state, workers.strategy)
+        self.step = int(self.state.step.numpy())
         self.saved_step = saved[-1] if saved else -1
         self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = self.step
-        history = checkpoints.cut_history(run.history_path, self.step)
+        history = []
+        if self.is_first:
+            history = checkpoints.cut_history(run.history_path, self.step)
+            self.events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
         self.evaluated_steps = {int(r["step"]) for r in history if "mean_iou" in r}
         self.skipped = int(max((r.get("skipped_steps", 0) for r in history), default=0))
         self.skipped_in_a_row = 0
         self.pending: list[tuple[tf.Tensor, tf.Tensor]] = []
-        self.events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
-        self.predictor = Predictor(self.state.model, predicting, run.long_side_px)
+        self.predictor = self._make_predictor(predicting)
+
+    def _make_predictor(self, predicting: PredictConfig) -> Predictor:
+        """Predicts with the network itself, or where that lies on many devices with a copy."""
+        model = self.state.model
+        if self.workers.replicas > 1 and self.evaluating:
+            config = replace(self.run.model, encoder_weights="none")
+            classes = len(self.run.label_set.classes)
+            model = build_model(config, classes, precision=self.run.train.precision)
+        return Predictor(model, predicting, self.run.long_side_px)
 
     def go(self, stopping: Callable[[], bool]) -> None:
         config = self.run.train
-        replicas = self.strategy.num_replicas_in_sync
-        for line in describe(self.run, self.state, self.samples, replicas):
+        for line in describe(self.run, self.state, self.samples, self.workers):
             self.progress(line)
         if self.step:
             self.progress(f"going on from step {self.step}")
-        self.progress("the first step is being compiled; on a GPU this can take minutes")
-        compiled = make_step(self.state, config, self.strategy)
-        batches = iter(
-            self.strategy.experimental_distribute_dataset(
-                train_batches(self.records_dir, config, self.step)
-            )
-        )
+        steps = make_steps(make_step(self.state, config, self.workers.strategy))
+        batches = iter(share_batches(self.workers, self.records_dir, config, self.step))
         self._evaluate_if_due()
         self.logged_at = time.monotonic()
-        while self.step < config.steps and not stopping():
-            self.pending.append(compiled(*next(batches)))
-            self.step += 1
+        began = self.step
+        while self.step < config.steps:
+            stop, save = self._agree(stopping(), self._save_is_late())
+            if save:
+                self.save()
+            if stop:
+                break
+            if self.step == began:
+                with telling("compiling the training step", self.progress):
+                    self._take(steps, batches, 1)
+                    self.pending[0][0].numpy()  # waits
+                self.logged_at = time.monotonic()
+            else:
+                self._take(steps, batches, min(steps_per_call(config), self._steps_until_due()))
             if self.step % config.log_steps == 0 or self.step == config.steps:
                 self._log()
-            if self._save_is_due():
+            if config.checkpoint_steps and self.step % config.checkpoint_steps == 0:
                 self.save()
             self._evaluate_if_due()
             if self.step % config.plot_steps == 0:
@@ -405,40 +355,61 @@ class _Loop:
         else:
             self.progress(f"finished at step {self.step}: {self.run.run_dir}")
 
+    def _take(self, steps: Steps, batches: Iterator[Any], count: int) -> None:
+        self.pending.append(steps(batches, tf.constant(count)))
+        self.step += count
+
+    def _steps_until_due(self) -> int:
+        """How many steps there are to the next that something is done after."""
+        config = self.run.train
+        periods = (config.log_steps, config.checkpoint_steps, config.eval_steps, config.plot_steps)
+        waits = [period - self.step % period for period in periods if period]
+        return min(*waits, config.steps - self.step)
+
+    def _agree(self, *wishes: bool) -> list[bool]:
+        """Says which of some wishes any worker has: all must do the same at the same step."""
+        return [bool(count) for count in self.add_up(np.array(wishes, np.float64))]
+
     def save(self) -> None:
         """Writes a checkpoint of the present step, unless there is one."""
         if self.saved_step != self.step:
-            checkpoints.write_checkpoint(
-                self.run.checkpoints_dir,
-                self.step,
-                self.state.checkpoint,
-                weight_arrays(self.state.model),
-                self.run.train.keep_checkpoints,
-            )
+            if self.average is not None:
+                self.average()
+            weights = weight_arrays(self.state.model)
+            if self.is_first:
+                checkpoints.write_checkpoint(
+                    self.run.checkpoints_dir,
+                    self.step,
+                    self.state.checkpoint,
+                    weights,
+                    self.run.train.keep_checkpoints,
+                )
+            else:  # what workers have between them is written by all or by none
+                with tempfile.TemporaryDirectory() as folder:
+                    self.state.checkpoint.write(f"{folder}/state")
             self.saved_step = self.step
         self.saved_at = time.monotonic()
 
-    def _save_is_due(self) -> bool:
-        config = self.run.train
-        by_steps = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
+    def _save_is_late(self) -> bool:
         waited = time.monotonic() - self.saved_at
-        return bool(by_steps or (config.checkpoint_secs and waited >= config.checkpoint_secs))
+        return self.is_first and 0 < self.run.train.checkpoint_secs <= waited
 
     def _log(self) -> None:
         """Reports the steps since the last report; this is where the host waits for the device."""
         config = self.run.train
-        kept = [float(loss) for loss, finite in self.pending if bool(finite)]
-        for _, finite in self.pending:
-            self.skipped_in_a_row = 0 if bool(finite) else self.skipped_in_a_row + 1
-        self.skipped += len(self.pending) - len(kept)
-        scale = float(self.state.loss_scale.scale)
-        if len(kept) < len(self.pending) and scale <= 1:  # else the loss scale will mend it
-            self._tell_not_finite()
+        losses, finite = (np.concatenate([p[i] for p in self.pending]) for i in range(2))
+        self.pending = []
+        for sound in finite:
+            self.skipped_in_a_row = 0 if sound else self.skipped_in_a_row + 1
+        self.skipped += int(np.sum(~finite))
+        scale = float(self.state.loss_scale.scale.numpy())
+        if not finite.all() and scale <= 1:  # else the loss scale will mend it
+            self._tell_not_finite(self.logged_step + int(np.argmin(finite)))
         now = time.monotonic()
         steps_per_s = (self.step - self.logged_step) / max(now - self.logged_at, 1e-9)
         row = {
             "step": self.step,
-            "loss": sum(kept) / len(kept) if kept else math.nan,
+            "loss": float(losses[finite].mean()) if finite.any() else math.nan,
             "learning_rate": float(optimizers.learning_rate(config, self.state.step - 1)),
             "images_per_s": steps_per_s * config.batch_size,
             "loss_scale": scale,
@@ -450,23 +421,21 @@ class _Loop:
             f"step {self.step}/{config.steps}  loss {row['loss']:.4f}  "
             f"rate {row['learning_rate']:.2e}  {row['images_per_s']:.1f} images/s  {left} left"
         )
-        self.pending = []
         self.logged_at, self.logged_step = now, self.step
 
-    def _tell_not_finite(self) -> None:
-        """Writes the first batch since the last report whose step was not finite; tells or stops.
+    def _tell_not_finite(self, step: int) -> None:
+        """Writes the batch of a step that was not finite; tells or stops.
 
         Raises:
           FloatingPointError: as `on_nan` asks, or because too many steps in a row were not finite.
         """
         config = self.run.train
-        place = next(i for i, (_, finite) in enumerate(self.pending) if not bool(finite))
-        step = self.logged_step + place
         path = self.run.run_dir / "not_finite" / f"step-{step:08d}.npz"
-        image, label = next(train_batches(self.records_dir, config, step).as_numpy_iterator())
         keys = batch_keys(self.records_dir, config, step)
-        with whole_file(path) as partial:
-            np.savez(partial, image=image, label=label, keys=keys)
+        if self.is_first:
+            image, label = next(train_batches(self.records_dir, config, step).as_numpy_iterator())
+            with whole_file(path) as partial:
+                np.savez(partial, image=image, label=label, keys=keys)
         told = (
             f"the loss or a gradient of step {step} is not finite; no variable was changed by it. "
             f"Its samples: {', '.join(keys)}; its batch: {path}"
@@ -488,6 +457,8 @@ class _Loop:
             return
         started = time.monotonic()
         self.save()
+        if self.predictor.model is not self.state.model:
+            assign_weight_arrays(self.predictor.model, weight_arrays(self.state.model))
         scores = evaluate(
             self.predictor,
             self.records_dir,
@@ -497,7 +468,16 @@ class _Loop:
             max_samples=config.eval_samples,
             panels_dir=self.run.run_dir / "evaluation" / "panels",
             panels=config.eval_panels if last else 0,
+            share=(self.workers.index, self.workers.count),
+            add_up=self.add_up,
         )
+        self.evaluated_steps.add(self.step)
+        self.logged_at += time.monotonic() - started  # an evaluation's time is not the training's
+        if self.is_first:
+            self._note_scores(scores)
+
+    def _note_scores(self, scores: Scores) -> None:
+        config = self.run.train
         write_evaluation(
             self.run.run_dir, config.eval_split, scores, step=self.step, samples=config.eval_samples
         )
@@ -513,15 +493,15 @@ class _Loop:
                 "pixel_accuracy": scores.pixel_accuracy,
             }
         )
-        self.evaluated_steps.add(self.step)
         self.progress(
             f"step {self.step}: {config.eval_split} mean IoU {scores.mean_iou:.2%}, "
             f"pixel accuracy {scores.pixel_accuracy:.2%}"
         )
         self._plot()
-        self.logged_at += time.monotonic() - started  # an evaluation's time is not the training's
 
     def _record(self, row: Mapping[str, float]) -> None:
+        if not self.is_first:
+            return
         checkpoints.append_history(self.run.history_path, row)
         with self.events.as_default(step=self.step):
             for name, value in row.items():
@@ -530,6 +510,8 @@ class _Loop:
         self.events.flush()
 
     def _plot(self) -> None:
+        if not self.is_first:
+            return
         rows = checkpoints.read_history(self.run.history_path)
         if rows:
             plot_history(rows, self.run.run_dir / "loss.png", self.run.train.loss_smoothing)

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 
 # Tests are for the CPU: the same everywhere, and a GPU stays free for its user.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -77,7 +78,31 @@ def run_dir(records_dir, tmp_path_factory):
     return run_dir
 
 
+def free_ports(count):
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+    return ports
+
+
+def tf_config(ports, index):
+    """What a worker on this machine finds in its environment."""
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    task = {"type": "worker", "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task})}
+
+
 def pytest_collection_modifyitems(items):
     """Runs the long files first, so that two workers end together."""
-    long = ("test_train", "test_readme", "test_addons", "test_export", "test_build_records")
+    long = (
+        "test_workers",
+        "test_train",
+        "test_step",
+        "test_doctor",
+        "test_readme",
+        "test_addons",
+        "test_export",
+        "test_build_records",
+    )
     items.sort(key=lambda item: item.path.stem not in long)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY, tiny_scene
-from test_train import SmallState, small_batch
+from take_steps import SmallState, small_batch
 
 from mapseg import checkpoints, train
 from mapseg.config import ADDON_OPTIMIZERS, TrainConfig

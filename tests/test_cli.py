@@ -96,5 +96,27 @@ def test_the_first_signal_asks_to_stop_and_the_handlers_come_back():
         assert not stopping()
         signal.raise_signal(signal.SIGTERM)
         assert stopping()
-        assert signal.getsignal(signal.SIGTERM) == before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_are_heard_where_python_is_not(number, code):
+    """A lock that is taken twice waits for ever, whatever signal comes, like TensorFlow may."""
+    program = """
+import ctypes, sys
+from mapseg import cli
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with cli.stop_on_signal():
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stderr.readline().startswith("stopping after this step")
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=10) == code

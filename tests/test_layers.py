@@ -12,7 +12,9 @@ MODULES = sorted(p for folder in ("mapseg", "data_prep") for p in (ROOT / folder
 ORDER = [
     "files",
     "machine",
+    "compiling",
     "progress",
+    "cluster",
     "labels",
     "config",
     "scores",
@@ -25,21 +27,26 @@ ORDER = [
     "windows",
     "sampling",
     "pipeline",
+    "strategy",
+    "convolutions",
     "encoders",
+    "recompute",
     "model",
     "plots",
     "checkpoints",
     "transfer",
     "predict",
     "evaluate",
+    "step",
     "train",
     "frames",
     "infer",
     "export",
     "estimator",
     "cli",
+    "doctor",
 ]
-COMMANDS = {"make_sample", "build_records", "index_records", "verify_records"}
+COMMANDS = {"make_sample", "build_records", "index_records", "verify_records", "doctor"}
 
 
 def imports(path):

@@ -1,0 +1,259 @@
+"""The processes of a training over several machines: who they are, and that all have come.
+
+TensorFlow itself waits for a missing process without a word, deaf to signals. So the processes meet
+first: all send a greeting to worker 0, at the address where TensorFlow will then listen. It lets
+them go on when everyone is there and has said the same, or tells everyone why not.
+"""
+
+import json
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mapseg.progress import duration
+
+_TICK_SECS = 0.2
+_REPORT_SECS = 10.0
+_LARGEST_GREETING = 1 << 16
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes that train together, and which of them this one is.
+
+    Attributes:
+      workers: `host:port` of each; all must reach the first.
+      index: this process's place among them; 0 writes the run folder.
+    """
+
+    workers: tuple[str, ...]
+    index: int
+
+
+def read_cluster() -> Cluster | None:
+    """Reads TF_CONFIG (TensorFlow's variable of the environment); None where it is not set.
+
+    Raises:
+      ValueError: it is not what TensorFlow documents, or has other roles than workers.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return None
+    try:
+        raw = json.loads(text)
+        roles, task = raw["cluster"], raw["task"]
+        workers = tuple(str(address) for address in roles["worker"])
+        index = int(task["index"])
+        whole = [":" in w and w.rpartition(":")[2].isdigit() for w in workers]
+        sound = set(roles) == {"worker"} and task["type"] == "worker" and all(whole)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(_bad_tf_config(text)) from error
+    if not sound or not 0 <= index < len(workers):
+        raise ValueError(_bad_tf_config(text))
+    return Cluster(workers, index)
+
+
+def _bad_tf_config(text: str) -> str:
+    return (
+        'TF_CONFIG must be like {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": '
+        f'{{"type": "worker", "index": 0}}}} with this process\'s index, and no other roles; got '
+        f"{text[:300]}. Remedy: set it as docs/several_machines.md shows, or unset it"
+    )
+
+
+def meet(
+    cluster: Cluster,
+    greeting: Mapping[str, str],
+    timeout_secs: float,
+    progress: Callable[[str], None],
+    stopping: Callable[[], bool],
+) -> bool:
+    """Waits until every process of the cluster has come.
+
+    Args:
+      cluster: who is to come.
+      greeting: what must be the same everywhere: name -> value.
+      timeout_secs: how long to wait.
+      progress: takes a line every 10 s.
+      stopping: asked all the while.
+
+    Returns:
+      Whether all are there; no, if `stopping` said so.
+
+    Raises:
+      ConnectionError: they did not come in time, or the port is taken.
+      ValueError: the greetings differ.
+    """
+    wait = _Wait(cluster, timeout_secs, progress, stopping)
+    return _receive(wait, greeting) if cluster.index == 0 else _call(wait, greeting)
+
+
+@dataclass
+class _Wait:
+    """A wait's end, and its lines of progress."""
+
+    cluster: Cluster
+    timeout_secs: float
+    progress: Callable[[str], None]
+    stopping: Callable[[], bool]
+    started: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
+
+    def is_over(self) -> bool:
+        return time.monotonic() - self.started > self.timeout_secs
+
+    def tell(self, missing: list[int]) -> None:
+        now = time.monotonic()
+        if now - self.reported >= _REPORT_SECS:
+            self.reported = now
+            gone, whole = duration(now - self.started), duration(self.timeout_secs)
+            self.progress(f"waiting for {self.names(missing)}: {gone} of {whole}")
+
+    def names(self, workers: list[int]) -> str:
+        return ", ".join(f"worker {i} ({self.cluster.workers[i]})" for i in workers)
+
+
+def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
+    """Worker 0: takes the others' greetings, and answers all at once when the last has come."""
+    cluster = wait.cluster
+    port = int(cluster.workers[0].rpartition(":")[2])
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        raise ConnectionError(
+            f"worker 0 must be able to listen on port {port}, as TF_CONFIG says; {error}. Remedy: "
+            "end the program that has it, or name another port in every worker's TF_CONFIG"
+        ) from error
+    there: dict[int, tuple[socket.socket, dict[str, str]]] = {}
+    with server, selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        try:
+            while missing := [i for i in range(1, len(cluster.workers)) if i not in there]:
+                if wait.stopping():
+                    return False
+                if wait.is_over():
+                    problem = _late(wait, missing)
+                    _answer(there, problem)
+                    raise ConnectionError(problem)
+                wait.tell(missing)
+                for key, _ in selector.select(_TICK_SECS):
+                    if key.fileobj is server:
+                        connection, _address = server.accept()
+                        connection.setblocking(False)
+                        selector.register(connection, selectors.EVENT_READ, bytearray())
+                    else:
+                        _hear(selector, key, there, cluster)
+            problem = _differences(own, {i: said for i, (_, said) in there.items()})
+            _answer(there, problem)
+            if problem:
+                raise ValueError(problem)
+        finally:
+            for key in list(selector.get_map().values()):
+                if key.fileobj is not server:
+                    key.fileobj.close()  # type: ignore[union-attr]
+    return True
+
+
+def _hear(
+    selector: selectors.BaseSelector,
+    key: selectors.SelectorKey,
+    there: dict[int, tuple[socket.socket, dict[str, str]]],
+    cluster: Cluster,
+) -> None:
+    """Takes what a connection has sent; one that ended, or is not a worker's, is forgotten."""
+    connection, heard = key.fileobj, key.data
+    if not isinstance(connection, socket.socket):
+        raise TypeError(f"a connection must be a socket; got {connection!r}")
+    try:
+        part = connection.recv(_LARGEST_GREETING)
+        heard += part
+        if part and len(heard) < _LARGEST_GREETING:
+            if heard.endswith(b"\n"):
+                said = json.loads(heard)
+                worker = said.pop("worker")
+                if 0 < worker < len(cluster.workers):
+                    there[worker] = (connection, said)
+            return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    selector.unregister(connection)
+    connection.close()
+    for worker, (known, _) in list(there.items()):
+        if known is connection:
+            del there[worker]
+
+
+def _answer(there: Mapping[int, tuple[socket.socket, object]], problem: str) -> None:
+    for connection, _ in there.values():
+        try:
+            connection.setblocking(True)
+            connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+        except OSError:  # it has gone: TensorFlow will miss it within seconds, and say so
+            continue
+
+
+def _differences(own: Mapping[str, str], others: Mapping[int, Mapping[str, str]]) -> str:
+    """Says what the greetings differ in; empty where they do not."""
+    for worker, said in sorted(others.items()):
+        differing = [
+            f"{name}={said.get(name)} on worker {worker}, {name}={own.get(name)} on worker 0"
+            for name in sorted(own.keys() | said.keys())
+            if own.get(name) != said.get(name)
+        ]
+        if differing:
+            return (
+                f"every worker must be started alike, with the same run_dir on a disk that all "
+                f"share; got {'; '.join(differing)}. Remedy: give all the same flags"
+            )
+    return ""
+
+
+def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
+    """Another worker: greets worker 0 until it answers."""
+    host, _, port = wait.cluster.workers[0].rpartition(":")
+    message = json.dumps({"worker": wait.cluster.index, **own}).encode() + b"\n"
+    while not wait.stopping():
+        if wait.is_over():
+            raise ConnectionError(_late(wait, [0]))
+        wait.tell([0])
+        try:
+            with socket.create_connection((host, int(port)), timeout=_TICK_SECS) as connection:
+                connection.sendall(message)
+                answer = _listen(wait, connection)
+        except OSError:
+            time.sleep(_TICK_SECS)
+            continue
+        if answer is None:  # worker 0 went away, or this one shall stop
+            continue
+        if answer:
+            raise ValueError(answer)
+        return True
+    return False
+
+
+def _listen(wait: _Wait, connection: socket.socket) -> str | None:
+    """Waits for worker 0's answer: what is wrong, empty for nothing; None where none came."""
+    heard = b""
+    while not heard.endswith(b"\n"):
+        wait.tell([0])
+        if wait.stopping() or wait.is_over():
+            return None
+        try:
+            part = connection.recv(_LARGEST_GREETING)
+        except TimeoutError:
+            continue
+        if not part:
+            return None
+        heard += part
+    return str(json.loads(heard)["problem"])
+
+
+def _late(wait: _Wait, missing: list[int]) -> str:
+    return (
+        f"all workers of TF_CONFIG must come within {duration(wait.timeout_secs)}; "
+        f"{wait.names(missing)} did not. Remedy: start the same command there, check that the "
+        "address can be reached, or raise --peer_timeout_secs"
+    )

@@ -1,0 +1,55 @@
+"""Keeps what XLA compiles and measures in a folder, so that the next start need not do it again."""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+# The cache of what was measured came after the TensorFlow of mapseg[addons]; XLA ends a program
+# that has a flag which it does not know.
+_NO_AUTOTUNE_CACHE = "2.15"
+
+
+def default_cache_dir() -> Path:
+    """Returns the folder for compiled programs among the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "mapseg" / "compiled"
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Lets XLA keep compiled programs, and which kernels were the fastest, in a folder.
+
+    It sets variables of the environment, beside what the user has in them, for the whole process;
+    TensorFlow reads them when it is imported. Programs of another TensorFlow lie apart; others are
+    told by XLA itself from what they compute and on what device.
+
+    Args:
+      folder: made if it is not there; it must be on a disk, and may be deleted at any time.
+
+    Raises:
+      OSError: the folder cannot be made or written to.
+      RuntimeError: TensorFlow was imported before.
+    """
+    if "tensorflow" in sys.modules:
+        raise RuntimeError("use_compile_cache must be called before TensorFlow is imported")
+    version = importlib.metadata.version("tensorflow")
+    folder = folder.expanduser().absolute() / f"tensorflow-{version}"
+    kernels = folder / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{folder}: the folder of compiled programs must be writable; it is not. Remedy: "
+            "another --compile_cache_dir"
+        )
+    _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", str(folder))
+    _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_read_only", "false")
+    if not version.startswith(_NO_AUTOTUNE_CACHE):
+        _add("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", str(kernels))
+    # XLA times kernels while it compiles; code that is loaded lazily spoils and delays that.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+
+
+def _add(variable: str, flag: str, value: str) -> None:
+    flags = os.environ.get(variable, "")
+    if flag not in flags:
+        os.environ[variable] = f'{flags} {flag}="{value}"'.strip()

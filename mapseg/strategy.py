@@ -1,0 +1,165 @@
+"""Where the steps run: one device, the GPUs of a machine, or several machines."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mapseg import cluster
+from mapseg.config import TrainConfig
+from mapseg.pipeline import train_batches
+
+_BATCHES_ON_DEVICE = 2
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together and the devices of each.
+
+    Attributes:
+      strategy: of TensorFlow; its replicas are the devices of all.
+      index: of this process; only 0 writes files.
+      count: of the processes.
+    """
+
+    strategy: tf.distribute.Strategy
+    index: int = 0
+    count: int = 1
+
+    @property
+    def replicas(self) -> int:
+        """The devices of all processes."""
+        return int(self.strategy.num_replicas_in_sync)
+
+
+def find_cluster(config: TrainConfig) -> cluster.Cluster | None:
+    """Returns the processes that are to train together; None where it is this one alone.
+
+    Raises:
+      ValueError: `multi_worker` without a sound TF_CONFIG of several workers.
+    """
+    if config.strategy not in ("auto", "multi_worker"):
+        return None
+    found = cluster.read_cluster()
+    if found is not None and len(found.workers) > 1:
+        return found
+    if config.strategy == "multi_worker":
+        raise ValueError(
+            "strategy=multi_worker must find several workers in TF_CONFIG; got "
+            f"{'one' if found else 'no TF_CONFIG'}. Remedy: see docs/several_machines.md"
+        )
+    return None
+
+
+def join(
+    config: TrainConfig,
+    greeting: Mapping[str, str],
+    progress: Callable[[str], None],
+    stopping: Callable[[], bool],
+) -> Workers | None:
+    """Joins the other processes, if there are any, and chooses the devices.
+
+    Args:
+      config: `strategy`, `batch_size`, `accumulate_steps`, `peer_timeout_secs`.
+      greeting: what all processes must have in common: name -> value.
+      progress: takes lines while others are missing.
+      stopping: asked while others are missing.
+
+    Returns:
+      The workers; None if `stopping` said so.
+
+    Raises:
+      ConnectionError: the others did not come.
+      ValueError: a batch that cannot be shared evenly, processes that differ, or a process that
+        has used TensorFlow already.
+    """
+    found = find_cluster(config)
+    if found is None:
+        workers = Workers(_local_strategy(config))
+    else:
+        arguments = (greeting, config.peer_timeout_secs, progress, stopping)
+        if not cluster.meet(found, *arguments):
+            return None
+        workers = Workers(_connect(), found.index, len(found.workers))
+    if config.batch_size % (workers.replicas * config.accumulate_steps):
+        raise ValueError(
+            f"batch_size must be a multiple of devices times accumulate_steps, {workers.replicas} "
+            f"x {config.accumulate_steps}; got {config.batch_size}. Remedy: another --batch_size, "
+            "or --strategy=one_device"
+        )
+    return workers
+
+
+def _connect() -> tf.distribute.Strategy:
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise ValueError(
+            "strategy=multi_worker must be the first that a process does with TensorFlow; "
+            f"{error}. Remedy: train in a process of its own, best with train_main.py"
+        ) from error
+
+
+def _local_strategy(config: TrainConfig) -> tf.distribute.Strategy:
+    gpus = tf.config.list_logical_devices("GPU")
+    if config.strategy == "one_device" or (config.strategy == "auto" and len(gpus) < 2):
+        return tf.distribute.get_strategy()
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([d.name for d in devices])
+
+
+def share_batches(
+    workers: Workers, records_dir: Path, config: TrainConfig, start_step: int
+) -> tf.data.Dataset:
+    """Reads this process's shares of the training batches, onto its devices.
+
+    Args:
+      workers: one share for each of their devices.
+      records_dir: a folder made by `data_prep.build_records`.
+      config: see `train_batches`.
+      start_step: the first batch is the one of this step.
+
+    Returns:
+      What `strategy.run` takes: (image, label), for several devices one of each.
+    """
+
+    def read(_: object = None) -> tf.data.Dataset:
+        batches = train_batches(records_dir, config, start_step, workers.index, workers.count)
+        local = workers.replicas // workers.count
+
+        def split(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tuple(tf.reshape(x, [local, -1, *x.shape[1:]]) for x in (image, label))
+
+        return batches.map(split).unbatch() if local > 1 else batches
+
+    if workers.replicas > 1:
+        return workers.strategy.distribute_datasets_from_function(read)
+    if tf.config.list_logical_devices("GPU"):
+        onto_gpu = tf.data.experimental.prefetch_to_device("/GPU:0", _BATCHES_ON_DEVICE)
+        return read().apply(onto_gpu)
+    return read()
+
+
+def make_sum(workers: Workers) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes a function that adds up arrays of one shape, one of each process.
+
+    All processes must call it, at the same place among their steps. It takes float64 and integers
+    below 2^53; it returns float64 where there are several processes.
+    """
+    if workers.count == 1:
+        return lambda own: own
+    strategy, local = workers.strategy, workers.replicas // workers.count
+
+    @tf.function(reduce_retracing=True)
+    def run(values: tf.Tensor) -> tf.Tensor:
+        def add() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            is_first = context.replica_id_in_sync_group % local == 0
+            own = tf.where(is_first, values, tf.zeros_like(values))
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+        return strategy.experimental_local_results(strategy.run(add))[0]
+
+    return lambda own: run(tf.constant(own, tf.float64)).numpy()

@@ -1,0 +1,157 @@
+"""Takes training steps of a small network on some devices and writes what came of them.
+
+    python tests/take_steps.py one_device|mirrored|multi_worker OUT.npz
+
+Mirrored makes two devices of the CPU; multi_worker is run twice, with TF_CONFIG. The arrays of
+each case of CASES must not depend on the devices, but for the statistics of `own_norm`.
+"""
+
+import sys
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mapseg import strategy
+from mapseg.config import TrainConfig
+from mapseg.model import Upsample
+from mapseg.optimizers import LossScale, build_optimizer
+from mapseg.step import (
+    DropoutSeed,
+    freeze_batch_norm,
+    make_averaging,
+    make_step,
+    make_steps,
+    synchronize_batch_norm,
+)
+
+BATCH = TrainConfig(schedule_steps=100, learning_rate=0.1, batch_size=4)
+FROZEN = replace(BATCH, batch_norm="frozen")
+CASES = {
+    "frozen_norm": FROZEN,
+    "clipped": replace(FROZEN, clip_norm=0.02, optimizer="adamw"),
+    "in_parts": replace(FROZEN, accumulate_steps=2),
+    "clipped_in_parts": replace(FROZEN, accumulate_steps=2, clip_norm=0.02),
+    "compiled": replace(FROZEN, xla="on"),
+    "sync_norm": replace(BATCH, sync_batch_norm=True),
+    "own_norm": BATCH,
+    "overflow": replace(FROZEN, precision="mixed_float16"),
+}
+OWN_NORM_STEPS = 1  # then the mean of the devices' moving means is that of the whole batch
+
+
+class SmallState:
+    """One convolution and a batch norm, trained like any network."""
+
+    def __init__(self, config):
+        keras.utils.set_random_seed(1)
+        image = keras.Input((None, None, 3), dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255, dtype="float32", name="rescale")(image)
+        x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(x)
+        x = keras.layers.BatchNormalization(name="norm")(x)
+        x = keras.layers.Conv2D(3, 1, dtype="float32", name="logits-semantic")(x)
+        x = Upsample(1, dtype="float32", name="logits-upsample")([x, image])
+        self.model = keras.Model(image, x)
+        if config.batch_norm == "frozen":
+            freeze_batch_norm(self.model)
+        if config.sync_batch_norm:
+            synchronize_batch_norm(self.model)
+        self.step = tf.Variable(0, dtype=tf.int64)
+        self.dropout_seed = DropoutSeed(config.seed, self.step)
+        self.optimizer = build_optimizer(config, self.step, self.model.trainable_variables)
+        self.loss_scale = LossScale(dynamic=config.precision == "mixed_float16")
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer, step=self.step, loss_scale=self.loss_scale
+        )
+
+    def arrays(self):
+        found = [*self.model.variables]
+        wrapped = getattr(self.optimizer, "_optimizer", None)  # Lookahead's
+        for optimizer in (self.optimizer, *([wrapped] if wrapped is not None else [])):
+            variables = optimizer.variables
+            found += variables() if callable(variables) else variables
+        return [np.array(v) for v in found]
+
+
+def small_batch(rows=2):
+    """A batch; if it is large, without labels on its first image: devices see unlike parts."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, [rows, 8, 8, 3], np.uint8)
+    label = image[..., 0] // 86
+    if rows > 2:
+        label[0] = 255
+    return tf.constant(image), tf.constant(label)
+
+
+def share(workers, batch):
+    """This process's part of a batch, for its devices, again and again."""
+    local = workers.replicas // workers.count
+    rows = len(batch[0]) // workers.count
+    own = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
+    parts = tf.data.Dataset.from_tensor_slices(tuple(own)).batch(rows // local).repeat()
+    if workers.replicas == 1:
+        return iter(parts)
+    return iter(workers.strategy.distribute_datasets_from_function(lambda _: parts))
+
+
+def take(workers, name, config):
+    """What a case comes to: losses, and the variables."""
+    with workers.strategy.scope():
+        state = SmallState(config)
+    batches = share(workers, small_batch(4))
+    steps = make_steps(make_step(state, config, workers.strategy))
+    if name == "overflow":
+        return overflow(workers, state, steps, batches)
+    count = OWN_NORM_STEPS if name == "own_norm" else 5
+    losses, finite = steps(batches, tf.constant(count))
+    assert np.all(finite)
+    if name == "own_norm":
+        if workers.replicas > 1:
+            make_averaging(state, workers.strategy)()
+        norm = state.model.get_layer("norm")
+        return [losses, np.array(norm.moving_mean)]
+    return [losses, *state.arrays()]
+
+
+def overflow(workers, state, steps, batches):
+    """Only the second half of the batch overflows; no device may change, hang or differ."""
+    before = state.arrays()
+    image, label = small_batch(4)
+    label = label.numpy()
+    label[:2] = 255
+    state.loss_scale.scale.assign(3e38)
+    # An image of this size times the scale is beyond float32, on the devices that have labels.
+    state.model.get_layer("conv").kernel.assign_add(tf.fill([3, 3, 3, 4], 1e6))
+    changed = state.arrays()
+    _, finite = steps(share(workers, (image, tf.constant(label))), tf.constant(1))
+    assert not np.any(finite), finite
+    for value, old in zip(state.arrays(), changed, strict=True):
+        np.testing.assert_array_equal(value, old)
+    assert state.loss_scale.scale.numpy() == np.float32(3e38) / 2
+    state.model.get_layer("conv").kernel.assign(before[0])
+    state.loss_scale.scale.assign(1024.0)
+    losses, finite = steps(batches, tf.constant(3))
+    assert np.all(finite)
+    return [losses, *state.arrays()]
+
+
+def main(kind, out_path):
+    if kind == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, halves)
+    config = replace(BATCH, strategy=kind, peer_timeout_secs=60)
+    workers = strategy.join(config, {}, print, lambda: False)
+    assert workers.replicas == {"one_device": 1, "mirrored": 2, "multi_worker": 2}[kind]
+    arrays = {
+        f"{name}/{i}": np.array(value)
+        for name, case in CASES.items()
+        if (kind, name) != ("mirrored", "compiled")  # XLA takes one device of a process
+        for i, value in enumerate(take(workers, name, case))
+    }
+    np.savez(out_path, **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mapseg.compiling import default_cache_dir, use_compile_cache
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from mapseg.compiling import use_compile_cache
+use_compile_cache(Path(sys.argv[1]))
+import tensorflow as tf
+double = tf.function(lambda x: 2 * tf.tanh(x), jit_compile=True)
+print(double(tf.zeros([3])).numpy().tolist(), os.environ["XLA_FLAGS"])
+"""
+
+
+@pytest.mark.addons
+def test_what_was_compiled_is_found_again(tmp_path):
+    folder = tmp_path / "my cache"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}
+
+    def compile_once():
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(folder)],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.startswith("[0.0, 0.0, 0.0] --xla_cpu_multi_thread_eigen=true")
+        return {p: p.stat().st_mtime_ns for p in folder.rglob("*.pb")}
+
+    first = compile_once()
+    assert len(first) == 1
+    assert compile_once() == first  # read, not written again
+
+
+def test_it_must_come_before_tensorflow(tmp_path):
+    import tensorflow  # noqa: F401
+
+    with pytest.raises(RuntimeError, match="before TensorFlow"):
+        use_compile_cache(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        use_compile_cache(tmp_path / "file" / "cache")
+
+
+def test_the_default_is_among_the_users_caches(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert default_cache_dir() == Path("/caches/mapseg/compiled")

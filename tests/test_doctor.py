@@ -1,0 +1,435 @@
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY
+from take_steps import SmallState
+
+import train_main
+from mapseg import checkpoints, doctor, machine, step
+from mapseg.config import ModelConfig, TrainConfig
+from mapseg.doctor import Case, Finding
+from mapseg.machine import DriverReport, Gpu
+from mapseg.pipeline import batch_keys
+from mapseg.records import read_manifest, write_manifest
+from mapseg.train import begin_run
+
+ROOT = Path(__file__).parents[1]
+FLAGS = [f"--{name}={value}" for name, value in TINY.items()]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(doctor, "_INPUT_SECS", 0.2)
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Leaves the checks out that need a network."""
+    monkeypatch.setattr(doctor, "CHECKS", doctor.CHECKS[:-5])
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Puts a network of two layers in the place of the one asked for."""
+    monkeypatch.setattr(step, "build_state", lambda run, progress, fresh: SmallState(run.train))
+
+
+def call(capsys, *arguments):
+    """Runs the doctor; returns the exit code, and by name the (level, text) of each check."""
+    code = doctor.main(["doctor", *FLAGS, *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    lines = [line for line in out.splitlines() if not line.startswith(" ")]
+    found = {}
+    for line in lines:
+        level, rest = line.split(maxsplit=1)
+        name, _, text = rest.partition(": ")
+        found[name] = (level, text)
+    assert list(found) == [name for name, _, _ in doctor.CHECKS]
+    return code, found
+
+
+def levels(found, level):
+    return [name for name, (its, _) in found.items() if its == level]
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+def fake_step(monkeypatch, answer):
+    """Puts `answer(crops)` in the place of the compiled step."""
+
+    def make_step(state, config, strategy):
+        return lambda image, label: answer(len(image))
+
+    monkeypatch.setattr(step, "make_step", make_step)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_sound_case_passes_every_check_and_nothing_is_written(records_dir, tmp_path, capsys):
+    before = contents(records_dir)
+    run_dir = tmp_path / "run"
+    arguments = (f"--records_dir={records_dir}", f"--run_dir={run_dir}", "--optimizer=adamw")
+    code, found = call(capsys, *arguments)
+    assert code == 0, found
+    reading_may_be_slower = {"speed"}  # than steps of crops so small
+    assert set(found) - set(levels(found, "ok")) <= reading_may_be_slower
+    assert not run_dir.exists()
+    assert contents(records_dir) == before
+    assert "6 samples to train on" in found["records"][1]
+    assert "3 classes" in found["ids"][1]
+    assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 devices" in found["network"][1]
+    assert found["step"][1].startswith("loss 1.")
+    assert "all gradients finite" in found["step"][1]
+    assert "for 4 steps" in found["speed"][1]
+    assert found["largest batch"][1].startswith("2 crops fit")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_goes_on_from_its_checkpoint_and_stays_as_it_is(
+    records_dir, tmp_path, capsys, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    run = begin_run(run_dir, records_dir, {**TINY, "steps": 10})
+    checkpoints.store_run(run)
+    state = step.build_state(run, print, fresh=True)
+    state.step.assign(7)
+    checkpoints.write_checkpoint(run.checkpoints_dir, 7, state.checkpoint, {}, keep=1)
+    before = contents(run_dir)
+    fake_step(monkeypatch, lambda crops: (tf.constant(1.5), tf.constant(True)))
+
+    folders = (f"--records_dir={records_dir}", f"--run_dir={run_dir}", "--steps=10")
+    code, found = call(capsys, *folders)
+    assert code == 0
+    assert "goes on from step 7 of 10" in found["run folder"][1]
+    assert found["weights"] == ("ok", "those of step 7")
+    assert "loss 1.5000" in found["step"][1]
+    assert "for 3 steps" in found["speed"][1]
+
+    code, found = call(capsys, *folders, "--batch_size=4")
+    assert code == 1
+    assert levels(found, "FAIL") == ["run folder"]
+    assert levels(found, "skip") == ["network", "disk", "step", "speed", "largest batch"]
+    assert "batch_size=2 is stored, batch_size=4 is asked" in found["run folder"][1]
+
+    _, found = call(capsys, *folders, "--steps=5")
+    assert "steps must not be below the saved ones, 7; got 5" in found["run folder"][1]
+
+    (run.checkpoints_dir / "step-00000007" / "state.index").write_bytes(b"broken")
+    code, found = call(capsys, *folders)
+    assert levels(found, "FAIL") == ["network"]
+    assert "step-00000007" in found["network"][1]
+    (run.checkpoints_dir / "step-00000007" / "state.index").unlink()
+    assert set(contents(run_dir)) < set(before)  # and nothing new
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    ("arguments", "failing", "message", "skipped"),
+    [
+        (["--records_dir=TMP/none"], "records", "it has no manifest.json", ["ids", "batch"]),
+        (["--label_set=all_66"], "ids", "the 66 labels of Vistas v1.2", ["batch"]),
+        (["--eval_split=other"], "records", "training, validation; got other", ["ids", "batch"]),
+        (["--encoder_weights=TMP/no.h5"], "weights", "no.h5", []),
+        (["--init_from=TMP/no/model.ckpt"], "weights", "no/model.ckpt: init_from must be", []),
+        (["--run_dir=TMP/file/run"], "run folder", "file is not", []),
+        (["--run_dir=TMP/full"], "run folder", "a new run's folder must be empty", []),
+        (
+            ["--input_memory_mb=1", "--crop_height=999"],
+            "batch",
+            "input_memory_mb must be at least",
+            [],
+        ),
+    ],
+)
+def test_a_failure_is_one_line_and_other_checks_go_on(
+    arguments, failing, message, skipped, records_dir, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("")
+    arguments = [a.replace("TMP", str(tmp_path)) for a in arguments]
+    before = contents(tmp_path)
+    code, found = call(capsys, f"--records_dir={records_dir}", *arguments)
+    assert code == 1
+    assert levels(found, "FAIL") == [failing]
+    assert message in found[failing][1]
+    assert levels(found, "skip") == skipped
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("cheap")
+def test_without_good_flags_what_needs_them_is_skipped(records_dir, capsys):
+    code, found = call(capsys, f"--records_dir={records_dir}", "--batch_size=0")
+    assert code == 1
+    assert found["flags"] == ("FAIL", "batch_size must be positive; got 0")
+    assert levels(found, "ok") == ["versions", "GPU"]
+    assert found["memory"] == ("skip", "needs flags")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_package_that_cannot_be_imported_is_told_first(records_dir, capsys, monkeypatch):
+    def refuse(name):
+        raise ImportError("tensorflow must be 2.21 or newer")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", refuse)
+    code, found = call(capsys, f"--records_dir={records_dir}")
+    assert code == 1
+    assert found["versions"][0] == "FAIL"
+    assert found["versions"][1].startswith("tensorflow must be 2.21 or newer. Remedy: ")
+    assert levels(found, "ok") == ["flags", "records"]
+    assert found["GPU"] == ("skip", "needs versions")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_shard_that_is_missing_is_named(records_dir, tmp_path, capsys):
+    shutil.copytree(records_dir, tmp_path / "records")
+    shard = next((tmp_path / "records").glob("training-*.tfrecord"))
+    shard.unlink()
+    code, found = call(capsys, f"--records_dir={tmp_path / 'records'}")
+    assert code == 1
+    assert found["records"][0] == "FAIL"
+    assert str(shard) in found["records"][1]
+
+
+@pytest.mark.usefixtures("cheap")
+def test_an_id_that_is_not_in_the_class_table_is_named(records_dir, tmp_path, capsys):
+    shutil.copytree(records_dir, tmp_path / "records")
+    manifest = read_manifest(records_dir)
+    write_manifest(tmp_path / "records", replace(manifest, classes=manifest.classes[:3]))
+    _, found = call(capsys, f"--records_dir={tmp_path / 'records'}")
+    assert found["ids"][0] == "FAIL"
+    assert "training-" in found["ids"][1]
+    assert "ids must be in the class table; got [3]" in found["ids"][1]
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_batch_without_labelled_pixels_is_a_warning(records_dir, tmp_path, capsys):
+    groups = [{"name": name, "color": [1, 2, 3], "sources": []} for name in ("one", "other")]
+    (tmp_path / "set.json").write_text(json.dumps({"classes": groups}))
+    arguments = (f"--records_dir={records_dir}", f"--label_set={tmp_path / 'set.json'}")
+    code, found = call(capsys, *arguments)
+    assert code == 0
+    assert levels(found, "WARN") == ["batch"]
+    keys = batch_keys(records_dir, TrainConfig(batch_size=2), 0)
+    assert ", ".join(keys) in found["batch"][1]
+
+
+@pytest.mark.usefixtures("small")
+def test_what_does_not_fit_is_halved_until_it_does(capsys, monkeypatch):
+    def answer(crops):
+        if crops > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return tf.constant(1.0), tf.constant(True)
+
+    fake_step(monkeypatch, answer)
+    code, found = call(capsys, "--batch_size=8")
+    assert code == 1
+    assert levels(found, "FAIL") == ["largest batch"]
+    assert "batch_size=8 does not fit" in found["largest batch"][1]
+    assert "2 fit" in found["largest batch"][1]
+    assert levels(found, "skip") == ["records", "ids", "batch"]
+    assert "a synthetic batch" in found["step"][1]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_loss_that_is_not_finite_names_the_samples(records_dir, capsys, monkeypatch):
+    fake_step(monkeypatch, lambda crops: (tf.constant(np.nan), tf.constant(False)))
+    code, found = call(capsys, f"--records_dir={records_dir}")
+    assert code == 1
+    assert levels(found, "FAIL") == ["step"]
+    assert ", ".join(batch_keys(records_dir, TrainConfig(batch_size=2), 0)) in found["step"][1]
+    assert levels(found, "skip") == ["speed", "largest batch"]
+
+
+def make_case(*arguments, **known):
+    values = doctor.define_flags()
+    values(["doctor", *arguments])
+    case = Case(values, progress=print)
+    for name, value in known.items():
+        setattr(case, name, value)
+    return case
+
+
+GPU = Gpu("GPU", (7, 5))
+
+
+def test_the_largest_batch_by_hand(monkeypatch):
+    # 4 crops take 3.1 GB above 1 GB, of which 0.1 GB are gradients: 0.75 GB each.
+    monkeypatch.setattr(machine, "taken_bytes", lambda which: 4.1e9)
+    kernel = SimpleNamespace(shape=(25, 1_000_000))
+    known = {
+        "state": SimpleNamespace(model=SimpleNamespace(variables=[kernel])),
+        "train": TrainConfig(input_memory_mb=1024),
+        "run": SimpleNamespace(train=TrainConfig(batch_size=4)),
+        "workers": SimpleNamespace(replicas=1),
+        "step_crops": 4,
+        "idle_bytes": 1e9,
+        "free_bytes": 7.7e9 + 2**30,
+    }
+    finding = doctor.check_largest_batch(make_case(**known))
+    assert finding == Finding("ok", "4 crops fit; about 10 would; a crop takes 750 MB")
+    # Two GPUs of 11 GB take two crops each: 1.5 GB a crop.
+    monkeypatch.setattr(machine, "gpus", lambda: [GPU, GPU])
+    monkeypatch.setattr(machine, "gpu_limit_bytes", lambda: 11e9)
+    known["workers"] = SimpleNamespace(replicas=2)
+    finding = doctor.check_largest_batch(make_case(**known))
+    assert finding == Finding("ok", "4 crops fit; about 13 would; a crop takes 1.5 GB")
+    monkeypatch.setattr(machine, "gpu_limit_bytes", lambda: 0)
+    assert "not known" in doctor.check_largest_batch(make_case(**known)).text
+
+
+def test_each_device_gets_its_own_crops():
+    def distribute(value_of):
+        return [value_of(SimpleNamespace(replica_id_in_sync_group=i)) for i in range(3)]
+
+    strategy = SimpleNamespace(experimental_distribute_values_from_function=distribute)
+    case = make_case(workers=SimpleNamespace(replicas=3, strategy=strategy))
+    found = doctor._on_devices(case, np.arange(6))
+    assert [share.numpy().tolist() for share in found] == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "input_secs", "level", "time_left"),
+    [
+        ([], 1, "ok", "3h00m"),
+        ([GPU], 1, "ok", "2h00m"),
+        ([GPU], 3, "WARN", "3h00m"),
+        ([], 0, "ok", "2h00m"),
+    ],
+)
+def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(machine, "gpus", lambda: gpus)
+    monkeypatch.setattr(machine, "reset_peak", lambda: None)
+    monkeypatch.setattr(machine, "taken_bytes", lambda which: 1e9)
+    now = SimpleNamespace(perf_counter=lambda: next(clock) * 10 / 6)
+    monkeypatch.setattr(doctor, "time", now)  # looked at 7 times: 6 intervals, 10 s for 5 steps
+    config = TrainConfig(batch_size=4, steps=3700)
+    case = make_case(train=config, saved=[100], input_secs=input_secs, step_crops=4)
+    case.step = lambda: (tf.constant(1.0), tf.constant(True))
+    finding = doctor.check_speed(case)
+    assert finding.level == level
+    assert "0.50 steps/s, 2.0 images/s (5 steps)" in finding.text
+    assert f"{time_left} for 3600 steps" in finding.text
+
+
+def test_a_gpu_that_is_not_seen_or_busy_is_a_warning(monkeypatch):
+    report = DriverReport("550.1", used_mb=9000, total_mb=80000)
+    monkeypatch.setattr(machine, "driver_reports", lambda: [report])
+    hidden = doctor.check_gpu(make_case())
+    assert (hidden.level, "TensorFlow cannot see" in hidden.text) == ("WARN", True)
+    monkeypatch.setattr(machine, "gpus", lambda: [GPU])
+    busy = doctor.check_gpu(make_case())
+    assert (busy.level, "9000 of 80000 MB" in busy.text) == ("WARN", True)
+    monkeypatch.setattr(machine, "driver_reports", lambda: [replace(report, used_mb=900)])
+    assert doctor.check_gpu(make_case()).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "level"),
+    [
+        ([], "auto", "ok"),
+        ([], "mixed_bfloat16", "WARN"),
+        ([GPU], "mixed_float16", "ok"),
+        ([GPU], "mixed_bfloat16", "WARN"),
+        ([GPU], "float32", "ok"),
+    ],
+)
+def test_a_precision_that_the_device_has_not_is_a_warning(gpus, precision, level, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: gpus)
+    case = make_case(train=TrainConfig(precision=precision))
+    assert doctor.check_precision(case).level == level
+    assert case.train.precision == ("float32" if precision == "auto" else precision)
+
+
+def test_too_little_memory_is_a_warning(monkeypatch):
+    monkeypatch.setattr(machine, "available_bytes", lambda: 5e9)
+    small = TrainConfig(batch_size=1, crop_height=100, crop_width=100)  # 2 + 2.1 + 0.04 GB
+    assert doctor.check_memory(make_case(train=small)).level == "ok"
+    finding = doctor.check_memory(make_case(train=replace(small, batch_size=25)))  # 1 GB for it
+    assert (finding.level, "about 5.1 GB" in finding.text) == ("WARN", True)
+
+
+def test_weights_of_the_cache_are_found_and_none_are_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    case = make_case(model=ModelConfig(encoder="resnet50"))
+    finding = doctor.check_weights(case)
+    assert finding.level == "WARN"
+    assert "https://" in finding.text
+    assert not case.weights_at_hand
+    assert not (tmp_path / "keras").exists()
+    path = tmp_path / "keras" / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert doctor.check_weights(case) == Finding("ok", str(path))
+    assert case.weights_at_hand
+
+
+def test_the_network_is_that_of_the_options_and_its_checkpoints_have_room(tmp_path, monkeypatch):
+    flags = [*FLAGS, "--optimizer=adamw", "--keep_checkpoints=2", f"--run_dir={tmp_path / 'run'}"]
+    case = make_case(*flags)
+    doctor.check_flags(case)
+    finding = doctor.check_network(case)
+    model = case.state.model
+    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert f"mobilenet_v2, {trained / 1e6:.2f} M" in finding.text
+    # An optimizer state and a weights.npz in each of 2 checkpoints, the best one and the next.
+    weights = sum(np.array(v).nbytes for v in model.variables)
+    optimizer = sum(np.array(v).nbytes for v in case.state.optimizer.variables)
+    needed = 4 * (2 * weights + optimizer)
+
+    def room(share):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: SimpleNamespace(free=int(share * needed))
+        )
+        return doctor.check_disk(case)
+
+    assert room(1.1).level == "ok"
+    assert (room(0.9).level, str(tmp_path) in room(0.9).text) == ("FAIL", True)
+
+
+def test_all_flags_of_training_are_taken():
+    assert set(train_main.define_flags()) <= set(doctor.define_flags())
+
+
+def test_flag_files_of_training_are_taken_as_they_are():
+    paths = sorted((ROOT / "experiments").glob("*.flags"))
+    assert paths
+    for path in paths:
+        case = make_case(f"--flagfile={path}")
+        assert doctor.check_flags(case).level == "ok"
+        assert case.values["steps"].present
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"PYTHONPATH": "TMP"}, "tensorflow must be 2.21 or newer, or 2.15.1 with mapseg[addons]"),
+        ({"KERAS_BACKEND": "jax"}, "KERAS_BACKEND must be tensorflow; got jax"),
+        ({"TF_USE_LEGACY_KERAS": "1"}, "TF_USE_LEGACY_KERAS must not be set"),
+    ],
+)
+def test_another_tensorflow_or_keras_is_one_line(setting, message, tmp_path):
+    about = tmp_path / "tensorflow-2.18.0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.18.0\n")
+    changed = {name: value.replace("TMP", str(tmp_path)) for name, value in setting.items()}
+    command = [sys.executable, "-m", "mapseg.doctor"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | changed, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert message in line

@@ -1,0 +1,77 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg import machine
+from mapseg.machine import DriverReport, Gpu
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder that is taken for that of the system."""
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / path.lstrip("/"))
+    for folder in ("proc/self", "sys/fs/cgroup"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+def test_gpus_are_named_and_what_is_not_known_of_them_is_little(monkeypatch):
+    assert machine.gpus() == []
+    details = {"a": {"device_name": "A100", "compute_capability": (8, 0)}, "b": {}}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(details))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", details.get)
+    assert machine.gpus() == [Gpu("A100", (8, 0)), Gpu("GPU", (0, 0))]
+
+
+def test_the_driver_is_asked_and_need_not_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.driver_reports() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '550.54.15, 9000, 80000'\necho '550.54.15, 3, 80000'\n")
+    program.chmod(0o755)
+    assert machine.driver_reports() == [
+        DriverReport("550.54.15", 9000, 80000),
+        DriverReport("550.54.15", 3, 80000),
+    ]
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert machine.driver_reports() == []
+
+
+def test_available_memory_is_that_of_the_machine_and_of_its_container(root):
+    assert machine.available_bytes() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (root / "proc/meminfo").write_text("MemTotal:    9000 kB\nMemAvailable:    5000 kB\n")
+    assert machine.available_bytes() == 5000 * 1024
+    group = root / "sys/fs/cgroup"
+    (group / "memory.max").write_text("max\n")
+    assert machine.available_bytes() == 5000 * 1024
+    (group / "memory.max").write_text("4096000\n")
+    (group / "memory.current").write_text("3000000\n")
+    (group / "memory.stat").write_text("anon 5\ninactive_file 1000000\n")  # given back when needed
+    assert machine.available_bytes() == 4096000 - (3000000 - 1000000)
+
+
+def test_taken_memory_is_read_and_0_where_the_system_does_not_tell(root):
+    assert machine.taken_bytes("peak") == 0
+    (root / "proc/self/status").write_text("VmHWM:\t    90 kB\nVmRSS:\t    70 kB\n")
+    assert machine.taken_bytes("peak") == 90 * 1024
+    assert machine.taken_bytes("current") == 70 * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_the_peak_can_begin_anew():
+    machine.reset_peak()
+    before = machine.taken_bytes("peak")
+    array = np.ones(300_000_000, np.uint8)
+    assert machine.taken_bytes("current") > before + 200e6
+    del array
+    assert machine.taken_bytes("current") < before + 100e6
+    assert machine.taken_bytes("peak") > before + 200e6
+    machine.reset_peak()
+    assert machine.taken_bytes("peak") < before + 100e6
+
+
+def test_without_a_gpu_its_limit_is_0():
+    assert machine.gpu_limit_bytes() == 0
