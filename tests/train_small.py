@@ -1,0 +1,21 @@
+"""train_main.py with the small network of take_steps.py, which is built in a second."""
+
+import sys
+
+from take_steps import SmallState
+
+import train_main
+from mapseg import train
+
+
+def build_state(run, progress, *, fresh):
+    return SmallState(run.train)
+
+
+def build_model(config, num_classes, *, precision):
+    return SmallState(train.TrainConfig(schedule_steps=1)).model
+
+
+if __name__ == "__main__":
+    train.build_state, train.build_model = build_state, build_model
+    sys.exit(train_main.main([*sys.argv, "--compile_cache_dir="]))
