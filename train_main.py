@@ -8,7 +8,6 @@ from pathlib import Path
 from absl import flags
 
 from mapseg import cli
-from mapseg.compiling import default_cache_dir
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 MODES = ("train_and_evaluate", "train", "evaluate", "export", "plot")
@@ -28,8 +27,8 @@ def define_flags() -> flags.FlagValues:
     text("export_dir", "", "where the SavedModel goes; default RUN_DIR/export")
     flags.DEFINE_list("runs", [], "to plot: the run folders to draw together", flag_values=values)
     text("plot_path", "runs.png", "to plot: the picture to write")
-    cache = str(default_cache_dir())
-    text("compile_cache_dir", cache, "where XLA keeps compiled programs; empty: nowhere")
+    cache = "where XLA keeps compiled programs; auto is ~/.cache/mapseg, empty is nowhere"
+    text("compile_cache_dir", "auto", cache)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
     return values

@@ -3,7 +3,8 @@
     python benchmarks/train_step.py [--encoders=resnet50,xception65] [--crop=513] [--batches=1,16]
         [--precisions=auto] [--records_dir=R] [--twin="python torch_twin.py"] [--json=FILE]
 
-Every case has its own process. Synthetic batches lie on the device; with --records_dir the same
+Every case has its own process. The synthetic batch is copied to the device ahead of its step, as
+others are; with --records_dir the same
 step is then fed from records, as in training. --twin is a command that takes ARCH HxW BATCH 0 train
 and prints a JSON line with images_per_s; it is run after the same case, on the same machine;
 --twin_flops is one that takes --encoder and --crop and prints its forward_gflop. With

@@ -65,13 +65,13 @@ def use_compile_cache(values: flags.FlagValues) -> None:
       OSError: the folder was asked for, and cannot be used; the default one is done without.
     """
     folder = str(values["compile_cache_dir"].value)
-    try:
-        if folder:
-            compiling.use_compile_cache(Path(folder))
-    except OSError as error:
-        if values["compile_cache_dir"].present:
-            raise
-        report(f"what is compiled will not be kept: {error}")
+    if folder == "auto":
+        try:
+            compiling.use_compile_cache(compiling.default_cache_dir())
+        except (OSError, RuntimeError) as error:  # no home, or one that cannot be written to
+            report(f"what is compiled will not be kept: {error}")
+    elif folder:
+        compiling.use_compile_cache(Path(folder))
 
 
 def run(
@@ -144,7 +144,9 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     def watch() -> None:
         heard = 0
         while number := reading.recv(1):
-            heard += number[0] in numbers
+            if number[0] not in numbers:
+                continue
+            heard += 1
             if heard > 1:
                 os._exit(128 + number[0])
             asked.set()

@@ -119,14 +119,7 @@ class _Wait:
 def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
     """Worker 0: takes the others' greetings, and answers all at once when the last has come."""
     cluster = wait.cluster
-    port = int(cluster.workers[0].rpartition(":")[2])
-    try:
-        server = socket.create_server(("", port))
-    except OSError as error:
-        raise ConnectionError(
-            f"worker 0 must be able to listen on port {port}, as TF_CONFIG says; {error}. Remedy: "
-            "end the program that has it, or name another port in every worker's TF_CONFIG"
-        ) from error
+    server = _listener(cluster)
     there: dict[int, tuple[socket.socket, dict[str, str]]] = {}
     with server, selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
@@ -155,6 +148,19 @@ def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
                 if key.fileobj is not server:
                     key.fileobj.close()  # type: ignore[union-attr]
     return True
+
+
+def _listener(cluster: Cluster) -> socket.socket:
+    """Listens on this process's own port."""
+    port = int(cluster.workers[cluster.index].rpartition(":")[2])
+    try:
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise ConnectionError(
+            f"worker {cluster.index} must be able to listen on port {port}, as TF_CONFIG says; "
+            f"{error}. Remedy: end the program that has it, or name another port in every worker's "
+            "TF_CONFIG"
+        ) from error
 
 
 def _hear(
@@ -214,6 +220,7 @@ def _differences(own: Mapping[str, str], others: Mapping[int, Mapping[str, str]]
 def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
     """Another worker: greets worker 0 until it answers."""
     host, _, port = wait.cluster.workers[0].rpartition(":")
+    _listener(wait.cluster).close()  # TensorFlow will need it, and would not say what is wrong
     message = json.dumps({"worker": wait.cluster.index, **own}).encode() + b"\n"
     while not wait.stopping():
         if wait.is_over():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 # The cache of what was measured came after the TensorFlow of mapseg[addons]; XLA ends a program
 # that has a flag which it does not know.
-_NO_AUTOTUNE_CACHE = "2.15"
+_NO_AUTOTUNE_CACHE = ("2.15", "unknown")
 
 
 def default_cache_dir() -> Path:
@@ -32,7 +32,10 @@ def use_compile_cache(folder: Path) -> None:
     """
     if "tensorflow" in sys.modules:
         raise RuntimeError("use_compile_cache must be called before TensorFlow is imported")
-    version = importlib.metadata.version("tensorflow")
+    try:
+        version = importlib.metadata.version("tensorflow")
+    except importlib.metadata.PackageNotFoundError:  # of a nightly or a vendor
+        version = "unknown"
     folder = folder.expanduser().absolute() / f"tensorflow-{version}"
     kernels = folder / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)

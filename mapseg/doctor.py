@@ -390,7 +390,7 @@ def check_step(case: Case) -> Finding:
             case.step_crops = case.step_crops // 2 // least * least
     secs = time.perf_counter() - started
     for _ in range(_MOST_OVERFLOWS):
-        if finite or float(case.state.loss_scale.scale) <= 1:
+        if finite or case.state.loss_scale.scale.numpy() <= 1:
             break
         loss, finite = map(float, compiled(*crops))
     if not finite:

@@ -49,19 +49,17 @@ def evaluate(
     """
     total = read_manifest(records_dir).split(split).samples
     total = min(total, max_samples) if max_samples else total
-    share_index, shares = share
     classes = len(label_set.classes)
     confusion = np.zeros((classes, classes), np.int64)
     report = make_reporter(0, total, f"images of {split}", progress)
-    samples = read_samples(records_dir, split, label_set).take(total)
-    samples = samples.shard(shares, share_index).prefetch(1)
+    samples = read_samples(records_dir, split, label_set, first=total, share=share).prefetch(1)
     for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
         ids, _, _ = segment_array(predictor, image)
         confusion += confusion_matrix(label, ids, classes)
-        if panels_dir is not None and share_index + (done - 1) * shares < panels:
+        if panels_dir is not None and done <= panels:
             picture = panel(image, ids, label_set, label)
             write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
-        report(min(done * shares, total))
+        report(min(done * share[1], total))
     return Scores(add_up(confusion).astype(np.int64), label_set)
 
 

@@ -39,25 +39,18 @@ def cross_entropy(
 def _sum_over_offsets(logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tensor:
     """The sum over [factor^2, B, h, w] ids; its gradient is found on the way, not afterwards."""
 
+    def add(offset: tf.Tensor, found: tf.Tensor, slope: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        y, x = (tf.cast(i, tf.float32) / factor for i in (offset // factor, offset % factor))
+        rows = logits + y * (_next(logits, 1) - logits)
+        here = rows + x * (_next(rows, 2) - rows)
+        more_found, more = _of_pixels(here, ids[offset])
+        # Not a sum of three: TensorFlow would rewrite it, and fail where loops lie within loops.
+        more -= x * more - _former(x * more, 2)
+        more -= y * more - _former(y * more, 1)
+        return offset + 1, found + more_found, slope + more
+
     @tf.custom_gradient
     def total(logits: tf.Tensor) -> tf.Tensor:
-        def add(offset: tf.Tensor, found: tf.Tensor, slope: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            y, x = (tf.cast(i, tf.float32) / factor for i in (offset // factor, offset % factor))
-            rows = logits + y * (_next(logits, 1) - logits)
-            here = rows + x * (_next(rows, 2) - rows)
-            labelled = ids[offset] != VOID
-            wanted = tf.where(labelled, tf.cast(ids[offset], tf.int32), 0)
-            classes = logits.shape[-1]
-            losses, slopes = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
-                features=tf.reshape(here, [-1, classes]), labels=tf.reshape(wanted, [-1])
-            )
-            weight = tf.cast(labelled, tf.float32)
-            more = tf.reshape(slopes, tf.shape(here)) * weight[..., tf.newaxis]
-            more = (1 - x) * more + _former(x * more, 2)
-            more = (1 - y) * more + _former(y * more, 1)
-            found += tf.reduce_sum(tf.reshape(losses, tf.shape(weight)) * weight)
-            return offset + 1, found, slope + more
-
         _, found, slope = tf.while_loop(
             lambda offset, *_: offset < factor**2,
             add,
@@ -68,6 +61,18 @@ def _sum_over_offsets(logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tens
         return found, lambda upstream: upstream * slope
 
     return total(logits)
+
+
+def _of_pixels(logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sum of the cross entropy, and its gradient, with a logit vector for each id."""
+    labelled = ids != VOID
+    wanted = tf.where(labelled, tf.cast(ids, tf.int32), 0)
+    losses, slopes = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
+        features=tf.reshape(logits, [-1, logits.shape[-1]]), labels=tf.reshape(wanted, [-1])
+    )
+    weight = tf.cast(labelled, tf.float32)
+    total = tf.reduce_sum(tf.reshape(losses, tf.shape(weight)) * weight)
+    return total, tf.reshape(slopes, tf.shape(logits)) * weight[..., tf.newaxis]
 
 
 def _next(x: tf.Tensor, axis: int) -> tf.Tensor:

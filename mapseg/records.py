@@ -437,7 +437,12 @@ def decode_sample(
 
 
 def read_samples(
-    records_dir: Path | str, split: str, label_set: str | LabelSet = "all"
+    records_dir: Path | str,
+    split: str,
+    label_set: str | LabelSet = "all",
+    *,
+    first: int = -1,
+    share: tuple[int, int] = (0, 1),
 ) -> "tf.data.Dataset":
     """Reads a split's samples at stored size and in stored order, for evaluation.
 
@@ -445,6 +450,8 @@ def read_samples(
       records_dir: the folder that `data_prep.build_records` wrote.
       split: one of its splits.
       label_set: a label set, or the name or path of one; see `labels.make_label_set`.
+      first: only the first so many; -1 is all.
+      share: (i, n), of these only every n-th from the i-th on.
 
     Returns:
       A dataset of (image [H, W, 3] uint8, label [H, W] uint8 train ids or VOID, key [] string).
@@ -460,10 +467,16 @@ def read_samples(
     if isinstance(label_set, str):
         label_set = make_label_set(manifest.classes, label_set)
     table = label_set.table
-    return tf.data.TFRecordDataset(paths).map(
-        lambda record: decode_sample(record, table),
-        num_parallel_calls=_PARALLEL_DECODES,
-        deterministic=True,
+    index, shares = share
+    return (
+        tf.data.TFRecordDataset(paths)
+        .take(first)
+        .shard(shares, index)
+        .map(
+            lambda record: decode_sample(record, table),
+            num_parallel_calls=_PARALLEL_DECODES,
+            deterministic=True,
+        )
     )
 
 

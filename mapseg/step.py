@@ -161,14 +161,19 @@ def make_step(state: TrainState, config: TrainConfig, strategy: tf.distribute.St
             found = differentiate(images[part], labels[part], unit)
             return [part + 1, *(a + b for a, b in zip(sums, found, strict=True))]
 
-        zeros = [tf.zeros([]), tf.zeros([]), *(tf.zeros(v.shape) for v in trained)]
-        _, *sums = tf.while_loop(
-            lambda part, *_: part < parts,
-            add,
-            [tf.constant(0), *zeros],
-            parallel_iterations=1,
-            maximum_iterations=parts,
-        )
+        sums = [tf.zeros([]), tf.zeros([]), *(tf.zeros(v.shape) for v in trained)]
+        if config.sync_batch_norm and replicas > 1:  # a loop cannot hold what devices say
+            for part in range(parts):
+                with tf.control_dependencies(sums):
+                    _, *sums = add(part, *sums)
+        else:
+            _, *sums = tf.while_loop(
+                lambda part, *_: part < parts,
+                add,
+                [tf.constant(0), *sums],
+                parallel_iterations=1,
+                maximum_iterations=parts,
+            )
         state.dropout_seed.part = 0
         return sums
 
@@ -180,7 +185,7 @@ def make_step(state: TrainState, config: TrainConfig, strategy: tf.distribute.St
         unit = tf.convert_to_tensor(state.loss_scale.scale) / _pixels(label, replicas)
         run = differentiate if parts == 1 else accumulate
         total, pixels, *gradients = run(image, label, unit)
-        broken = [tf.logical_not(tf.reduce_all(tf.math.is_finite(g))) for g in gradients]
+        broken = [tf.logical_not(tf.reduce_all(tf.math.is_finite(x))) for x in (total, *gradients)]
         facts = tf.stack([total, pixels, tf.cast(tf.reduce_any(broken), tf.float32)])
         return facts, gradients, before
 

@@ -1,6 +1,11 @@
 """Where the steps run: one device, the GPUs of a machine, or several machines."""
 
-from collections.abc import Callable, Mapping
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +15,10 @@ import tensorflow as tf
 from mapseg import cluster
 from mapseg.config import TrainConfig
 from mapseg.pipeline import train_batches
+from mapseg.progress import duration
 
 _BATCHES_ON_DEVICE = 2
+_CONNECT_SECS = 60.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def join(
         arguments = (greeting, config.peer_timeout_secs, progress, stopping)
         if not cluster.meet(found, *arguments):
             return None
-        workers = Workers(_connect(), found.index, len(found.workers))
+        workers = Workers(_connect(progress), found.index, len(found.workers))
     if config.batch_size % (workers.replicas * config.accumulate_steps):
         raise ValueError(
             f"batch_size must be a multiple of devices times accumulate_steps, {workers.replicas} "
@@ -92,9 +99,18 @@ def join(
     return workers
 
 
-def _connect() -> tf.distribute.Strategy:
+def _connect(progress: Callable[[str], None]) -> tf.distribute.Strategy:
+    """Lets TensorFlow connect the workers, which takes a moment, or for ever if one has gone."""
+    limit = duration(_CONNECT_SECS)
+    progress(f"all workers are there and are being connected; a failure ends this within {limit}")
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _bounded(_CONNECT_SECS):
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise ConnectionError(
+            f"TensorFlow must be able to connect the workers of TF_CONFIG; {error.message}. "
+            "Remedy: check that every port is free where its worker runs"
+        ) from error
     except RuntimeError as error:
         raise ValueError(
             "strategy=multi_worker must be the first that a process does with TensorFlow; "
@@ -102,11 +118,32 @@ def _connect() -> tf.distribute.Strategy:
         ) from error
 
 
+@contextmanager
+def _bounded(secs: float) -> Iterator[None]:
+    """Ends the process after some seconds; Ctrl-C ends it at once, as if Python had no handler.
+
+    TensorFlow holds the interpreter while it connects: no thread or handler of Python would run.
+    It takes SIGTERM for itself, so the handlers are set again afterwards.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    former = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    with Path(os.devnull).open("w") as nowhere:
+        faulthandler.dump_traceback_later(secs, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
 def _local_strategy(config: TrainConfig) -> tf.distribute.Strategy:
-    gpus = tf.config.list_logical_devices("GPU")
-    if config.strategy == "one_device" or (config.strategy == "auto" and len(gpus) < 2):
+    devices = tf.config.list_logical_devices("GPU")
+    if not devices and config.strategy == "mirrored":
+        devices = tf.config.list_logical_devices("CPU")
+    if config.strategy == "one_device" or len(devices) < 2:
         return tf.distribute.get_strategy()
-    devices = gpus or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([d.name for d in devices])
 
 

@@ -45,8 +45,8 @@ from mapseg.strategy import Workers, find_cluster, join, make_sum, share_batches
 Progress = Callable[[str], None]
 
 _MOST_SKIPPED_IN_A_ROW = 20
-# What TensorFlow says where another process cannot be reached any more.
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+# What TensorFlow says, in errors of many kinds, where another process cannot be reached any more.
+_LOST = re.compile(r"job:worker|task:\d|heartbeat|[Cc]ollective|NCCL|[Ss]ocket|[Cc]onnection")
 
 
 def begin_run(run_dir: Path, records_dir: Path, options: Mapping[str, Any]) -> Run:
@@ -211,8 +211,8 @@ def train(
         loop = _Loop(run, records_dir, progress, evaluating, predicting, workers)
         try:
             loop.go(stopping)
-        except _LOST as error:
-            if workers.count == 1:
+        except tf.errors.OpError as error:
+            if workers.count == 1 or not _LOST.search(str(error)):
                 raise
             raise ConnectionError(_lost_worker(run, str(error))) from error
 
@@ -296,8 +296,8 @@ class _Loop:
             self.average = make_averaging(self.state, workers.strategy)
         self.step = int(self.state.step.numpy())
         self.saved_step = saved[-1] if saved else -1
-        self.saved_at = self.logged_at = time.monotonic()
-        self.logged_step = self.step
+        self.saved_at = self.timed_at = time.monotonic()
+        self.timed_step = self.step
         history = []
         if self.is_first:
             history = checkpoints.cut_history(run.history_path, self.step)
@@ -305,7 +305,8 @@ class _Loop:
         self.evaluated_steps = {int(r["step"]) for r in history if "mean_iou" in r}
         self.skipped = int(max((r.get("skipped_steps", 0) for r in history), default=0))
         self.skipped_in_a_row = 0
-        self.pending: list[tuple[tf.Tensor, tf.Tensor]] = []
+        self.losses: list[float] = []  # of the finite steps since the last report
+        self.pending: list[tuple[tf.Tensor, tf.Tensor]] = []  # not yet asked of the device
         self.predictor = self._make_predictor(predicting)
 
     def _make_predictor(self, predicting: PredictConfig) -> Predictor:
@@ -326,7 +327,6 @@ class _Loop:
         steps = make_steps(make_step(self.state, config, self.workers.strategy))
         batches = iter(share_batches(self.workers, self.records_dir, config, self.step))
         self._evaluate_if_due()
-        self.logged_at = time.monotonic()
         began = self.step
         while self.step < config.steps:
             stop, save = self._agree(stopping(), self._save_is_late())
@@ -338,7 +338,7 @@ class _Loop:
                 with telling("compiling the training step", self.progress):
                     self._take(steps, batches, 1)
                     self.pending[0][0].numpy()  # waits
-                self.logged_at = time.monotonic()
+                self.timed_at, self.timed_step = time.monotonic(), self.step
             else:
                 self._take(steps, batches, min(steps_per_call(config), self._steps_until_due()))
             if self.step % config.log_steps == 0 or self.step == config.steps:
@@ -350,6 +350,7 @@ class _Loop:
                 self._plot()
         self.save()
         self._plot()
+        self._agree(False)  # all wait until all is written
         if self.step < config.steps:
             self.progress(f"stopped and saved at step {self.step}; the same command goes on")
         else:
@@ -373,6 +374,7 @@ class _Loop:
     def save(self) -> None:
         """Writes a checkpoint of the present step, unless there is one."""
         if self.saved_step != self.step:
+            self._collect()  # a step that was not finite is told before it is history
             if self.average is not None:
                 self.average()
             weights = weight_arrays(self.state.model)
@@ -394,34 +396,44 @@ class _Loop:
         waited = time.monotonic() - self.saved_at
         return self.is_first and 0 < self.run.train.checkpoint_secs <= waited
 
-    def _log(self) -> None:
-        """Reports the steps since the last report; this is where the host waits for the device."""
-        config = self.run.train
+    def _collect(self) -> None:
+        """Takes in the steps that were made; this is where the host waits for the device.
+
+        Raises:
+          FloatingPointError: see `_tell_not_finite`.
+        """
+        if not self.pending:
+            return
         losses, finite = (np.concatenate([p[i] for p in self.pending]) for i in range(2))
         self.pending = []
+        self.losses += losses[finite].tolist()
         for sound in finite:
             self.skipped_in_a_row = 0 if sound else self.skipped_in_a_row + 1
         self.skipped += int(np.sum(~finite))
-        scale = float(self.state.loss_scale.scale.numpy())
-        if not finite.all() and scale <= 1:  # else the loss scale will mend it
-            self._tell_not_finite(self.logged_step + int(np.argmin(finite)))
-        now = time.monotonic()
-        steps_per_s = (self.step - self.logged_step) / max(now - self.logged_at, 1e-9)
+        # Else the loss scale will mend it.
+        if not finite.all() and float(self.state.loss_scale.scale.numpy()) <= 1:
+            self._tell_not_finite(self.step - len(finite) + int(np.argmin(finite)))
+
+    def _log(self) -> None:
+        """Reports the steps since the last report."""
+        self._collect()
+        config, now = self.run.train, time.monotonic()
         row = {
             "step": self.step,
-            "loss": float(losses[finite].mean()) if finite.any() else math.nan,
+            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
             "learning_rate": float(optimizers.learning_rate(config, self.state.step - 1)),
-            "images_per_s": steps_per_s * config.batch_size,
-            "loss_scale": scale,
+            "loss_scale": float(self.state.loss_scale.scale.numpy()),
             "skipped_steps": self.skipped,
         }
+        text = f"loss {row['loss']:.4f}  rate {row['learning_rate']:.2e}"
+        if self.step > self.timed_step:  # else only the step that was compiled, which says nothing
+            steps_per_s = (self.step - self.timed_step) / (now - self.timed_at)
+            row["images_per_s"] = steps_per_s * config.batch_size
+            left = duration((config.steps - self.step) / steps_per_s)
+            text += f"  {row['images_per_s']:.1f} images/s  {left} left"
         self._record(row)
-        left = duration((config.steps - self.step) / steps_per_s)
-        self.progress(
-            f"step {self.step}/{config.steps}  loss {row['loss']:.4f}  "
-            f"rate {row['learning_rate']:.2e}  {row['images_per_s']:.1f} images/s  {left} left"
-        )
-        self.logged_at, self.logged_step = now, self.step
+        self.progress(f"step {self.step}/{config.steps}  {text}")
+        self.losses, self.timed_at, self.timed_step = [], now, self.step
 
     def _tell_not_finite(self, step: int) -> None:
         """Writes the batch of a step that was not finite; tells or stops.
@@ -453,7 +465,10 @@ class _Loop:
         config = self.run.train
         last = self.step == config.steps
         due = last or (config.eval_steps and self.step and self.step % config.eval_steps == 0)
-        if not self.evaluating or not due or self.step in self.evaluated_steps:
+        if not self.evaluating or not due:
+            return
+        [done] = self._agree(self.step in self.evaluated_steps)  # worker 0 has the history
+        if done:
             return
         started = time.monotonic()
         self.save()
@@ -466,13 +481,13 @@ class _Loop:
             self.run.label_set,
             self.progress,
             max_samples=config.eval_samples,
-            panels_dir=self.run.run_dir / "evaluation" / "panels",
+            panels_dir=self.run.run_dir / "evaluation" / "panels" if self.is_first else None,
             panels=config.eval_panels if last else 0,
             share=(self.workers.index, self.workers.count),
             add_up=self.add_up,
         )
         self.evaluated_steps.add(self.step)
-        self.logged_at += time.monotonic() - started  # an evaluation's time is not the training's
+        self.timed_at += time.monotonic() - started  # an evaluation's time is not the training's
         if self.is_first:
             self._note_scores(scores)
 

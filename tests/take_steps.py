@@ -3,7 +3,8 @@
     python tests/take_steps.py one_device|mirrored|multi_worker OUT.npz
 
 Mirrored makes two devices of the CPU; multi_worker is run twice, with TF_CONFIG. The arrays of
-each case of CASES must not depend on the devices, but for the statistics of `own_norm`.
+each case of CASES must not depend on the devices, but for the loss of `own_norm`, and for
+`sync_norm_in_parts`, whose parts are made of other crops.
 """
 
 import sys
@@ -35,6 +36,7 @@ CASES = {
     "clipped_in_parts": replace(FROZEN, accumulate_steps=2, clip_norm=0.02),
     "compiled": replace(FROZEN, xla="on"),
     "sync_norm": replace(BATCH, sync_batch_norm=True),
+    "sync_norm_in_parts": replace(BATCH, sync_batch_norm=True, accumulate_steps=2),
     "own_norm": BATCH,
     "overflow": replace(FROZEN, precision="mixed_float16"),
 }

@@ -123,11 +123,14 @@ def test_strangers_are_not_counted():
     assert {**chief.end(), **other.end()} == {0: True, 1: True}
 
 
-def test_a_taken_port_is_named():
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_taken_port_is_named(index):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ConnectionError, match=f"port {port}"):
-            meet(Cluster((f"127.0.0.1:{port}", "127.0.0.1:1"), 0), {}, 1.0, print, never)
+        workers = ["127.0.0.1:1", "127.0.0.1:1"]
+        workers[index] = f"127.0.0.1:{port}"
+        with pytest.raises(ConnectionError, match=f"worker {index} must .* port {port}"):
+            meet(Cluster(tuple(workers), index), {}, 1.0, print, never)
 
 
 def test_tf_config_is_read(monkeypatch):

@@ -26,6 +26,7 @@ OPTIONS = {
     "checkpoint_steps": 2,
     "log_steps": 1,
     "sync_batch_norm": True,
+    "eval_steps": 2,
     "peer_timeout_secs": 120,
 }
 

@@ -1,0 +1,132 @@
+"""Times the parts of a step that have forms of their own, beside the common ones.
+
+    python benchmarks/forms.py [--crop=513] [--batch=2] [--dtype=float32]
+
+The loss with its gradient: over whole up-sampled logits, and `losses.cross_entropy`; a dilated
+depthwise convolution of 728 channels with its gradients: Keras's, and `convolutions`'. Each with
+and without XLA, in a process of its own, and by how much that grows.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from mapseg import cli
+
+CLASSES, CHANNELS, RATE, REPEATS = 66, 728, 2, 5
+FORMS = {"loss": ("whole logits", "mapseg"), "depthwise": ("Keras", "mapseg")}
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("crop", 513, "side of a crop: 16 k + 1", flag_values=values)
+    flags.DEFINE_integer("batch", 2, "crops", flag_values=values)
+    flags.DEFINE_string("dtype", "float32", "of the convolution", flag_values=values)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Prints a row for every form."""
+    print("| part | form | XLA | first call | ms | growth |\n" + "| --- " * 6 + "|", flush=True)
+    for part, forms in FORMS.items():
+        for compiled in (False, True):
+            for form in forms:
+                case = [part, form, compiled, values.crop, values.batch, values.dtype]
+                command = [sys.executable, __file__, "--case", json.dumps(case)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                first, ms, mb = json.loads(done.stdout.splitlines()[-1])
+                xla = "yes" if compiled else "no"
+                print(f"| {part} | {form} | {xla} | {first:.1f} s | {ms:.0f} | {mb:.0f} MB |")
+                sys.stdout.flush()
+    return 0
+
+
+def measure(
+    part: str, form: str, compiled: bool, crop: int, batch: int, dtype: str
+) -> tuple[float, float, float]:
+    """Returns the seconds of the first call, the ms of later ones, and the growth in MB."""
+    import tensorflow as tf
+
+    from mapseg.machine import taken_bytes
+
+    function, inputs = (make_loss if part == "loss" else make_depthwise)(form, crop, batch, dtype)
+
+    @tf.function(jit_compile=compiled)
+    def run(*inputs: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            value = function(*inputs)
+        return tape.gradient(value, inputs)
+
+    before, started = taken_bytes("peak"), time.perf_counter()
+    run(*inputs)[0].numpy()
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    for _ in range(REPEATS):
+        found = run(*inputs)
+    found[0].numpy()
+    ms = (time.perf_counter() - started) / REPEATS * 1e3
+    return first, ms, (taken_bytes("peak") - before) / 1e6
+
+
+def make_loss(
+    form: str, crop: int, batch: int, _: str
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Makes the loss of logits at stride 4, and random logits."""
+    import tensorflow as tf
+
+    from mapseg import losses
+    from mapseg.model import Upsample
+
+    size = (batch, crop, crop)
+    label = tf.random.stateless_uniform(size, (1, 2), maxval=CLASSES, dtype=tf.int32)
+    label = tf.cast(label, tf.uint8)
+    side = (crop - 1) // 4 + 1
+    logits = tf.random.stateless_normal([batch, side, side, CLASSES], (3, 4))
+    if form == "mapseg":
+        return (lambda logits: losses.cross_entropy(logits, label, 4)[0]), (logits,)
+    up_sample = Upsample(4, dtype="float32")
+    return (lambda logits: losses.cross_entropy(up_sample([logits, label]), label)[0]), (logits,)
+
+
+def make_depthwise(
+    form: str, crop: int, batch: int, dtype: str
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Makes three convolutions in a row at stride 16, and their input and kernel."""
+    import tensorflow as tf
+
+    from mapseg.convolutions import depthwise_conv
+
+    side = (crop - 1) // 16 + 1
+    x = tf.cast(tf.random.stateless_normal([batch, side, side, CHANNELS], (1, 2)), dtype)
+    kernel = tf.cast(tf.random.stateless_normal([3, 3, CHANNELS, 1], (3, 4)) / 3, dtype)
+
+    def run(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        for _ in range(3):
+            if form == "mapseg":
+                x = depthwise_conv(x, kernel, RATE, RATE)
+            else:
+                rates = [RATE, RATE]
+                x = tf.nn.depthwise_conv2d(x, kernel, [1] * 4, "SAME", dilations=rates)
+            x = tf.nn.relu(x)
+        return tf.reduce_sum(tf.cast(x, tf.float32) ** 2)
+
+    return run, (x, kernel)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    if argv[1:2] == ["--case"]:
+        print(json.dumps(measure(*json.loads(argv[2]))))
+        return 0
+    return cli.run(work, define_flags(), argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
