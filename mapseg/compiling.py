@@ -46,6 +46,8 @@ def use_compile_cache(folder: Path) -> None:
         )
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", str(folder))
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_read_only", "false")
+    if version.startswith("2.15"):  # it cannot read what it wrote for a CPU
+        _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_device_types", "GPU")
     if not version.startswith(_NO_AUTOTUNE_CACHE):
         _add("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", str(kernels))
     # XLA times kernels while it compiles; code that is loaded lazily spoils and delays that.

@@ -97,6 +97,7 @@ def synchronize_batch_norm(model: keras.Model) -> None:
     """Lets every batch norm normalize over the crops of all devices."""
     for norm in _batch_norms(model):
         norm.synchronized = True
+        norm.fused = False  # Keras 2 has a form that looks at one device alone
 
 
 def _batch_norms(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:

@@ -186,7 +186,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on
     assert again.train.learning_rate == 0.01
 
 
-def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path, monkeypatch):
+@pytest.fixture
+def step_2_is_not_finite(monkeypatch):
     def make_step(*arguments):
         real = make_real(*arguments)
 
@@ -199,6 +200,19 @@ def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path, monkeyp
 
     make_real = train.make_step
     monkeypatch.setattr(train, "make_step", make_step)
+
+
+@pytest.mark.usefixtures("step_2_is_not_finite")
+def test_a_step_that_is_not_finite_is_told_before_it_is_saved_over(records_dir, tmp_path):
+    options = {**TINY, "log_steps": 4, "checkpoint_steps": 3}
+    run = train.begin_run(tmp_path / "run", records_dir, options)
+    with pytest.raises(FloatingPointError, match="of step 2 is not finite"):
+        train.train(run, records_dir, quiet, evaluating=False)
+    assert not checkpoints.saved_steps(run.checkpoints_dir)
+
+
+@pytest.mark.usefixtures("step_2_is_not_finite")
+def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path):
     lines = []
     run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "on_nan": "skip"})
     train.train(run, records_dir, lines.append, evaluating=False)
