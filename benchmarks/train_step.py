@@ -154,7 +154,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from mapseg.labels import LabelClass, make_label_set
     from mapseg.machine import gpus, taken_bytes
     from mapseg.step import build_state, make_step, make_steps, steps_per_call
-    from mapseg.strategy import Workers, share_batches
+    from mapseg.strategy import Workers, onto_device, share_batches
     from mapseg.train import resolve_precision
 
     crop, batch = case["crop"], case["batch"]
@@ -178,10 +178,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     image = tf.constant(rng.integers(0, 256, [batch, crop, crop, 3], np.uint8))
     label = tf.constant(rng.integers(0, CLASSES, [batch, crop, crop], np.uint8))
-    synthetic = tf.data.Dataset.from_tensors((image, label)).repeat()
-    if gpus():
-        onto_gpu = tf.data.experimental.prefetch_to_device("/GPU:0", 2)
-        synthetic = synthetic.apply(onto_gpu)
+    synthetic = onto_device(tf.data.Dataset.from_tensors((image, label)).repeat())
     on_gpu, before = bool(gpus()), taken_bytes("peak")
     started = time.perf_counter()
     batches = iter(synthetic)

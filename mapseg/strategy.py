@@ -173,10 +173,14 @@ def share_batches(
 
     if workers.replicas > 1:
         return workers.strategy.distribute_datasets_from_function(read)
-    if tf.config.list_logical_devices("GPU"):
-        onto_gpu = tf.data.experimental.prefetch_to_device("/GPU:0", _BATCHES_ON_DEVICE)
-        return read().apply(onto_gpu)
-    return read()
+    return onto_device(read())
+
+
+def onto_device(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Copies batches onto the GPU, where there is one, ahead of the steps that take them."""
+    if not tf.config.list_logical_devices("GPU"):
+        return batches
+    return batches.apply(tf.data.experimental.prefetch_to_device("/GPU:0", _BATCHES_ON_DEVICE))
 
 
 def make_sum(workers: Workers) -> Callable[[np.ndarray], np.ndarray]:
