@@ -6,13 +6,14 @@ samples): a run folder refuses such a value. All others may change from one call
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 ENCODERS = ("xception65", "resnet50", "mobilenet_v2")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
+LOSSES = ("ce", "ohem", "focal", "lovasz")
 OUTPUTS = ("ids", "overlay", "panel", "video")
 
 Check = Callable[[Any], bool]
@@ -130,7 +131,31 @@ class TrainConfig(_Checked):
     input_memory_mb: int = _option(
         2048, "memory on the host that reading crops may take, in MB", check=_POSITIVE
     )
-    loss: str = _option("ce", "ce is cross entropy", choices=("ce",), identity=True)
+    loss: str = _option(
+        "ce",
+        f"one of {', '.join(LOSSES)}, or several joined by +: cross entropy, that of the hardest "
+        "pixels, focal loss, Lovasz-softmax",
+        check=(
+            lambda v: _are_distinct(v.split("+"), LOSSES),
+            f"of {', '.join(LOSSES)}, joined by +",
+        ),
+        identity=True,
+    )
+    class_weights: bool = _option(
+        False, "weigh pixels in ce, ohem and focal by how rare their class is", identity=True
+    )
+    label_smoothing: float = _option(
+        0.0,
+        "share of the target in ce and ohem that goes to all classes",
+        check=_SHARE,
+        identity=True,
+    )
+    ohem_share: float = _option(
+        0.25,
+        "share of the labelled pixels, the hardest, that ohem takes; above 0, at most 1",
+        check=(lambda v: 0 < v <= 1, "above 0 and at most 1"),
+        identity=True,
+    )
     optimizer: str = _option(
         "sgd",
         "sgd (momentum 0.9), adamw, or with mapseg[addons] lookahead_radam, novograd",
@@ -160,6 +185,13 @@ class TrainConfig(_Checked):
         0.0,
         "largest global norm of the gradients, which are scaled down to it; 0 is off",
         check=_NOT_NEGATIVE,
+        identity=True,
+    )
+    ema_decay: float = _option(
+        0.0,
+        "decay of the moving average of the weights, which is then what is evaluated, used and "
+        "exported; 0 is off",
+        check=_SHARE,
         identity=True,
     )
     batch_norm: str = _option(
@@ -263,6 +295,10 @@ class PredictConfig(_Checked):
         "largest side that goes through the network at once; more needs more memory",
         check=(lambda v: v >= 65, "65 or more"),
     )
+
+
+def _are_distinct(names: Sequence[str], known: Sequence[str]) -> bool:
+    return len(set(names)) == len(names) and set(names) <= set(known)
 
 
 def _is_positive(text: str) -> bool:

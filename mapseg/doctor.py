@@ -73,6 +73,7 @@ class Case:
     weights_at_hand: bool = False
     manifest: "Manifest" = field(init=False)
     labels: LabelSet | None = None
+    class_pixels: np.ndarray | None = None  # of the split, by train id
     batch: tuple[np.ndarray, np.ndarray] | None = None  # as the pipeline gives it
     samples: str = "a synthetic batch"  # what is in it
     input_secs: float = 0.0  # for a batch of the records
@@ -276,6 +277,7 @@ def check_ids(case: Case) -> Finding:
                 "data_prep.verify_records names all such samples; convert them again"
             )
     pixels = case.manifest.split(case.train.train_split).pixels
+    case.class_pixels = labels.count(pixels, classes)
     void = sum(pixels.get(c.name, 0) for c in classes if labels.table[c.id] == VOID)
     return Finding(
         OK,
@@ -374,7 +376,10 @@ def check_step(case: Case) -> Finding:
 
     config = case.run.train
     image, label = case.batch or _synthetic_batch(case.run)
-    compiled = step.make_step(case.state, config, case.workers.strategy)
+    pixels = case.class_pixels
+    if pixels is None:  # without records; class weights of one
+        pixels = np.ones(len(case.run.label_set.classes))
+    compiled = step.make_step(case.state, config, case.workers.strategy, pixels)
     case.step_crops = config.batch_size
     while True:
         started = time.perf_counter()

@@ -6,7 +6,7 @@ A *class table* is the dataset's own list of labels, in the JSON schema of Mapil
 
 import fnmatch
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,21 @@ class LabelSet:
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(self.classes)] = [c.color for c in self.classes]
         return palette
+
+    def count(self, pixels: Mapping[str, int], source: Sequence[LabelClass]) -> np.ndarray:
+        """Adds up the pixels of each class.
+
+        Args:
+          pixels: by name of source class, as manifests have them.
+          source: the class table that the names are of.
+
+        Returns:
+          [classes] int64.
+        """
+        counts = np.zeros(VOID + 1, np.int64)
+        for c in source:
+            counts[self.source_to_train[c.id]] += pixels.get(c.name, 0)
+        return counts[: len(self.classes)]
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads back."""

@@ -1,49 +1,161 @@
-"""Losses over labelled pixels only."""
+"""Losses over labelled pixels only, alone or added up.
 
+A loss says for a set of pixels what their mean is. The sets are the pixels at one offset from the
+logits' samples (see `make_loss`): each is the whole batch, seen at the logits' own stride. For
+`ce` and `focal`, means over pixels, that makes no difference. `ohem` and `lovasz` rank the pixels
+of each set; with logits at the label's size there is one set, and they are what their papers say.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import tensorflow as tf
 
+from mapseg.config import TrainConfig
 from mapseg.labels import VOID
 
+# (logits [B, h, w, C] float32, label [B, H, W] uint8, factor) -> (sum, labelled pixels)
+Loss = Callable[[tf.Tensor, tf.Tensor, int], tuple[tf.Tensor, tf.Tensor]]
+# (logits [N, C] float32, ids [N] int32 below C, labelled [N] float32 0 or 1) -> [] float32 mean
+_Mean = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
-def cross_entropy(
-    logits: tf.Tensor, label: tf.Tensor, factor: int = 1
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sums the cross entropy of up-sampled logits over the labelled pixels.
+_FOCUS = 2.0  # gamma of the focal loss, as in its paper
+
+
+def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()) -> Loss:
+    """Makes the loss that a config names: the sum of those that `+` joins.
+
+    - `ce`: cross entropy; with `label_smoothing` against targets that share so much of their
+      weight among all classes (Szegedy et al. 2016, section 7), with `class_weights` times the
+      weight of the pixel's class.
+    - `ohem`: the same of the hardest pixels alone, `ohem_share` of a set (Wu et al. 2016, "Bridging
+      Category-level and Instance-level Semantic Image Segmentation").
+    - `focal`: cross entropy times (1 - p)^2, p the probability of the right class (Lin et al. 2017,
+      equation 4, gamma 2); with `class_weights` also times the class's weight.
+    - `lovasz`: Lovasz-softmax, whose minimum is that of 1 - mean IoU over the classes of a set
+      (Berman et al. 2018, equations 8, 9 and 11).
+
+    What it returns takes logits [B, h, w, C] float32, a label [B, H, W] uint8 of ids below C, or
+    VOID, and a factor: pixel (y, x) reads the logits bilinearly at (y, x) / factor, and
+    H <= factor * (h - 1) + 1, W likewise. It gives (sum, number of labelled pixels), both []
+    float32 and (0, 0) where all is VOID: sum and count are apart so that replicas can add both
+    before they divide. The mean of `ce` over a batch is then the same on one device and on many.
 
     The logits of all pixels (1.1 GB for 16 crops of 513x513 and 66 classes) never exist together.
     Pixels at the same offset from the sample above and left of them, (y, x) below `factor`, are
     interpolated with the same four weights, so each of the factor^2 offsets is a map of the size
     of `logits`; one after the other gives its loss and its gradient, and only their sums are kept.
 
-    The sum and the count are apart so that replicas can add both before they divide: the mean over
-    a batch is then the same on one device and on many.
+    Args:
+      config: `loss`, and the options named above.
+      class_pixels: [C] how many pixels of each class there are, for `class_weights`.
+
+    Raises:
+      ValueError: class weights without pixels to count.
+    """
+    weights = class_weights(class_pixels) if config.class_weights else None
+
+    def weigh(losses: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+        return losses * (labelled if weights is None else labelled * tf.gather(weights, ids))
+
+    def ce(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+        losses = weigh(_cross_entropies(logits, ids, config.label_smoothing), ids, labelled)
+        return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(labelled))
+
+    def ohem(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+        losses = weigh(_cross_entropies(logits, ids, config.label_smoothing), ids, labelled)
+        hardest_first = tf.sort(losses, direction="DESCENDING")
+        count = tf.math.ceil(config.ohem_share * tf.reduce_sum(labelled))
+        taken = tf.range(tf.cast(tf.size(ids), tf.float32)) < count
+        return tf.math.divide_no_nan(tf.reduce_sum(tf.where(taken, hardest_first, 0)), count)
+
+    def focal(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+        found = _cross_entropies(logits, ids)
+        losses = weigh(found * (1 - tf.exp(-found)) ** _FOCUS, ids, labelled)
+        return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(labelled))
+
+    terms: dict[str, _Mean] = {"ce": ce, "ohem": ohem, "focal": focal, "lovasz": _lovasz_softmax}
+    chosen = [terms[name] for name in config.loss.split("+")]
+
+    def mean(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+        return tf.add_n([term(logits, ids, labelled) for term in chosen])
+
+    return lambda logits, label, factor: _up_sampled(mean, logits, label, factor)
+
+
+def class_weights(pixels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Weighs classes by how rare they are: 1 / ln(1.02 + share) (Paszke et al. 2016, ENet).
 
     Args:
-      logits: [B, h, w, C] float32; pixel (y, x) reads them bilinearly at (y, x) / factor.
-      label: [B, H, W] uint8 ids below C, or VOID; H <= factor * (h - 1) + 1, W likewise.
-      factor: pixels from one of the logits to the next.
+      pixels: [C] how many there are of each class.
 
     Returns:
-      (sum, number of labelled pixels), both [] float32; (0, 0) where all is VOID.
+      [C] float32, scaled so that the mean over the pixels is 1: the learning rate keeps its
+      meaning. The rarest class weighs at most 50 times as much as one that is everything.
+
+    Raises:
+      ValueError: no pixels.
     """
+    counts = np.asarray(pixels, np.float64)
+    if not counts.sum():
+        raise ValueError(
+            "class_weights must have the pixels of every class, which the manifest counts; got "
+            "none. Remedy: --noclass_weights"
+        )
+    shares = counts / counts.sum()
+    weights = 1 / np.log(1.02 + shares)
+    return (weights / (weights @ shares)).astype(np.float32)
+
+
+def _cross_entropies(logits: tf.Tensor, ids: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """[N] float32 of [N, C] logits and [N] ids."""
+    if not smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(ids, logits)
+    classes = logits.shape[-1]
+    targets = tf.one_hot(ids, classes) * (1 - smoothing) + smoothing / classes
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def _lovasz_softmax(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+    """The mean of the Lovasz extensions of the Jaccard losses of the classes that are there."""
+    classes = logits.shape[-1]
+    right = tf.transpose(tf.one_hot(ids, classes) * labelled[:, tf.newaxis])  # [C, N]
+    errors = tf.abs(right - tf.transpose(tf.nn.softmax(logits)) * labelled)
+    # Pixels without a label have no error: they come last, and count for nothing.
+    errors, order = tf.math.top_k(errors, tf.size(ids))
+    right_sorted = tf.gather(right, order, batch_dims=1)
+    total = tf.reduce_sum(right, 1, keepdims=True)
+    intersection = total - tf.cumsum(right_sorted, 1)
+    union = total + tf.cumsum(1 - right_sorted, 1)
+    jaccard = 1 - intersection / union  # loss when the errors up to here are made in full
+    steps = tf.concat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], 1)
+    present = tf.cast(total[:, 0] > 0, tf.float32)
+    of_classes = tf.reduce_sum(errors * tf.stop_gradient(steps), 1)
+    return tf.math.divide_no_nan(tf.reduce_sum(of_classes * present), tf.reduce_sum(present))
+
+
+def _up_sampled(
+    mean: _Mean, logits: tf.Tensor, label: tf.Tensor, factor: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums a loss over the labelled pixels; see `make_loss`."""
     size = factor * tf.shape(logits)[1:3]
     border = size - tf.shape(label)[1:]
     label = tf.pad(label, [[0, 0], [0, border[0]], [0, border[1]]], constant_values=VOID)
     split = [-1, size[0] // factor, factor, size[1] // factor, factor]
     offsets = tf.transpose(tf.reshape(label, split), [2, 4, 0, 1, 3])
-    ids = tf.reshape(offsets, [factor**2, -1, size[0] // factor, size[1] // factor])
+    ids = tf.reshape(offsets, [factor**2, -1])
     pixels = tf.reduce_sum(tf.cast(label != VOID, tf.float32))
-    return _sum_over_offsets(logits, ids, factor), pixels
+    return _sum_over_offsets(mean, logits, ids, factor), pixels
 
 
-def _sum_over_offsets(logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tensor:
-    """The sum over [factor^2, B, h, w] ids; its gradient is found on the way, not afterwards."""
+def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tensor:
+    """The sum over [factor^2, B * h * w] ids; its gradient is found on the way, not afterwards."""
 
     def add(offset: tf.Tensor, found: tf.Tensor, slope: tf.Tensor) -> tuple[tf.Tensor, ...]:
         y, x = (tf.cast(i, tf.float32) / factor for i in (offset // factor, offset % factor))
         rows = logits + y * (_next(logits, 1) - logits)
         here = rows + x * (_next(rows, 2) - rows)
-        more_found, more = _of_pixels(here, ids[offset])
+        more_found, more = _with_gradient(mean, here, ids[offset])
         # Not a sum of three: TensorFlow would rewrite it, and fail where loops lie within loops.
         more -= x * more - _former(x * more, 2)
         more -= y * more - _former(y * more, 1)
@@ -63,16 +175,15 @@ def _sum_over_offsets(logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tens
     return total(logits)
 
 
-def _of_pixels(logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The sum of the cross entropy, and its gradient, with a logit vector for each id."""
-    labelled = ids != VOID
-    wanted = tf.where(labelled, tf.cast(ids, tf.int32), 0)
-    losses, slopes = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
-        features=tf.reshape(logits, [-1, logits.shape[-1]]), labels=tf.reshape(wanted, [-1])
-    )
-    weight = tf.cast(labelled, tf.float32)
-    total = tf.reduce_sum(tf.reshape(losses, tf.shape(weight)) * weight)
-    return total, tf.reshape(slopes, tf.shape(logits)) * weight[..., tf.newaxis]
+def _with_gradient(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A loss times the labelled pixels, and its gradient, with a logit vector for each id."""
+    labelled = tf.cast(ids != VOID, tf.float32)
+    wanted = tf.where(ids != VOID, tf.cast(ids, tf.int32), 0)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        flat = tf.reshape(logits, [-1, logits.shape[-1]])
+        found = mean(flat, wanted, labelled) * tf.reduce_sum(labelled)
+    return found, tape.gradient(found, logits)
 
 
 def _next(x: tf.Tensor, axis: int) -> tf.Tensor:

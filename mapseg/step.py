@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from mapseg import losses, optimizers
+from mapseg import optimizers
 from mapseg.checkpoints import Run
 from mapseg.config import TrainConfig
 from mapseg.convolutions import use_forms_for_xla
+from mapseg.encoders import named_weights
+from mapseg.losses import make_loss
 from mapseg.machine import gpus
-from mapseg.model import build_model, coarse_model
+from mapseg.model import build_model, coarse_model, weight_arrays
 from mapseg.transfer import init_weights
 
 # Keeps dropout's random stream apart from the augmentation's, which is 1.
@@ -40,14 +43,27 @@ class DropoutSeed:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; `checkpoint` holds all of it."""
+    """Everything that a step changes; `checkpoint` holds all of it.
+
+    `averages` has a variable for each trained one, or none where `ema_decay` is 0.
+    """
 
     model: keras.Model
     optimizer: Any
     step: tf.Variable
     loss_scale: optimizers.LossScale
     dropout_seed: DropoutSeed
+    averages: list[tf.Variable]
     checkpoint: tf.train.Checkpoint
+
+    def weight_arrays(self) -> dict[str, np.ndarray]:
+        """The weights to predict with, by name: the averages, where there are any."""
+        arrays = weight_arrays(self.model)
+        if self.averages:
+            names = {id(weight): name for name, weight in named_weights(self.model).items()}
+            for weight, average in zip(self.model.trainable_variables, self.averages, strict=True):
+                arrays[names[id(weight)]] = average.numpy()
+        return arrays
 
 
 def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> TrainState:
@@ -81,10 +97,11 @@ def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> Tr
         use_forms_for_xla(_layers(model))
     optimizer = optimizers.build_optimizer(run.train, step, model.trainable_variables)
     loss_scale = optimizers.LossScale(dynamic=run.train.precision == "mixed_float16")
+    averages = optimizers.make_averages(model.trainable_variables if run.train.ema_decay else [])
     checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=optimizer, step=step, loss_scale=loss_scale
+        model=model, optimizer=optimizer, step=step, loss_scale=loss_scale, averages=averages
     )
-    return TrainState(model, optimizer, step, loss_scale, dropout_seed, checkpoint)
+    return TrainState(model, optimizer, step, loss_scale, dropout_seed, averages, checkpoint)
 
 
 def freeze_batch_norm(model: keras.Model) -> None:
@@ -132,7 +149,12 @@ def use_xla(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
     return config.xla == "on" or (config.xla == "auto" and on_gpu and not problem)
 
 
-def make_step(state: TrainState, config: TrainConfig, strategy: tf.distribute.Strategy) -> Step:
+def make_step(
+    state: TrainState,
+    config: TrainConfig,
+    strategy: tf.distribute.Strategy,
+    class_pixels: Sequence[int] | np.ndarray = (),
+) -> Step:
     """Compiles the training step: (image, label) -> (loss [] float32, finite [] bool).
 
     The loss is the mean over the labelled pixels of the batch of all devices, and the gradient is
@@ -143,13 +165,14 @@ def make_step(state: TrainState, config: TrainConfig, strategy: tf.distribute.St
     optimizer, replicas = state.optimizer, strategy.num_replicas_in_sync
     trained, moving = state.model.trainable_variables, state.model.non_trainable_variables
     logits_of, factor = coarse_model(state.model, recompute=config.recompute)
+    loss_of = make_loss(config, class_pixels)
     compiled = use_xla(config, strategy)
     parts = config.accumulate_steps
 
     def differentiate(image: tf.Tensor, label: tf.Tensor, unit: tf.Tensor) -> list[tf.Tensor]:
         """The loss's sum, the labelled pixels, and the gradients of the sum times `unit`."""
         with tf.GradientTape() as tape:
-            total, pixels = losses.cross_entropy(logits_of(image), label, factor)
+            total, pixels = loss_of(logits_of(image), label, factor)
             objective = total * unit
         return [total, pixels, *tape.gradient(objective, trained)]
 
@@ -208,6 +231,8 @@ def make_step(state: TrainState, config: TrainConfig, strategy: tf.distribute.St
         optimizers.decay_weights(config, state.step, trained)
         gradients = optimizers.add_decay(config, gradients, trained, replicas)
         optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        if config.ema_decay:
+            optimizers.update_averages(config, state.step, state.averages, trained)
 
     def restore(before: Sequence[tf.Tensor]) -> None:
         for variable, value in zip(moving, before, strict=True):

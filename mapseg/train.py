@@ -23,7 +23,7 @@ from mapseg.evaluate import evaluate, write_evaluation
 from mapseg.files import whole_file
 from mapseg.labels import make_label_set
 from mapseg.machine import cores, gpus, has_nvidia_driver
-from mapseg.model import assign_weight_arrays, build_model, weight_arrays
+from mapseg.model import assign_weight_arrays, build_model
 from mapseg.pipeline import batch_keys, train_batches
 from mapseg.plots import plot_history
 from mapseg.predict import Predictor
@@ -273,7 +273,9 @@ class _Loop:
         workers: Workers,
     ):
         manifest = read_manifest(records_dir)
-        self.samples = manifest.split(run.train.train_split).samples
+        split = manifest.split(run.train.train_split)
+        self.samples = split.samples
+        self.class_pixels = run.label_set.count(split.pixels, run.source_classes)
         if evaluating:
             manifest.split(run.train.eval_split)
         self.run, self.records_dir, self.evaluating = run, records_dir, evaluating
@@ -310,9 +312,9 @@ class _Loop:
         self.predictor = self._make_predictor(predicting)
 
     def _make_predictor(self, predicting: PredictConfig) -> Predictor:
-        """Predicts with the network itself, or where that lies on many devices with a copy."""
+        """Predicts with the network itself, or a copy: of many devices, or of averaged weights."""
         model = self.state.model
-        if self.workers.replicas > 1 and self.evaluating:
+        if self.evaluating and (self.workers.replicas > 1 or self.state.averages):
             config = replace(self.run.model, encoder_weights="none")
             classes = len(self.run.label_set.classes)
             model = build_model(config, classes, precision=self.run.train.precision)
@@ -324,7 +326,8 @@ class _Loop:
             self.progress(line)
         if self.step:
             self.progress(f"going on from step {self.step}")
-        steps = make_steps(make_step(self.state, config, self.workers.strategy))
+        step = make_step(self.state, config, self.workers.strategy, self.class_pixels)
+        steps = make_steps(step)
         batches = iter(share_batches(self.workers, self.records_dir, config, self.step))
         self._evaluate_if_due()
         began = self.step
@@ -377,7 +380,7 @@ class _Loop:
             self._collect()  # a step that was not finite is told before it is history
             if self.average is not None:
                 self.average()
-            weights = weight_arrays(self.state.model)
+            weights = self.state.weight_arrays()
             if self.is_first:
                 checkpoints.write_checkpoint(
                     self.run.checkpoints_dir,
@@ -473,7 +476,7 @@ class _Loop:
         started = time.monotonic()
         self.save()
         if self.predictor.model is not self.state.model:
-            assign_weight_arrays(self.predictor.model, weight_arrays(self.state.model))
+            assign_weight_arrays(self.predictor.model, self.state.weight_arrays())
         scores = evaluate(
             self.predictor,
             self.records_dir,

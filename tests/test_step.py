@@ -13,7 +13,7 @@ from conftest import free_ports, tf_config
 from take_steps import CASES, SmallState, small_batch, take
 
 from mapseg.config import TrainConfig
-from mapseg.losses import cross_entropy
+from mapseg.losses import make_loss
 from mapseg.optimizers import build_optimizer
 from mapseg.step import DropoutSeed, freeze_batch_norm, make_step, make_steps, use_xla
 from mapseg.strategy import Workers
@@ -43,7 +43,7 @@ def test_the_step_follows_the_gradient_and_the_decay():
     kernel = state.model.get_layer("logits-semantic").kernel
     before = np.array(kernel)
     with tf.GradientTape() as tape:
-        total, pixels = cross_entropy(state.model(image, training=True), label)
+        total, pixels = make_loss(config)(state.model(image, training=True), label, 1)
         loss = total / pixels
     gradient = np.array(tape.gradient(loss, [kernel])[0])
     state = SmallState(config)  # the forward pass above moved the statistics
