@@ -228,9 +228,13 @@ def make_step(
                 gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
             gradients = [g / replicas for g in gradients]  # the optimizer adds them up
+        slowed = _encoder_variables(state.model) if config.encoder_rate != 1 else []
+        before = [tf.identity(v) for v in slowed]
         optimizers.decay_weights(config, state.step, trained)
         gradients = optimizers.add_decay(config, gradients, trained, replicas)
         optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        for variable, old in zip(slowed, before, strict=True):
+            variable.assign(old + config.encoder_rate * (variable - old))
         if config.ema_decay:
             optimizers.update_averages(config, state.step, state.averages, trained)
 
@@ -255,6 +259,11 @@ def make_step(
         return tf.math.divide_no_nan(total, pixels), finite
 
     return step
+
+
+def _encoder_variables(model: keras.Model) -> list[tf.Variable]:
+    (encoder,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    return encoder.trainable_variables
 
 
 def _pixels(label: tf.Tensor, replicas: int) -> tf.Tensor:

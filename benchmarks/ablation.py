@@ -1,0 +1,161 @@
+"""Trains a recipe with and without each aid, over several seeds, and says what each one earns.
+
+    python benchmarks/ablation.py --flagfile=experiments/FILE.flags --records_dir=R --work_dir=W
+        [--seeds=1,2,3] [--only=CASE,...] [--classes=NAME,...]
+
+Each case changes options of the flag file; an aid earns the mean over the seeds of the difference
+to the same seed without it. Beside the mean IoU stand the IoU of the classes asked for. Every run
+is evaluated with the weights as trained and with their moving average, which is one of the aids.
+
+The same command again goes on where it stopped, and prints the table of what is there.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from mapseg import cli
+from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+
+BASE = "base"
+CASES: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "--class_balance=0.5": {"class_balance": 0.5},
+    "--color_jitter=0.4": {"color_jitter": 0.4},
+    "--rotation_degrees=8": {"rotation_degrees": 8.0},
+    "--erasing=0.5": {"erasing": 0.5},
+    "--encoder_rate=0.2": {"encoder_rate": 0.2},
+    "--clip_norm=1": {"clip_norm": 1.0},
+    "--loss=ce+lovasz": {"loss": "ce+lovasz"},
+    "--loss=ohem": {"loss": "ohem"},
+    "--loss=focal": {"loss": "focal"},
+    "--class_weights": {"class_weights": True},
+    "--label_smoothing=0.1": {"label_smoothing": 0.1},
+}
+EMA_DECAY = 0.98
+AVERAGED = "--ema_decay"
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+    for name, help_text in (("records_dir", "records"), ("work_dir", "where the runs go")):
+        flags.DEFINE_string(name, "", help_text, flag_values=values)
+    flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of each case", flag_values=values)
+    flags.DEFINE_list("only", list(CASES), "cases to run", flag_values=values)
+    flags.DEFINE_list("classes", [], "classes whose IoU is shown too", flag_values=values)
+    cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
+    flags.DEFINE_string("compile_cache_dir", "", "as in training", flag_values=values)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Trains what is not trained yet and prints the table."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    records_dir = Path(cli.required(values, "records_dir"))
+    work_dir = Path(cli.required(values, "work_dir"))
+    options = {"ema_decay": EMA_DECAY, **cli.given(values, ModelConfig, TrainConfig)}
+    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    unknown = sorted(set(values.only) - set(CASES))
+    if unknown:
+        raise ValueError(f"only must be of {', '.join(CASES)}; got {', '.join(unknown)}")
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for seed in values.seeds:  # of all cases, before the next seed: a table early
+        for case in dict.fromkeys([BASE, *values.only]):
+            run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
+            run_options = {**options, **CASES[case], "seed": int(seed)}
+            found.setdefault(case, {})[seed] = measure(
+                run_dir, records_dir, run_options, predicting
+            )
+            cli.report(table(found, values.classes))
+    return 0
+
+
+def measure(
+    run_dir: Path, records_dir: Path, options: Mapping[str, Any], predicting: PredictConfig
+) -> dict[str, Any]:
+    """Trains a run and scores both kinds of its weights, or reads what was found before."""
+    path = run_dir / "found.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    from mapseg import checkpoints
+    from mapseg.estimator import Estimator
+
+    estimator = Estimator(run_dir, cli.report)
+    estimator.train(records_dir, predicting=predicting, evaluating=False, **options)
+    run = estimator.run
+    folder = checkpoints.find_checkpoint(run_dir, "latest")
+    found = {"averaged": score(estimator, records_dir, predicting)}
+    state = checkpoints.read_weights(folder)
+    state |= trained_weights(run)
+    np.savez(folder / "weights.npz", **state)
+    found["trained"] = score(Estimator(run_dir, cli.report), records_dir, predicting)
+    path.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def trained_weights(run: Any) -> dict[str, np.ndarray]:
+    """Reads the weights as trained out of a run's newest state."""
+    import keras
+
+    from mapseg import checkpoints, step
+    from mapseg.model import weight_arrays
+
+    run = replace(run, train=replace(run.train, init_from=""))
+    keras.backend.clear_session()
+    state = step.build_state(run, cli.report, fresh=False)
+    checkpoints.read_state(checkpoints.find_checkpoint(run.run_dir, "latest"), state.checkpoint)
+    return weight_arrays(state.model)
+
+
+def score(estimator: Any, records_dir: Path, predicting: PredictConfig) -> dict[str, Any]:
+    """Evaluates the newest checkpoint."""
+    scores = estimator.evaluate(records_dir, "", predicting, "latest", panels=0)
+    names = scores.label_set.names
+    return {
+        "mean_iou": scores.mean_iou,
+        "iou": dict(zip(names, map(float, scores.iou), strict=True)),
+    }
+
+
+def table(found: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """Writes the table: what each case comes to, and what it earns over the base."""
+    columns = ["mean IoU", *classes]
+    head = [f"{c} | earns" for c in columns]
+    lines = [f"| case | seeds | {' | '.join(head)} |", "| --- " * (2 + 2 * len(columns)) + "|"]
+    base = figures(found[BASE], "trained", classes)
+    rows = {case: figures(runs, "trained", classes) for case, runs in found.items()}
+    rows[AVERAGED] = figures(found[BASE], "averaged", classes)
+    for case, own in rows.items():
+        cells = []
+        for column in range(len(columns)):
+            mine = 100 * own[:, column]
+            earned = 100 * (own[:, column] - base[: len(own), column])
+            cells.append(f"{mine.mean():.2f} ({mine.min():.2f} to {mine.max():.2f})")
+            cells.append("" if case == BASE else f"{earned.mean():+.2f}")
+        lines.append(f"| {case} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figures(runs: Mapping[str, Any], kind: str, classes: Sequence[str]) -> np.ndarray:
+    """[seeds, 1 + classes]: the mean IoU and that of some classes."""
+    return np.array(
+        [[r[kind]["mean_iou"], *(r[kind]["iou"][c] for c in classes)] for r in runs.values()]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return cli.run(work, define_flags(), argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
