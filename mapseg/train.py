@@ -159,7 +159,7 @@ def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> lis
     ]
     if run.model.encoder_weights == "auto" and start == "none":
         lines.append(
-            f"NOTE: keras.applications has no weights of {run.model.encoder}: it starts at random"
+            f"NOTE: there are no ImageNet weights of {run.model.encoder}: it starts at random"
         )
     if not names and has_nvidia_driver():
         lines.append(

@@ -163,9 +163,9 @@ def test_own_weights_come_back_and_what_does_not_fit_is_named(tmp_path):
         build_encoder(config("mobilenet_v2", encoder_weights=str(tmp_path / "none.h5")))
 
 
-def test_auto_is_imagenet_where_keras_has_it():
+def test_auto_is_imagenet_where_there_are_such_weights():
     resolved = [resolve_encoder_weights(config(e, encoder_weights="auto")) for e in ENCODERS]
-    assert resolved == ["none", "imagenet", "imagenet"]
+    assert resolved == ["none", *["imagenet"] * 4]
     assert resolve_encoder_weights(config("resnet50", encoder_weights="a.h5")) == "a.h5"
     with pytest.raises(ValueError, match=r"xception65.*Remedy: --encoder_weights=none"):
         build_encoder(config("xception65", encoder_weights="imagenet"))
