@@ -1,10 +1,4 @@
-"""Losses over labelled pixels only, alone or added up.
-
-A loss says for a set of pixels what their mean is. The sets are the pixels at one offset from the
-logits' samples (see `make_loss`): each is the whole batch, seen at the logits' own stride. For
-`ce` and `focal`, means over pixels, that makes no difference. `ohem` and `lovasz` rank the pixels
-of each set; with logits at the label's size there is one set, and they are what their papers say.
-"""
+"""Losses over labelled pixels only, alone or added up."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,18 +22,20 @@ def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()
     - `ce`: cross entropy; with `label_smoothing` against targets that share so much of their
       weight among all classes (Szegedy et al. 2016, section 7), with `class_weights` times the
       weight of the pixel's class.
-    - `ohem`: the same of the hardest pixels alone, `ohem_share` of a set (Wu et al. 2016, "Bridging
-      Category-level and Instance-level Semantic Image Segmentation").
+    - `ohem`: the same of the hardest pixels alone, `ohem_share` of those at each offset (Wu et al.
+      2016, "Bridging Category-level and Instance-level Semantic Image Segmentation").
     - `focal`: cross entropy times (1 - p)^2, p the probability of the right class (Lin et al. 2017,
       equation 4, gamma 2); with `class_weights` also times the class's weight.
-    - `lovasz`: Lovasz-softmax, whose minimum is that of 1 - mean IoU over the classes of a set
-      (Berman et al. 2018, equations 8, 9 and 11).
+    - `lovasz`: Lovasz-softmax, which extends 1 - mean IoU over the classes that are there (Berman
+      et al. 2018, equations 8, 9 and 11). It ranks all pixels by each class, so it looks only at
+      those that lie on a sample of the logits, one of factor^2.
 
     What it returns takes logits [B, h, w, C] float32, a label [B, H, W] uint8 of ids below C, or
     VOID, and a factor: pixel (y, x) reads the logits bilinearly at (y, x) / factor, and
     H <= factor * (h - 1) + 1, W likewise. It gives (sum, number of labelled pixels), both []
     float32 and (0, 0) where all is VOID: sum and count are apart so that replicas can add both
-    before they divide. The mean of `ce` over a batch is then the same on one device and on many.
+    before they divide. The mean of `ce` over a batch is then the same on one device and on many;
+    what ranks pixels does so within the batch that it is given.
 
     The logits of all pixels (1.1 GB for 16 crops of 513x513 and 66 classes) never exist together.
     Pixels at the same offset from the sample above and left of them, (y, x) below `factor`, are
@@ -74,13 +70,24 @@ def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()
         losses = weigh(found * (1 - tf.exp(-found)) ** _FOCUS, ids, labelled)
         return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(labelled))
 
-    terms: dict[str, _Mean] = {"ce": ce, "ohem": ohem, "focal": focal, "lovasz": _lovasz_softmax}
-    chosen = [terms[name] for name in config.loss.split("+")]
+    chosen = config.loss.split("+")
+    terms = [
+        term for name, term in (("ce", ce), ("ohem", ohem), ("focal", focal)) if name in chosen
+    ]
 
     def mean(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([term(logits, ids, labelled) for term in chosen])
+        return tf.add_n([term(logits, ids, labelled) for term in terms])
 
-    return lambda logits, label, factor: _up_sampled(mean, logits, label, factor)
+    def loss(logits: tf.Tensor, label: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
+        ids = _by_offset(logits, label, factor)
+        pixels, total = tf.reduce_sum(tf.cast(label != VOID, tf.float32)), tf.zeros([])
+        if terms:
+            total += _sum_over_offsets(mean, logits, ids, factor)
+        if "lovasz" in chosen:
+            total += pixels * _lovasz_softmax(*_flat(logits, ids[0]))
+        return total, pixels
+
+    return loss
 
 
 def class_weights(pixels: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -134,18 +141,20 @@ def _lovasz_softmax(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> t
     return tf.math.divide_no_nan(tf.reduce_sum(of_classes * present), tf.reduce_sum(present))
 
 
-def _up_sampled(
-    mean: _Mean, logits: tf.Tensor, label: tf.Tensor, factor: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sums a loss over the labelled pixels; see `make_loss`."""
+def _by_offset(logits: tf.Tensor, label: tf.Tensor, factor: int) -> tf.Tensor:
+    """Sorts the ids of pixels by their offset from the sample before: [factor^2, B * h * w]."""
     size = factor * tf.shape(logits)[1:3]
     border = size - tf.shape(label)[1:]
     label = tf.pad(label, [[0, 0], [0, border[0]], [0, border[1]]], constant_values=VOID)
     split = [-1, size[0] // factor, factor, size[1] // factor, factor]
-    offsets = tf.transpose(tf.reshape(label, split), [2, 4, 0, 1, 3])
-    ids = tf.reshape(offsets, [factor**2, -1])
-    pixels = tf.reduce_sum(tf.cast(label != VOID, tf.float32))
-    return _sum_over_offsets(mean, logits, ids, factor), pixels
+    return tf.reshape(tf.transpose(tf.reshape(label, split), [2, 4, 0, 1, 3]), [factor**2, -1])
+
+
+def _flat(logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Makes of logits [..., C] and as many ids what a `_Mean` takes."""
+    labelled = ids != VOID
+    wanted = tf.where(labelled, tf.cast(ids, tf.int32), 0)
+    return tf.reshape(logits, [-1, logits.shape[-1]]), wanted, tf.cast(labelled, tf.float32)
 
 
 def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tensor:
@@ -177,11 +186,9 @@ def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: in
 
 def _with_gradient(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """A loss times the labelled pixels, and its gradient, with a logit vector for each id."""
-    labelled = tf.cast(ids != VOID, tf.float32)
-    wanted = tf.where(ids != VOID, tf.cast(ids, tf.int32), 0)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        flat = tf.reshape(logits, [-1, logits.shape[-1]])
+        flat, wanted, labelled = _flat(logits, ids)
         found = mean(flat, wanted, labelled) * tf.reduce_sum(labelled)
     return found, tape.gradient(found, logits)
 

@@ -113,6 +113,14 @@ def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss():
     assert wrong == pytest.approx(1 - np.mean(ious))
 
 
+def test_lovasz_softmax_looks_at_the_pixels_on_the_logits_samples():
+    rng = np.random.default_rng(0)
+    logits = tf.constant(rng.normal(size=[1, 3, 4, 3]).astype(np.float32))
+    label = rng.integers(0, 3, [1, 9, 13]).astype(np.uint8)
+    sampled = loss_of("lovasz", logits, tf.constant(label[:, ::4, ::4]))
+    assert loss_of("lovasz", logits, tf.constant(label), 4) == pytest.approx(sampled)
+
+
 def test_losses_add_up():
     rng = np.random.default_rng(0)
     logits = tf.constant(rng.normal(size=[1, 3, 4, 3]).astype(np.float32))
@@ -188,7 +196,6 @@ def with_gradient(loss, logits):
 @pytest.mark.addons
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_of_losses_that_rank_follow_finite_differences(compiled):
-    """At factor 2 each of the four offsets is a set of its own, all under one gradient."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, [1, 5, 7]).astype(np.uint8)
     label[label == 3] = VOID

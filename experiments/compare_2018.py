@@ -1,0 +1,161 @@
+"""Scores runs beside the predictions of 2018 on the same images, and draws both.
+
+    python experiments/compare_2018.py --flagfile=experiments/vistas_sample.flags
+        --vistas_dir=VISTAS --predictions_dir=SEED --run_dirs=W/seed1,W/seed2,W/seed3 --out_dir=P
+        [--frames=KITTI] [any option of prediction]
+
+SEED has raw_66/, downsized_66/, raw_lane/ and downsized_lane/, each with the source ids (of lanes:
+0 and 1) that a model of 2018 predicted for the validation images, as KEY.png. The runs must be of
+one label set, `all` or `lane_marking`; those of 2018 of that set stand beside them. A prediction
+of "unlabeled" is wrong. P/panels has image, both predictions and ground truth of each image for the
+first run; with --frames, P/frames has its overlays, drawn by `infer_main.py`'s own code.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from mapseg import cli, plots
+from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
+from mapseg.labels import LabelSet, make_label_set
+from mapseg.scores import Scores, confusion_matrix
+
+if TYPE_CHECKING:
+    from data_prep.sources import Pair
+
+FORMER = {"all": ("raw_66", "downsized_66"), "lane_marking": ("raw_lane", "downsized_lane")}
+LANES = {"all": "marking--general", "lane_marking": "lane marking"}
+_TITLE_PX = 24
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+    for name, help_text in (
+        ("vistas_dir", "a Vistas v1.2 folder"),
+        ("predictions_dir", "the predictions of 2018"),
+        ("out_dir", "where the pictures go"),
+        ("frames", "frames to draw overlays of"),
+        ("compile_cache_dir", "not used; stands in flag files"),
+    ):
+        flags.DEFINE_string(name, "", help_text, flag_values=values)
+    flags.DEFINE_list("run_dirs", [], "runs that differ by their seed", flag_values=values)
+    cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Prints the table and draws the pictures."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    names = ("vistas_dir", "predictions_dir", "out_dir")
+    vistas_dir, former_dir, out_dir = (Path(cli.required(values, name)) for name in names)
+    if not values.run_dirs:
+        raise ValueError("run_dirs must be given: run folders, joined by commas")
+    predicting = PredictConfig(**cli.given(values, PredictConfig))
+
+    from data_prep.sources import find_vistas
+    from mapseg.checkpoints import open_run
+    from mapseg.estimator import Estimator
+    from mapseg.infer import infer_run
+
+    run_dirs = [Path(run_dir) for run_dir in values.run_dirs]
+    label_sets = {open_run(run_dir).label_set for run_dir in run_dirs}
+    if len(label_sets) > 1 or next(iter(label_sets)).name not in FORMER:
+        raise ValueError("run_dirs must be of one label set, all or lane_marking")
+    label_set = label_sets.pop()
+    source = find_vistas(vistas_dir)
+    (split,) = (s for s in source.splits if s.name == "validation")
+    # Beside the classes of the runs, one for "unlabeled": those of 2018 may say so.
+    scored = (
+        label_set if label_set.name == "lane_marking" else make_label_set(source.classes, "all_66")
+    )
+    guesses: dict[str, list[np.ndarray]] = {
+        name: [read_ids(former_dir / name / f"{pair.key}.png") for pair in split.pairs]
+        for name in FORMER[label_set.name]
+    }
+    images = [np.asarray(Image.open(pair.image_path).convert("RGB")) for pair in split.pairs]
+    for run_dir in run_dirs:
+        estimator = Estimator(run_dir, cli.report)
+        guesses[str(run_dir)] = [
+            estimator.predict(image, predicting, "latest").ids for image in images
+        ]
+    labels = [cv2.LUT(read_ids(pair.label_path), scored.table) for pair in split.pairs]
+    print(table(guesses, labels, scored, LANES[label_set.name], split.pairs))
+    for i, pair in enumerate(split.pairs):
+        drawn = {
+            "image": images[i],
+            **{f"2018, {n}": scored.palette[guesses[n][i]] for n in FORMER[label_set.name]},
+            "mapseg": scored.palette[guesses[str(run_dirs[0])][i]],
+            "ground truth": scored.palette[labels[i]],
+        }
+        plots.write_jpg(out_dir / "panels" / f"{pair.key}.jpg", side_by_side(drawn))
+    if values.frames:
+        config = InferConfig(
+            frames=values.frames, out_dir=str(out_dir / "frames"), outputs="ids,overlay,panel"
+        )
+        infer_run(run_dirs[0], config, predicting, "latest", cli.report)
+    cli.report(f"wrote {out_dir}")
+    return 0
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Reads [H, W] uint8 ids; of a palette image the indices."""
+    with Image.open(path) as stored:
+        return np.asarray(stored)
+
+
+def table(
+    guesses: Mapping[str, Sequence[np.ndarray]],
+    labels: Sequence[np.ndarray],
+    label_set: LabelSet,
+    lane: str,
+    pairs: Sequence["Pair"],
+) -> str:
+    """Writes the scores of all images together, and the mean IoU of each."""
+    classes = len(label_set.classes)
+    head = ["prediction", "mean IoU", "pixel accuracy", "lane marking IoU"]
+    lines = [
+        f"| {' | '.join([*head, *(pair.key for pair in pairs)])} |",
+        "| --- " * (len(head) + len(pairs)) + "|",
+    ]
+    for name, own in guesses.items():
+        matrices = [
+            confusion_matrix(label, guess, classes)
+            for label, guess in zip(labels, own, strict=True)
+        ]
+        scores = Scores(sum(matrices[1:], matrices[0]), label_set)
+        figures = [
+            scores.mean_iou,
+            scores.pixel_accuracy,
+            scores.iou[label_set.names.index(lane)],
+            *(Scores(matrix, label_set).mean_iou for matrix in matrices),
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{v:.2%}' for v in figures)} |")
+    return "\n".join(lines)
+
+
+def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Puts pictures of one size beside each other, each under its name."""
+    columns = []
+    for name, picture in pictures.items():
+        title = np.full((_TITLE_PX, picture.shape[1], 3), 255, np.uint8)
+        place = (6, _TITLE_PX - 7)
+        cv2.putText(title, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        columns.append(np.vstack([title, picture]))
+    return np.hstack(columns)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return cli.run(work, define_flags(), argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
