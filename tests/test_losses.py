@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from mapseg.labels import VOID
 from mapseg.losses import cross_entropy
-from mapseg.model import Upsample
+from mapseg.resampling import Upsample
 
 
 def test_cross_entropy_worked_by_hand():
