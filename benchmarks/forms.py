@@ -82,7 +82,7 @@ def make_loss(
     import tensorflow as tf
 
     from mapseg import losses
-    from mapseg.model import Upsample
+    from mapseg.resampling import Upsample
 
     size = (batch, crop, crop)
     label = tf.random.stateless_uniform(size, (1, 2), maxval=CLASSES, dtype=tf.int32)

@@ -16,6 +16,7 @@ ENCODERS = (
     "mobilenet_v2",
     "efficientnet_lite0",
     "efficientnet_lite2",
+    "ddrnet23_slim",
 )
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
@@ -81,6 +82,14 @@ class ModelConfig(_Checked):
     batch_norm_momentum: float = _option(
         0.99, "momentum of the moving statistics of batch norm", check=_SHARE, identity=True
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder == "ddrnet23_slim" and self.output_stride != 8:
+            raise ValueError(
+                f"output_stride must be 8 for encoder=ddrnet23_slim; got {self.output_stride}. "
+                "Remedy: --output_stride=8"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import numpy as np
 from mapseg.blocks import conv, separable_conv
 from mapseg.config import ModelConfig
 from mapseg.convolutions import Conv2D, DepthwiseConv2D
+from mapseg.ddrnet import build_ddrnet23_slim
 from mapseg.efficientnet import build_efficientnet_lite
 from mapseg.files import write_bytes
 from mapseg.torch_files import read_tensors
@@ -61,10 +62,12 @@ class Encoder:
       model: [B, H, W, 3] float, already normalized -> (features at stride 4, features at the
         output stride).
       normalization: what its input must have gone through.
+      has_context: whether its last features already know the whole image.
     """
 
     model: keras.Model
     normalization: Normalization
+    has_context: bool = False
 
 
 _TO_UNIT_RANGE = Normalization((127.5, 127.5, 127.5), 127.5)
@@ -97,6 +100,8 @@ def build_encoder(config: ModelConfig) -> Encoder:
         encoder = Encoder(_build_xception65(config), _TO_UNIT_RANGE)
     elif config.encoder.startswith("efficientnet_lite"):
         encoder = Encoder(build_efficientnet_lite(config), _TO_UNIT_RANGE_127)
+    elif config.encoder == "ddrnet23_slim":
+        encoder = Encoder(build_ddrnet23_slim(config), _TO_UNIT_RANGE, has_context=True)
     elif config.encoder == "resnet50":
         source = keras.applications.ResNet50(
             include_top=False, weights=None, input_shape=_SOURCE_SHAPE
@@ -128,7 +133,7 @@ def resolve_encoder_weights(config: ModelConfig) -> str:
         raise ValueError(
             f"encoder_weights must be none or a weights file for encoder={config.encoder}: "
             f"there are ImageNet weights only for {', '.join(having)}; got imagenet. Remedy: "
-            "--encoder_weights=none, or --init_from=CHECKPOINT of TF DeepLab"
+            "--encoder_weights=none, or for xception65 --init_from=CHECKPOINT of TF DeepLab"
         )
     return config.encoder_weights
 

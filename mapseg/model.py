@@ -4,7 +4,7 @@ Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semanti
 Segmentation", with the layers, names and paddings of TF DeepLab. The input is padded at bottom and
 right to a multiple of the output stride plus one. Sample i of a feature map of stride s then lies
 on pixel i * s, so every up-sampling reads between samples at exactly known places, and the padding
-is never up-sampled.
+is never up-sampled. An encoder with a context module of its own goes without the pyramid.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +19,7 @@ from mapseg.blocks import conv, separable_conv
 from mapseg.config import ModelConfig
 from mapseg.encoders import LOW_LEVEL_STRIDE, Normalization, build_encoder, named_weights
 from mapseg.recompute import recomputed
+from mapseg.resampling import Upsample
 
 _LOW_LEVEL_CHANNELS = 48
 _ATROUS_RATES = (6, 12, 18)  # at output stride 16
@@ -54,7 +55,8 @@ def build_model(
         image = keras.Input((None, None, 3), dtype="uint8", name="image")
         x = Normalize(encoder.normalization, config.output_stride, name="normalize")(image)
         low_level, x = encoder.model(x)
-        x = _pyramid(x, config, norm)
+        if not encoder.has_context:
+            x = _pyramid(x, config, norm)
         x = StatelessDropout(config.dropout, dropout_seed, name="concat_projection-dropout")(x)
         x = _decoder(x, low_level, config, norm)
         x = keras.layers.Conv2D(
@@ -84,7 +86,9 @@ def coarse_model(
     if not recompute:
         coarse = keras.Model(model.input, logits)
         return lambda image: coarse(image, training=True), factor
-    features = [model.get_layer(n).input for n in ("decoder-feature_projection0", "aspp0")]
+    names = {layer.name for layer in model.layers}
+    user = "aspp0" if "aspp0" in names else "concat_projection-dropout"
+    features = [model.get_layer(n).input for n in ("decoder-feature_projection0", user)]
     decoder, normalize = keras.Model(features, logits), model.get_layer("normalize")
     (encoder,) = (recomputed(x) for x in model.layers if isinstance(x, keras.Model))
     return lambda image: decoder(encoder(normalize(image)), training=True), factor
@@ -149,48 +153,6 @@ class Normalize(keras.layers.Layer):
         steps = tf.maximum((size + self.stride - 2) // self.stride, 1)
         border = steps * self.stride + 1 - size
         return tf.pad(x, [[0, 0], [0, border[0]], [0, border[1]], [0, 0]])
-
-
-class Upsample(keras.layers.Layer):
-    """Up-samples a feature map bilinearly by a factor, cut to the size of another tensor.
-
-    Output i lies on input i / factor ("align corners"). Two matrix products do it: they stay in
-    the compute dtype, where TensorFlow's resize returns float32 and breaks XLA's mixed precision.
-    """
-
-    def __init__(self, factor: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.factor = factor
-
-    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        """Maps ([B, h, w, C] float, [B, H, W, ...]) to [B, H, W, C] float."""
-        x, like = inputs
-        size, shape = tf.shape(like)[1:3], tf.shape(x)
-        rows, columns = (
-            interpolation_matrix(tf.range(tf.cast(size[i], tf.float32)) / self.factor, shape[i + 1])
-            for i in range(2)
-        )
-        flat = tf.reshape(x, [shape[0], shape[1], shape[2] * x.shape[3]])
-        flat = tf.matmul(tf.cast(rows, x.dtype), flat)
-        x = tf.reshape(flat, [shape[0], size[0], shape[2], x.shape[3]])
-        return tf.matmul(tf.cast(columns, x.dtype), x)
-
-
-def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
-    """Builds the matrix that reads values linearly between samples.
-
-    Args:
-      positions: [n] float32 coordinates; 0 is the first sample, size - 1 the last. Those beyond
-        the ends read the end.
-      size: number of samples.
-
-    Returns:
-      [n, size] float32 weights, at most two in a row, each row of sum 1: times the samples, it
-      gives the values at the positions.
-    """
-    samples = tf.range(tf.cast(size, tf.float32))
-    positions = tf.clip_by_value(positions, 0.0, samples[-1])
-    return tf.maximum(0.0, 1.0 - tf.abs(positions[:, tf.newaxis] - samples))
 
 
 class StatelessDropout(keras.layers.Layer):

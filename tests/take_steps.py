@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from mapseg import strategy
 from mapseg.config import TrainConfig
-from mapseg.model import Upsample
 from mapseg.optimizers import LossScale, build_optimizer, make_averages
+from mapseg.resampling import Upsample
 from mapseg.step import (
     DropoutSeed,
     freeze_batch_norm,

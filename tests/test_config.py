@@ -38,6 +38,12 @@ def test_bad_values_name_the_option(kind, options):
     assert any(name in str(caught.value) for name in named)
 
 
+def test_the_output_stride_of_ddrnet_is_8():
+    with pytest.raises(ValueError, match=r"must be 8 .*; got 16\. Remedy: --output_stride=8"):
+        ModelConfig(encoder="ddrnet23_slim")
+    ModelConfig(encoder="ddrnet23_slim", output_stride=8)
+
+
 def test_an_unknown_stored_option_is_refused():
     with pytest.raises(ValueError, match=r"config\.json.*turbo"):
         from_json(TrainConfig, {"turbo": True}, "config.json")

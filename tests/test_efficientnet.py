@@ -12,7 +12,7 @@ from matplotlib import cbook
 from PIL import Image
 
 from mapseg.config import ModelConfig
-from mapseg.encoders import build_encoder, find_weights, imagenet_weights
+from mapseg.encoders import build_encoder, find_weights, imagenet_weights, named_weights
 from mapseg.torch_files import read_tensors
 
 NAMES = ("efficientnet_lite0", "efficientnet_lite2")
@@ -90,6 +90,7 @@ def test_trained_parameters_are_the_published_without_the_top(name, published, c
     top = channels * 1280 + 2 * 1280 + 1280 * 1000 + 1000
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == published - top
     assert [output.shape[-1] for output in model.outputs] == [24, channels]
+    assert len(named_weights(model)) == len(model.weights)
 
 
 def test_a_file_of_another_size_is_refused():

@@ -5,7 +5,7 @@ import tensorflow as tf
 from mapseg.config import TrainConfig
 from mapseg.labels import VOID
 from mapseg.losses import class_weights, make_loss
-from mapseg.model import Upsample
+from mapseg.resampling import Upsample
 
 # softmax of (0, ln 3) is (1/4, 3/4)
 QUARTERS = tf.constant([[[[0.0, np.log(3)], [0.0, np.log(3)], [5.0, -5.0]]]], tf.float32)

@@ -7,10 +7,8 @@ from mapseg.config import ModelConfig
 from mapseg.encoders import deeplab_names
 from mapseg.model import (
     StatelessDropout,
-    Upsample,
     assign_weight_arrays,
     build_model,
-    interpolation_matrix,
     weight_arrays,
 )
 
@@ -30,39 +28,6 @@ def model():
 @pytest.fixture(scope="module")
 def xception():
     return build_model(ModelConfig(encoder="xception65", encoder_weights="none"), 21)
-
-
-@pytest.mark.addons
-def test_interpolation_matrix_by_hand():
-    matrix = interpolation_matrix(tf.constant([0.0, 0.5, 1.0, 2.25, -1.0, 9.0]), 4)
-    expected = [
-        [1, 0, 0, 0],
-        [0.5, 0.5, 0, 0],
-        [0, 1, 0, 0],
-        [0, 0, 0.75, 0.25],
-        [1, 0, 0, 0],
-        [0, 0, 0, 1],
-    ]
-    np.testing.assert_array_equal(matrix, np.array(expected, np.float32))
-    np.testing.assert_array_equal(interpolation_matrix(tf.constant([0.0, 3.0]), 1), [[1], [1]])
-
-
-@pytest.mark.addons
-def test_upsampling_reproduces_a_ramp_and_cuts_it_to_size():
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None, None, 2]), tf.TensorSpec([None, None, None, 3])]
-    )
-    def upsample(x, like):
-        return Upsample(4)([x, like])
-
-    rows, columns = np.meshgrid(np.arange(18) / 4, np.arange(11) / 4, indexing="ij")
-    fine = np.stack([rows, 8 + 2 * columns - rows], axis=-1)[np.newaxis].astype(np.float32)
-    coarse = np.stack([fine[:, ::4, ::4][0], np.ones([5, 3, 2])])
-    coarse[0, ..., 0] = np.arange(5)[:, np.newaxis]
-    up = upsample(coarse, np.zeros([2, 17, 9, 3]))
-    np.testing.assert_array_equal(up[0], fine[0, :17, :9])
-    np.testing.assert_array_equal(up[1], np.ones([17, 9, 2]))
-    np.testing.assert_array_equal(upsample(coarse, np.zeros([2, 15, 6, 3]))[0], fine[0, :15, :6])
 
 
 @pytest.mark.addons

@@ -32,9 +32,14 @@ def assert_same(found, expected):
 
 
 @pytest.mark.addons
-def test_a_network_learns_the_same():
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "ddrnet23_slim"])
+def test_a_network_learns_the_same(encoder):
     config = ModelConfig(
-        encoder="mobilenet_v2", encoder_weights="none", decoder_channels=8, dropout=0.0
+        encoder=encoder,
+        encoder_weights="none",
+        output_stride=8,
+        decoder_channels=8,
+        dropout=0.0,
     )
     image = tf.constant(np.random.default_rng(0).integers(0, 256, [2, 49, 33, 3], np.uint8))
     found = []

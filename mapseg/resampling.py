@@ -1,0 +1,80 @@
+"""Resampling of feature maps, on whose pixel i * stride sample i lies.
+
+Each is two matrix products, along rows and along columns: they stay in the compute dtype, where
+TensorFlow's resize returns float32 and breaks XLA's mixed precision, and sizes may be any.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class Upsample(keras.layers.Layer):
+    """Up-samples a feature map bilinearly by a factor, cut to the size of another tensor.
+
+    Output i lies on input i / factor ("align corners").
+    """
+
+    def __init__(self, factor: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """Maps ([B, h, w, C] float, [B, H, W, ...]) to [B, H, W, C] float."""
+        x, like = inputs
+        size, shape = tf.shape(like)[1:3], tf.shape(x)
+        rows, columns = (
+            interpolation_matrix(tf.range(tf.cast(size[i], tf.float32)) / self.factor, shape[i + 1])
+            for i in range(2)
+        )
+        return _resampled(x, rows, columns)
+
+
+class WindowMeans(keras.layers.Layer):
+    """Averages a feature map over square windows, of which every so many samples are the centre.
+
+    A window is cut at the border: only samples that there are count.
+    """
+
+    def __init__(self, window: int, stride: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.window = window
+        self.stride = stride
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Maps [B, H, W, C] float to [B, ceil(H / stride), ceil(W / stride), C] float."""
+        rows, columns = (self._means(tf.shape(x)[axis]) for axis in (1, 2))
+        return _resampled(x, rows, columns)
+
+    def _means(self, size: tf.Tensor) -> tf.Tensor:
+        samples = tf.range(size)
+        distance = tf.abs(samples[:: self.stride, tf.newaxis] - samples)
+        inside = tf.cast(distance <= self.window // 2, tf.float32)
+        return inside / tf.reduce_sum(inside, axis=1, keepdims=True)
+
+
+def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
+    """Builds the matrix that reads values linearly between samples.
+
+    Args:
+      positions: [n] float32 coordinates; 0 is the first sample, size - 1 the last. Those beyond
+        the ends read the end.
+      size: number of samples.
+
+    Returns:
+      [n, size] float32 weights, at most two in a row, each row of sum 1: times the samples, it
+      gives the values at the positions.
+    """
+    samples = tf.range(tf.cast(size, tf.float32))
+    positions = tf.clip_by_value(positions, 0.0, samples[-1])
+    return tf.maximum(0.0, 1.0 - tf.abs(positions[:, tf.newaxis] - samples))
+
+
+def _resampled(x: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Multiplies [B, h, w, C] by [H, h] and [W, w]."""
+    shape, height = tf.shape(x), tf.shape(rows)[0]
+    flat = tf.reshape(x, [shape[0], shape[1], shape[2] * x.shape[3]])
+    flat = tf.matmul(tf.cast(rows, x.dtype), flat)
+    x = tf.reshape(flat, [shape[0], height, shape[2], x.shape[3]])
+    return tf.matmul(tf.cast(columns, x.dtype), x)
