@@ -4,8 +4,8 @@
         [--seeds=1,2,3] [--only=CASE,...] [--classes=NAME,...]
 
 Each case changes options of the flag file; an aid earns the mean over the seeds of the difference
-to the same seed without it. Beside the mean IoU stand the IoU of the classes asked for. Every run
-is evaluated with the weights as trained and with their moving average, which is one of the aids.
+to the same seed without it. Beside the mean IoU stand the IoU of the classes asked for. Averaged
+weights are no run of their own: the base is evaluated with and without them.
 
 The same command again goes on where it stopped, and prints the table of what is there.
 """
@@ -61,7 +61,7 @@ def work(values: flags.FlagValues) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     records_dir = Path(cli.required(values, "records_dir"))
     work_dir = Path(cli.required(values, "work_dir"))
-    options = {"ema_decay": EMA_DECAY, **cli.given(values, ModelConfig, TrainConfig)}
+    options = cli.given(values, ModelConfig, TrainConfig)
     predicting = PredictConfig(**cli.given(values, PredictConfig))
     unknown = sorted(set(values.only) - set(CASES))
     if unknown:
@@ -70,10 +70,10 @@ def work(values: flags.FlagValues) -> int:
     for seed in values.seeds:  # of all cases, before the next seed: a table early
         for case in dict.fromkeys([BASE, *values.only]):
             run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
-            run_options = {**options, **CASES[case], "seed": int(seed)}
-            found.setdefault(case, {})[seed] = measure(
-                run_dir, records_dir, run_options, predicting
-            )
+            own = {**options, **CASES[case], "seed": int(seed)}
+            if case == BASE:
+                own = {"ema_decay": EMA_DECAY, **own}
+            found.setdefault(case, {})[seed] = measure(run_dir, records_dir, own, predicting)
             cli.report(table(found, values.classes))
     return 0
 
@@ -81,7 +81,11 @@ def work(values: flags.FlagValues) -> int:
 def measure(
     run_dir: Path, records_dir: Path, options: Mapping[str, Any], predicting: PredictConfig
 ) -> dict[str, Any]:
-    """Trains a run and scores both kinds of its weights, or reads what was found before."""
+    """Trains a run and scores it, or reads what was found before.
+
+    Returns:
+      The scores of the weights as `trained` and, if the run has them, of the `averaged` ones.
+    """
     path = run_dir / "found.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -91,13 +95,12 @@ def measure(
 
     estimator = Estimator(run_dir, cli.report)
     estimator.train(records_dir, predicting=predicting, evaluating=False, **options)
-    run = estimator.run
-    folder = checkpoints.find_checkpoint(run_dir, "latest")
-    found = {"averaged": score(estimator, records_dir, predicting)}
-    state = checkpoints.read_weights(folder)
-    state |= trained_weights(run)
-    np.savez(folder / "weights.npz", **state)
-    found["trained"] = score(Estimator(run_dir, cli.report), records_dir, predicting)
+    found = {"trained": score(estimator, records_dir, predicting)}
+    if estimator.run.train.ema_decay:
+        found["averaged"] = found["trained"]
+        folder = checkpoints.find_checkpoint(run_dir, "latest")
+        np.savez(folder / "weights.npz", **trained_weights(estimator.run))
+        found["trained"] = score(Estimator(run_dir, cli.report), records_dir, predicting)
     path.write_text(json.dumps(found), encoding="utf-8")
     return found
 

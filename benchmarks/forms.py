@@ -2,7 +2,7 @@
 
     python benchmarks/forms.py [--crop=513] [--batch=2] [--dtype=float32]
 
-The loss with its gradient: over whole up-sampled logits, and `losses.cross_entropy`; a dilated
+The loss with its gradient: over whole up-sampled logits, and from coarse ones; a dilated
 depthwise convolution of 728 channels with its gradients: Keras's, and `convolutions`'. Each with
 and without XLA, in a process of its own, and by how much that grows.
 """
@@ -82,17 +82,19 @@ def make_loss(
     import tensorflow as tf
 
     from mapseg import losses
+    from mapseg.config import TrainConfig
     from mapseg.resampling import Upsample
 
+    loss = losses.make_loss(TrainConfig())
     size = (batch, crop, crop)
     label = tf.random.stateless_uniform(size, (1, 2), maxval=CLASSES, dtype=tf.int32)
     label = tf.cast(label, tf.uint8)
     side = (crop - 1) // 4 + 1
     logits = tf.random.stateless_normal([batch, side, side, CLASSES], (3, 4))
     if form == "mapseg":
-        return (lambda logits: losses.cross_entropy(logits, label, 4)[0]), (logits,)
+        return (lambda logits: loss(logits, label, 4)[0]), (logits,)
     up_sample = Upsample(4, dtype="float32")
-    return (lambda logits: losses.cross_entropy(up_sample([logits, label]), label)[0]), (logits,)
+    return (lambda logits: loss(up_sample([logits, label]), label, 1)[0]), (logits,)
 
 
 def make_depthwise(

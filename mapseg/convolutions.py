@@ -3,7 +3,7 @@
 Keras's layers call `tf.nn.convolution` and `tf.nn.depthwise_conv2d`. With dilation these move the
 pixels into the batch and back, which XLA does as written; for each depthwise convolution it
 searches a library's kernels, and they are slow. Here a dilated convolution is one operation, and a
-depthwise one is nine shifted copies, weighted and added in one pass over memory. Without XLA
+depthwise one is shifted copies, weighted and added in one pass over memory. Without XLA
 both are slower or cannot be, so they serve in training that it compiles, and Keras's elsewhere.
 """
 
@@ -37,56 +37,57 @@ class Conv2D(keras.layers.Conv2D):
 
 
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Keras's layer; `for_xla`, in training, a 3x3 of stride 1 as nine shifted products."""
+    """Keras's layer; `for_xla`, in training, one of stride 1 as shifted products."""
 
     for_xla = False
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps [B, H, W, C] float to [B, H', W', C]."""
-        form = (tuple(self.kernel_size), tuple(self.strides), self.use_bias)
-        if not (self.for_xla and training) or form != ((3, 3), (1, 1), False):
+        if not (self.for_xla and training) or tuple(self.strides) != (1, 1) or self.use_bias:
             return super().call(inputs)
         kernel, rate = tf.cast(self.weights[0], inputs.dtype), self.dilation_rate[0]
-        return depthwise_conv(inputs, kernel, rate, rate if self.padding == "same" else 0)
+        reach = rate * (self.kernel_size[0] // 2)
+        return depthwise_conv(inputs, kernel, rate, reach if self.padding == "same" else 0)
 
 
 def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, rate: int, border: int) -> tf.Tensor:
-    """Convolves each channel with its own 3x3 kernel.
+    """Convolves each channel with its own kernel.
 
     Args:
       x: [B, H, W, C] float.
-      kernel: [3, 3, C, 1] of the same type.
+      kernel: [k, k, C, 1] of the same type, k odd.
       rate: pixels between the taps.
       border: width in pixels of the zeros around the input.
 
     Returns:
-      [B, H + 2 (border - rate), W + 2 (border - rate), C] of the same type. Its gradient for the
-      kernel is summed in float32.
+      [B, H + 2 border - (k - 1) rate, W + 2 border - (k - 1) rate, C] of the same type. Its
+      gradient for the kernel is summed in float32.
     """
+    taps, span = kernel.shape[0], (kernel.shape[0] - 1) * rate
 
     @tf.custom_gradient
     def run(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             slopes = tf.cast(upstream, tf.float32)
-            taps = (tf.cast(tap, tf.float32) for tap in _taps(x, rate, border))
-            sums = tf.stack([tf.reduce_sum(tap * slopes, [0, 1, 2]) for tap in taps])
+            seen = (tf.cast(tap, tf.float32) for tap in _taps(x, taps, rate, border))
+            sums = tf.stack([tf.reduce_sum(tap * slopes, [0, 1, 2]) for tap in seen])
             of_kernel = tf.cast(tf.reshape(sums, tf.shape(kernel)), kernel.dtype)
-            of_x = _weighted(_taps(upstream, rate, 2 * rate - border), kernel[::-1, ::-1])
+            of_x = _weighted(_taps(upstream, taps, rate, span - border), kernel[::-1, ::-1])
             return of_x, of_kernel
 
-        return _weighted(_taps(x, rate, border), kernel), gradient
+        return _weighted(_taps(x, taps, rate, border), kernel), gradient
 
     return run(x, kernel)
 
 
-def _taps(x: tf.Tensor, rate: int, border: int) -> list[tf.Tensor]:
-    """The nine maps that a 3x3 kernel sees of [B, H, W, C], row by row."""
+def _taps(x: tf.Tensor, taps: int, rate: int, border: int) -> list[tf.Tensor]:
+    """The maps that a kernel of taps x taps sees of [B, H, W, C], row by row."""
     padded = tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]])
-    height, width = (tf.shape(padded)[axis] - 2 * rate for axis in (1, 2))
-    starts = [(i * rate, j * rate) for i in range(3) for j in range(3)]
+    height, width = (tf.shape(padded)[axis] - (taps - 1) * rate for axis in (1, 2))
+    starts = [(i * rate, j * rate) for i in range(taps) for j in range(taps)]
     return [padded[:, top : top + height, left : left + width] for top, left in starts]
 
 
 def _weighted(taps: list[tf.Tensor], kernel: tf.Tensor) -> tf.Tensor:
-    weights = tf.unstack(tf.reshape(kernel, [9, -1]))
+    weights = tf.unstack(tf.reshape(kernel, [len(taps), -1]))
     return tf.add_n([tap * weight for tap, weight in zip(taps, weights, strict=True)])

@@ -22,12 +22,17 @@ def output_and_gradients(layer, x, *, compiled):
 
 @pytest.mark.addons
 @pytest.mark.parametrize(
-    ("rate", "size", "padding"),
-    [(1, (1, 9, 7), "same"), (6, (2, 3, 4), "same"), (2, (2, 9, 7), "valid")],
+    ("kernel_px", "rate", "size", "padding"),
+    [
+        (3, 1, (1, 9, 7), "same"),
+        (3, 6, (2, 3, 4), "same"),
+        (3, 2, (2, 9, 7), "valid"),
+        (5, 2, (1, 9, 7), "same"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["Conv2D", "DepthwiseConv2D"])
-def test_forms_for_xla_give_what_keras_gives(kind, rate, size, padding):
-    options = {"kernel_size": 3, "padding": padding, "dilation_rate": rate}
+def test_forms_for_xla_give_what_keras_gives(kind, kernel_px, rate, size, padding):
+    options = {"kernel_size": kernel_px, "padding": padding, "dilation_rate": rate}
     options |= {"filters": 4, "use_bias": True} if kind == "Conv2D" else {"use_bias": False}
     keras.utils.set_random_seed(1)
     ours, theirs = (getattr(m, kind)(**options) for m in (convolutions, keras.layers))
@@ -44,7 +49,10 @@ def test_forms_for_xla_give_what_keras_gives(kind, rate, size, padding):
             np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("encoder", "of_stride_2"), [("resnet50", 0), ("mobilenet_v2", 2)])
+@pytest.mark.parametrize(
+    ("encoder", "of_stride_2"),
+    [("resnet50", 0), ("mobilenet_v2", 2), ("efficientnet_lite0", 2)],
+)
 def test_in_training_nothing_moves_pixels_into_the_batch(encoder, of_stride_2):
     """Where XLA compiles; Keras's forms do, at an output stride of 8 or 16."""
     config = ModelConfig(encoder=encoder, encoder_weights="none", output_stride=8)
