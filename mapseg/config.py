@@ -298,6 +298,14 @@ class TrainConfig(_Checked):
             raise ValueError(
                 f"max_scale must be at least min_scale; got {self.max_scale} < {self.min_scale}"
             )
+        for option, users in (
+            ("label_smoothing", ("ce", "ohem")),
+            ("class_weights", ("ce", "ohem", "focal")),
+        ):
+            if getattr(self, option) and not set(users) & set(self.loss.split("+")):
+                raise ValueError(
+                    f"{option} must be used with a loss of {', '.join(users)}; got loss={self.loss}"
+                )
         if self.batch_size % self.crops_per_read:
             raise ValueError(
                 f"batch_size must be a multiple of crops_per_read, {self.crops_per_read}; "

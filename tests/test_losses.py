@@ -135,6 +135,17 @@ def test_an_unknown_loss_is_refused(loss):
         TrainConfig(loss=loss)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": "focal", "label_smoothing": 0.1}, {"loss": "lovasz", "class_weights": True}],
+)
+def test_an_option_that_a_loss_does_not_know_is_refused(options):
+    with pytest.raises(
+        ValueError, match=f"must be used with a loss of ce, .*loss={options['loss']}"
+    ):
+        TrainConfig(**options)
+
+
 ALL = "ce+ohem+focal+lovasz"
 
 

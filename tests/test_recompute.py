@@ -31,8 +31,9 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.addons
-@pytest.mark.parametrize("encoder", ["mobilenet_v2", "ddrnet23_slim"])
+@pytest.mark.parametrize(
+    "encoder", [pytest.param("mobilenet_v2", marks=pytest.mark.addons), "ddrnet23_slim"]
+)
 def test_a_network_learns_the_same(encoder):
     config = ModelConfig(
         encoder=encoder,
