@@ -327,12 +327,26 @@ class PredictConfig(_Checked):
         "resize the input by this factor; auto matches its long side to the training images'",
         check=(lambda v: v == "auto" or _is_positive(v), "auto or a positive number"),
     )
+    scales: str = _option(
+        "1",
+        "average the predictions at these multiples of scale, e.g. 0.75,1,1.25; each costs as much "
+        "as the largest",
+        check=(
+            lambda v: all(map(_is_positive, v.split(","))),
+            "a comma-separated list of positive numbers",
+        ),
+    )
     flip_average: bool = _option(False, "average with the prediction of the mirrored image")
     tile_px: int = _option(
         1025,
         "largest side that goes through the network at once; more needs more memory",
         check=(lambda v: v >= 65, "65 or more"),
     )
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The numbers of `scales`, ascending."""
+        return tuple(sorted(float(factor) for factor in self.scales.split(",")))
 
 
 def _are_distinct(names: Sequence[str], known: Sequence[str]) -> bool:

@@ -66,7 +66,7 @@ class Estimator:
 
         Args:
           records_dir: a folder made by `data_prep.build_records`.
-          predicting: how whole images are evaluated: scale, flip and tile size.
+          predicting: how whole images are evaluated: scales, flip and tile size.
           evaluating: evaluate on `eval_split` every `eval_steps` and at the end.
           stopping: asked after each step; where true, saves and returns.
           **options: fields of ModelConfig and TrainConfig; a later call needs only what it changes.
@@ -94,7 +94,7 @@ class Estimator:
         Args:
           records_dir: a folder made by `data_prep.build_records`.
           split: empty is the run's `eval_split`.
-          config: scale, flip and tile size.
+          config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
           panels: how many pictures of image, prediction and ground truth are written.
 
@@ -121,6 +121,7 @@ class Estimator:
             scores,
             checkpoint=checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
             scale=config.scale,
+            scales=config.scales,
             flip_average=config.flip_average,
         )
         return scores

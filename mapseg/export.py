@@ -61,7 +61,7 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
 
     Args:
       run: for the classes.
-      predictor: what to export; its scale, flip and tile size are fixed in the export.
+      predictor: what to export; its scales, flip and tile size are fixed in the export.
       export_dir: written whole; a former export there is replaced.
 
     Returns:

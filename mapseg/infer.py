@@ -89,7 +89,7 @@ def infer_run(
     Args:
       run_dir: a run folder.
       config: which frames, and what to write where.
-      predicting: scale, flip and tile size.
+      predicting: scales, flip and tile size.
       checkpoint: `best`, `latest` or a step.
       progress: takes lines for people.
 

@@ -1,4 +1,4 @@
-"""One image of any size -> ids: scale, tile, flip, and the way back to the image's own size.
+"""One image of any size -> ids: scales, tiles, flip, and the way back to the image's own size.
 
 Everything is TensorFlow operations in one graph, so evaluation, inference and the exported model
 run the very same code.
@@ -6,6 +6,7 @@ run the very same code.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -15,21 +16,35 @@ from mapseg.checkpoints import Run, find_checkpoint, read_weights
 from mapseg.config import PredictConfig
 from mapseg.model import assign_weight_arrays, build_model
 
-# Logits that exist at once at the image's own size, in values; more would not be faster.
+# Values that exist at once at the image's own size; more would not be faster.
 _BAND_VALUES = 2**24
 # The share of a tile on each side that only gives context.
 _MARGIN = 1 / 8
+
+
+class _View(NamedTuple):
+    """What the network says of a region, once: at one scale, mirrored or not.
+
+    Attributes:
+      logits: [h, w, C] float32, at that scale.
+      rows: [n] float32 where in them the region's rows of pixels lie.
+      columns: [m] float32.
+    """
+
+    logits: tf.Tensor
+    rows: tf.Tensor
+    columns: tf.Tensor
 
 
 class Predictor(tf.Module):
     """A network and how it is applied to whole images."""
 
     def __init__(self, model: keras.Model, config: PredictConfig, long_side_px: int):
-        """Binds a network to a scale.
+        """Binds a network to its scales.
 
         Args:
           model: [B, H, W, 3] uint8 -> [B, H, W, C] float32 logits.
-          config: scale, flip and tile size.
+          config: scales, flip and tile size.
           long_side_px: long side of the images that it was trained on, for `scale=auto`.
         """
         super().__init__()
@@ -41,42 +56,42 @@ class Predictor(tf.Module):
     def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Segments one image in bounded memory.
 
-        The image is resized by the scale, cut into overlapping tiles no larger than
-        `config.tile_px`, and each pixel takes the logits of the tile that it lies deepest in,
-        interpolated at the pixel's centre.
+        The image is resized by each scale, and segmented region by region: what lies deep within a
+        tile of the largest scale. The network sees that tile and those of the other scales around
+        the same place, none larger than `config.tile_px`, and their mirror images if asked. Their
+        logits are interpolated at each pixel's centre and their softmax averaged, as in TF DeepLab.
 
         Args:
           image: [H, W, 3] uint8 RGB.
 
         Returns:
           `ids` [H, W] uint8 train ids, `confidence` [] float32 mean over pixels of the highest
-          softmax, `scale` [] float32 that the input was resized by.
+          probability, `scale` [] float32 that `config.scales` are multiples of.
         """
         size = tf.shape(image)[:2]
         scale = self._scale(size)
-        scaled_size = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), 1)
-        scaled = _resize(image, scaled_size)
-        tops, row_edges = _tiles(scaled_size[0], self.config.tile_px)
-        lefts, column_edges = _tiles(scaled_size[1], self.config.tile_px)
+        copies = [_resize(image, scale * factor) for factor in self.config.factors]
+        largest = tf.shape(copies[-1])
+        row_centres, row_edges = _regions(size[0], largest[0], self.config.tile_px)
+        column_centres, column_edges = _regions(size[1], largest[1], self.config.tile_px)
         ids = tf.zeros([0, size[1]], tf.uint8)
         confidence = tf.zeros([])
-        for i in tf.range(tf.size(tops)):
+        for i in tf.range(tf.size(row_centres)):
             tf.autograph.experimental.set_loop_options(
                 parallel_iterations=1, shape_invariants=[(ids, tf.TensorShape([None, None]))]
             )
-            rows = _positions(row_edges[i], row_edges[i + 1], size[0], scaled_size[0])
+            rows = tf.range(row_edges[i], row_edges[i + 1])
             strip = tf.zeros([tf.size(rows), 0], tf.uint8)
-            for j in tf.range(tf.size(lefts)):
+            for j in tf.range(tf.size(column_centres)):
                 tf.autograph.experimental.set_loop_options(
                     parallel_iterations=1, shape_invariants=[(strip, tf.TensorShape([None, None]))]
                 )
-                columns = _positions(column_edges[j], column_edges[j + 1], size[1], scaled_size[1])
-                tile = scaled[tops[i] :, lefts[j] :][: self.config.tile_px, : self.config.tile_px]
-                logits = self._logits(tile)
-                at = rows - tf.cast(tops[i], tf.float32), columns - tf.cast(lefts[j], tf.float32)
-                tile_ids, tile_confidence = _best_class(logits, *at)
-                strip = tf.concat([strip, tile_ids], axis=1)
-                confidence += tile_confidence
+                columns = tf.range(column_edges[j], column_edges[j + 1])
+                centre = tf.stack([row_centres[i], column_centres[j]])
+                views = self._look(copies, size, rows, columns, centre)
+                region_ids, region_confidence = _best_class(views)
+                strip = tf.concat([strip, region_ids], axis=1)
+                confidence += region_confidence
             ids = tf.concat([ids, strip], axis=0)
         pixels = tf.cast(tf.reduce_prod(size), tf.float32)
         return {
@@ -90,13 +105,51 @@ class Predictor(tf.Module):
             return self.long_side_px / tf.cast(tf.reduce_max(size), tf.float32)
         return tf.constant(float(self.config.scale), tf.float32)
 
+    def _look(
+        self,
+        copies: list[tf.Tensor],
+        size: tf.Tensor,
+        rows: tf.Tensor,
+        columns: tf.Tensor,
+        centre: tf.Tensor,
+    ) -> list[_View]:
+        """Runs the network around a region: over a tile of each copy, and its mirror image.
+
+        Args:
+          copies: the image, [h, w, 3] uint8, at each scale.
+          size: [2] int32 of the image.
+          rows: [n] int32, the region's rows of pixels.
+          columns: [m] int32.
+          centre: [2] float32, in the image, that the tiles keep to where its borders let them.
+        """
+        views: list[_View] = []
+        tile_px = self.config.tile_px
+        for copy in copies:
+            copy_size = tf.shape(copy)[:2]
+            ratio = tf.cast(copy_size, tf.float32) / tf.cast(size, tf.float32)
+            start = tf.cast(tf.round(centre * ratio - tile_px / 2), tf.int32)
+            start = tf.clip_by_value(start, 0, tf.maximum(copy_size - tile_px, 0))
+            tile = copy[start[0] :, start[1] :][:tile_px, :tile_px]
+            # Pixel centres lie at half-integers at every scale.
+            inside = [
+                (tf.cast(pixels, tf.float32) + 0.5) * ratio[axis]
+                - (0.5 + tf.cast(start[axis], tf.float32))
+                for axis, pixels in enumerate((rows, columns))
+            ]
+            for mirrored in (False, True) if self.config.flip_average else (False,):
+                # One after the other: together, the network's features would need the memory of
+                # all views.
+                with tf.control_dependencies([view.logits for view in views[-1:]]):
+                    logits = (
+                        self._logits(tile[:, ::-1])[:, ::-1] if mirrored else self._logits(tile)
+                    )
+                    views.append(_cut(logits, *inside))
+        return views
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
     def _logits(self, tile: tf.Tensor) -> tf.Tensor:
-        """Averages the network's logits [h, w, C] over the tile and, if asked, its mirror image."""
-        logits = self.model(tile[tf.newaxis], training=False)[0]
-        if self.config.flip_average:
-            mirrored = self.model(tile[tf.newaxis, :, ::-1], training=False)[0]
-            logits = (logits + mirrored[:, ::-1]) / 2
-        return logits
+        """Runs the network over [h, w, 3]; a function of its own is in the graph only once."""
+        return self.model(tile[tf.newaxis], training=False)[0]
 
 
 def load_predictor(run: Run, config: PredictConfig, checkpoint: str = "best") -> Predictor:
@@ -104,7 +157,7 @@ def load_predictor(run: Run, config: PredictConfig, checkpoint: str = "best") ->
 
     Args:
       run: from `open_run`.
-      config: scale, flip and tile size.
+      config: scales, flip and tile size.
       checkpoint: `best`, `latest` or a step.
 
     Raises:
@@ -130,73 +183,81 @@ def device_precision(trained: str) -> str:
     return trained if tf.config.list_physical_devices("GPU") else "float32"
 
 
-def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def _resize(image: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """Resizes [H, W, 3] uint8 bilinearly, averaging where it shrinks."""
-    if tf.reduce_all(tf.equal(tf.shape(image)[:2], size)):
+    size = tf.shape(image)[:2]
+    scaled = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), 1)
+    if tf.reduce_all(tf.equal(size, scaled)):
         resized = image
     else:
-        pixels = tf.round(tf.image.resize(image, size, antialias=True))
+        pixels = tf.round(tf.image.resize(image, scaled, antialias=True))
         resized = tf.cast(tf.clip_by_value(pixels, 0, 255), tf.uint8)
     return tf.ensure_shape(resized, [None, None, 3])
 
 
-def _tiles(size: tf.Tensor, tile_px: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Spreads tiles evenly over a side.
+def _regions(size: tf.Tensor, scaled_size: tf.Tensor, tile_px: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Spreads tiles evenly over a side of the scaled image and shares out the image's pixels.
 
     Returns:
-      (starts [n] int32, edges [n + 1] int32): tile i begins at starts[i] and owns the pixels from
-      edges[i] to edges[i + 1], which keep away from its ends but for the image's own.
+      (centres [n] float32, edges [n + 1] int32), both in the image: around centres[i] is a tile
+      that owns the pixels from edges[i] to edges[i + 1], which keep away from its ends but for the
+      image's own. Tiles that would own none are left out.
     """
     step = tile_px - 2 * int(tile_px * _MARGIN)
-    over = tf.maximum(size - tile_px, 0)
+    over = tf.maximum(scaled_size - tile_px, 0)
     count = 1 + (over + step - 1) // step
     starts = tf.range(count) * over // tf.maximum(count - 1, 1)
     inner = (starts[1:] + starts[:-1] + tile_px) // 2
-    return starts, tf.concat([[0], inner, [size]], 0)
-
-
-def _positions(
-    first_edge: tf.Tensor, last_edge: tf.Tensor, size: tf.Tensor, scaled_size: tf.Tensor
-) -> tf.Tensor:
-    """Lists the image's pixels between two edges of the scaled image, as scaled coordinates.
-
-    Pixel centres lie at half-integers in both, so pixel p is at (p + 0.5) * ratio - 0.5.
-    """
     ratio = tf.cast(scaled_size, tf.float32) / tf.cast(size, tf.float32)
-    edges = tf.cast(tf.stack([first_edge, last_edge]), tf.float32)
-    edges = tf.cast(tf.math.ceil(edges / ratio - 0.5), tf.int32)
-    last = tf.where(last_edge == scaled_size, size, edges[1])
-    pixels = tf.cast(tf.range(tf.maximum(edges[0], 0), last), tf.float32)
-    return (pixels + 0.5) * ratio - 0.5
+    # Pixel p is at (p + 0.5) * ratio - 0.5 of the scaled image.
+    inner = tf.cast(tf.math.ceil(tf.cast(inner, tf.float32) / ratio - 0.5), tf.int32)
+    edges = tf.concat([[0], tf.clip_by_value(inner, 0, size), [size]], 0)
+    owning = edges[1:] > edges[:-1]
+    centres = (tf.cast(starts, tf.float32) + tile_px / 2) / ratio
+    edges = tf.concat([[0], tf.boolean_mask(edges[1:], owning)], 0)
+    return tf.boolean_mask(centres, owning), edges
 
 
-def _best_class(
-    logits: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Interpolates logits and takes the arg-max, band by band to bound the memory.
+def _cut(logits: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> _View:
+    """Keeps of a tile's logits [h, w, C] what lies around some positions in it."""
+    (top, bottom), (left, right) = (
+        (tf.cast(tf.maximum(at[0], 0.0), tf.int32), tf.cast(at[-1], tf.int32) + 2)
+        for at in (rows, columns)
+    )
+    rows, columns = rows - tf.cast(top, tf.float32), columns - tf.cast(left, tf.float32)
+    return _View(logits[top:bottom, left:right], rows, columns)
+
+
+def _best_class(views: list[_View]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Averages the probabilities of a region's pixels and takes the arg-max.
+
+    It goes band by band, to bound the memory.
 
     Args:
-      logits: [h, w, C] float32.
-      rows: [n] float32 coordinates in the tile.
-      columns: [m] float32.
+      views: of the same n x m pixels.
 
     Returns:
-      ([n, m] uint8 ids, [] float32 sum of the highest softmax).
+      ([n, m] uint8 ids, [] float32 sum of the highest probabilities).
     """
-    classes = logits.shape[-1]
-    band = tf.maximum(_BAND_VALUES // (classes * tf.maximum(tf.size(columns), 1)), 1)
-    ids = tf.zeros([0, tf.size(columns)], tf.uint8)
+    height, width = tf.size(views[0].rows), tf.size(views[0].columns)
+    band = tf.maximum(_BAND_VALUES // (views[0].logits.shape[-1] * len(views) * width), 1)
+    ids = tf.zeros([0, width], tf.uint8)
     confidence = tf.zeros([])
-    for first in tf.range(0, tf.size(rows), band):
+    for first in tf.range(0, height, band):
         tf.autograph.experimental.set_loop_options(
             parallel_iterations=1, shape_invariants=[(ids, tf.TensorShape([None, None]))]
         )
-        block = _interpolate(_interpolate(logits, rows[first : first + band], 0), columns, 1)
-        best = tf.cast(tf.argmax(block, -1, tf.int32), tf.uint8)
-        highest = tf.exp(tf.reduce_max(block, -1) - tf.reduce_logsumexp(block, -1))
-        ids = tf.concat([ids, best], axis=0)
-        confidence += tf.reduce_sum(highest)
-    return ids, confidence
+        probabilities = [_probabilities(view, first, first + band) for view in views]
+        total = tf.add_n(probabilities)
+        ids = tf.concat([ids, tf.cast(tf.argmax(total, -1, tf.int32), tf.uint8)], axis=0)
+        confidence += tf.reduce_sum(tf.reduce_max(total, -1))
+    return ids, confidence / len(views)
+
+
+def _probabilities(view: _View, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """Interpolates the logits of some of a view's rows: [last - first, m, C] softmax."""
+    band = _interpolate(view.logits, view.rows[first:last], 0)
+    return tf.nn.softmax(_interpolate(band, view.columns, 1))
 
 
 def _interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tensor:

@@ -27,6 +27,8 @@ def test_configs_survive_json(kind):
         (TrainConfig, {"learning_rate": -1.0}),
         (PredictConfig, {"scale": "big"}),
         (PredictConfig, {"scale": "0"}),
+        (PredictConfig, {"scales": "0.5,,1"}),
+        (PredictConfig, {"scales": "1,-2"}),
         (InferConfig, {"frames": "d", "out_dir": "o", "outputs": "ids,film"}),
         (InferConfig, {"out_dir": "o"}),
     ],

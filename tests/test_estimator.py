@@ -14,10 +14,13 @@ from mapseg.infer import predict
 def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
     estimator = Estimator(run_dir, progress=print)
     assert estimator.run.train.steps == 4
-    scores = estimator.evaluate(records_dir, "training", PredictConfig(flip_average=True))
+    scores = estimator.evaluate(
+        records_dir, "training", PredictConfig(flip_average=True, scales="1,2")
+    )
     written = json.loads((run_dir / "evaluation" / "training.json").read_text())
     assert written["mean_iou"] == scores.mean_iou
     assert (written["checkpoint"], written["flip_average"]) == ("step-00000004", True)
+    assert (written["scale"], written["scales"]) == ("auto", "1,2")
 
     image, _ = tiny_scene(np.random.default_rng(9))
     found = estimator.predict(image)

@@ -31,7 +31,7 @@ np.save(sys.argv[5], saved.segment_encoded(jpg)["ids"].numpy())
 @pytest.mark.addons
 def test_an_export_gives_the_same_ids_without_mapseg(run_dir, tmp_path):
     estimator = Estimator(run_dir, progress=print)
-    config = PredictConfig(tile_px=65)
+    config = PredictConfig(tile_px=65, scales="0.5,1", flip_average=True)
     path = estimator.export(tmp_path / "export", config)
     assert (path / "labels.json").is_file()
     images = np.random.default_rng(0).integers(0, 256, [2, 50, 91, 3], np.uint8)
