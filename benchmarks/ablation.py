@@ -4,8 +4,7 @@
         [--seeds=1,2,3] [--only=CASE,...] [--classes=NAME,...]
 
 Each case changes options of the flag file; an aid earns the mean over the seeds of the difference
-to the same seed without it. Beside the mean IoU stand the IoU of the classes asked for. Averaged
-weights are no run of their own: the base is evaluated with and without them.
+to the same seed without it. Beside the mean IoU stand the IoU of the classes asked for.
 
 The same command again goes on where it stopped, and prints the table of what is there.
 """
@@ -14,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,16 @@ CASES: dict[str, dict[str, Any]] = {
     BASE: {},
     "--class_balance=0.5": {"class_balance": 0.5},
     "--color_jitter=0.4": {"color_jitter": 0.4},
-    "--rotation_degrees=8": {"rotation_degrees": 8.0},
-    "--erasing=0.5": {"erasing": 0.5},
-    "--encoder_rate=0.2": {"encoder_rate": 0.2},
     "--clip_norm=1": {"clip_norm": 1.0},
     "--loss=ce+lovasz": {"loss": "ce+lovasz"},
     "--loss=ohem": {"loss": "ohem"},
     "--loss=focal": {"loss": "focal"},
     "--class_weights": {"class_weights": True},
     "--label_smoothing=0.1": {"label_smoothing": 0.1},
+    "--encoder=mobilenet_v2": {"encoder": "mobilenet_v2"},
+    "--encoder=efficientnet_lite2": {"encoder": "efficientnet_lite2"},
+    "--encoder=ddrnet23_slim": {"encoder": "ddrnet23_slim", "output_stride": 8},
 }
-EMA_DECAY = 0.98
-AVERAGED = "--ema_decay"
 
 
 def define_flags() -> flags.FlagValues:
@@ -71,8 +67,6 @@ def work(values: flags.FlagValues) -> int:
         for case in dict.fromkeys([BASE, *values.only]):
             run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
             own = {**options, **CASES[case], "seed": int(seed)}
-            if case == BASE:
-                own = {"ema_decay": EMA_DECAY, **own}
             found.setdefault(case, {})[seed] = measure(run_dir, records_dir, own, predicting)
             cli.report(table(found, values.classes))
     return 0
@@ -81,62 +75,35 @@ def work(values: flags.FlagValues) -> int:
 def measure(
     run_dir: Path, records_dir: Path, options: Mapping[str, Any], predicting: PredictConfig
 ) -> dict[str, Any]:
-    """Trains a run and scores it, or reads what was found before.
-
-    Returns:
-      The scores of the weights as `trained` and, if the run has them, of the `averaged` ones.
-    """
+    """Trains a run and scores it, or reads what was found before."""
     path = run_dir / "found.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
 
-    from mapseg import checkpoints
-    from mapseg.estimator import Estimator
-
-    estimator = Estimator(run_dir, cli.report)
-    estimator.train(records_dir, predicting=predicting, evaluating=False, **options)
-    found = {"trained": score(estimator, records_dir, predicting)}
-    if estimator.run.train.ema_decay:
-        found["averaged"] = found["trained"]
-        folder = checkpoints.find_checkpoint(run_dir, "latest")
-        np.savez(folder / "weights.npz", **trained_weights(estimator.run))
-        found["trained"] = score(Estimator(run_dir, cli.report), records_dir, predicting)
-    path.write_text(json.dumps(found), encoding="utf-8")
-    return found
-
-
-def trained_weights(run: Any) -> dict[str, np.ndarray]:
-    """Reads the weights as trained out of a run's newest state."""
     import keras
 
-    from mapseg import checkpoints, step
-    from mapseg.model import weight_arrays
+    from mapseg.checkpoints import read_history, training_secs
+    from mapseg.estimator import Estimator
 
-    run = replace(run, train=replace(run.train, init_from=""))
     keras.backend.clear_session()
-    state = step.build_state(run, cli.report, fresh=False)
-    checkpoints.read_state(checkpoints.find_checkpoint(run.run_dir, "latest"), state.checkpoint)
-    return weight_arrays(state.model)
-
-
-def score(estimator: Any, records_dir: Path, predicting: PredictConfig) -> dict[str, Any]:
-    """Evaluates the newest checkpoint."""
+    estimator = Estimator(run_dir, cli.report)
+    estimator.train(records_dir, evaluating=False, **options)
+    secs = training_secs(read_history(estimator.run.history_path), estimator.run.train.batch_size)
     scores = estimator.evaluate(records_dir, "", predicting, "latest", panels=0)
-    names = scores.label_set.names
-    return {
-        "mean_iou": scores.mean_iou,
-        "iou": dict(zip(names, map(float, scores.iou), strict=True)),
-    }
+    iou = dict(zip(scores.label_set.names, map(float, scores.iou), strict=True))
+    found = {"mean_iou": scores.mean_iou, "iou": iou, "secs": secs}
+    path.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def table(found: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
     """Writes the table: what each case comes to, and what it earns over the base."""
     columns = ["mean IoU", *classes]
     head = [f"{c} | earns" for c in columns]
-    lines = [f"| case | seeds | {' | '.join(head)} |", "| --- " * (2 + 2 * len(columns)) + "|"]
-    base = figures(found[BASE], "trained", classes)
-    rows = {case: figures(runs, "trained", classes) for case, runs in found.items()}
-    rows[AVERAGED] = figures(found[BASE], "averaged", classes)
+    lines = [f"| case | seeds | {' | '.join(head)} | training steps |"]
+    lines.append("| --- " * (3 + 2 * len(columns)) + "|")
+    base = figures(found[BASE], classes)
+    rows = {case: figures(runs, classes) for case, runs in found.items()}
     for case, own in rows.items():
         cells = []
         for column in range(len(columns)):
@@ -144,15 +111,14 @@ def table(found: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str
             earned = 100 * (own[:, column] - base[: len(own), column])
             cells.append(f"{mine.mean():.2f} ({mine.min():.2f} to {mine.max():.2f})")
             cells.append("" if case == BASE else f"{earned.mean():+.2f}")
-        lines.append(f"| {case} | {len(own)} | {' | '.join(cells)} |")
+        secs = np.mean([run["secs"] for run in found[case].values()])
+        lines.append(f"| {case} | {len(own)} | {' | '.join(cells)} | {secs:.0f} s |")
     return "\n".join(lines)
 
 
-def figures(runs: Mapping[str, Any], kind: str, classes: Sequence[str]) -> np.ndarray:
+def figures(runs: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray:
     """[seeds, 1 + classes]: the mean IoU and that of some classes."""
-    return np.array(
-        [[r[kind]["mean_iou"], *(r[kind]["iou"][c] for c in classes)] for r in runs.values()]
-    )
+    return np.array([[r["mean_iou"], *(r["iou"][c] for c in classes)] for r in runs.values()])
 
 
 def main(argv: Sequence[str]) -> int:

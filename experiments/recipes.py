@@ -171,7 +171,7 @@ def run(
     """Trains a run, or goes on with it, and scores its last checkpoint; None where stopped."""
     import keras
 
-    from mapseg.checkpoints import read_history
+    from mapseg.checkpoints import read_history, training_secs
     from mapseg.estimator import Estimator
 
     keras.backend.clear_session()
@@ -180,13 +180,8 @@ def run(
     if stopping():
         return None
     scores = estimator.evaluate(records_dir, split, predicting, "latest")
-    rows, secs, before = read_history(estimator.run.history_path), 0.0, 0.0
-    for row in rows:
-        if "images_per_s" in row:
-            crops = (row["step"] - before) * estimator.run.train.batch_size
-            secs += crops / row["images_per_s"]
-        before = row["step"]
-    return Outcome(scores, secs)
+    rows = read_history(estimator.run.history_path)
+    return Outcome(scores, training_secs(rows, estimator.run.train.batch_size))
 
 
 def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:

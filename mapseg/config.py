@@ -131,15 +131,6 @@ class TrainConfig(_Checked):
         check=_SHARE,
         identity=True,
     )
-    rotation_degrees: float = _option(
-        0.0, "crops are turned by up to so many degrees", check=_NOT_NEGATIVE, identity=True
-    )
-    erasing: float = _option(
-        0.0,
-        "share of the crops of which a rectangle is replaced by noise",
-        check=_SHARE,
-        identity=True,
-    )
     class_balance: float = _option(
         0.0,
         "share of the crops, 0 to 1, that are drawn around a pixel of a uniformly chosen class",
@@ -209,19 +200,6 @@ class TrainConfig(_Checked):
         0.0,
         "largest global norm of the gradients, which are scaled down to it; 0 is off",
         check=_NOT_NEGATIVE,
-        identity=True,
-    )
-    encoder_rate: float = _option(
-        1.0,
-        "learning rate of the encoder, as a share of that of the rest",
-        check=_POSITIVE,
-        identity=True,
-    )
-    ema_decay: float = _option(
-        0.0,
-        "decay of the moving average of the weights, which is then what is evaluated, used and "
-        "exported; 0 is off",
-        check=_SHARE,
         identity=True,
     )
     batch_norm: str = _option(

@@ -120,31 +120,6 @@ def decay_weights(config: TrainConfig, step: tf.Tensor, variables: Sequence[tf.V
         variable.assign(variable * tf.cast(keep, variable.dtype))
 
 
-def make_averages(variables: Sequence[tf.Variable]) -> list[tf.Variable]:
-    """Makes a moving average for each of some variables; call it in the strategy's scope."""
-    first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # trained variables are the same on all
-    values = [tf.convert_to_tensor(v) for v in variables]
-    return [tf.Variable(value, trainable=False, aggregation=first) for value in values]
-
-
-def update_averages(
-    config: TrainConfig,
-    step: tf.Tensor,
-    averages: Sequence[tf.Variable],
-    variables: Sequence[tf.Variable],
-) -> None:
-    """Moves averages towards their variables: decay * average + (1 - decay) * variable.
-
-    The decay is `ema_decay`, and at first (1 + step) / (10 + step), so that the weights of the
-    start are soon forgotten (as in tf.train.ExponentialMovingAverage).
-    """
-    step = tf.cast(step, tf.float32)
-    decay = tf.minimum(config.ema_decay, (1 + step) / (10 + step))
-    for average, variable in zip(averages, variables, strict=True):
-        value = tf.convert_to_tensor(variable)
-        average.assign(value + decay * (average - value))
-
-
 class LossScale(tf.Module):
     """Dynamic loss scaling for float16; for other types the scale stays 1.
 

@@ -13,10 +13,9 @@ from mapseg import optimizers
 from mapseg.checkpoints import Run
 from mapseg.config import TrainConfig
 from mapseg.convolutions import use_forms_for_xla
-from mapseg.encoders import named_weights
 from mapseg.losses import make_loss
 from mapseg.machine import gpus
-from mapseg.model import build_model, coarse_model, weight_arrays
+from mapseg.model import build_model, coarse_model
 from mapseg.transfer import init_weights
 
 # Keeps dropout's random stream apart from the augmentation's, which is 1.
@@ -43,27 +42,14 @@ class DropoutSeed:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; `checkpoint` holds all of it.
-
-    `averages` has a variable for each trained one, or none where `ema_decay` is 0.
-    """
+    """Everything that a step changes; `checkpoint` holds all of it."""
 
     model: keras.Model
     optimizer: Any
     step: tf.Variable
     loss_scale: optimizers.LossScale
     dropout_seed: DropoutSeed
-    averages: list[tf.Variable]
     checkpoint: tf.train.Checkpoint
-
-    def weight_arrays(self) -> dict[str, np.ndarray]:
-        """The weights to predict with, by name: the averages, where there are any."""
-        arrays = weight_arrays(self.model)
-        if self.averages:
-            names = {id(weight): name for name, weight in named_weights(self.model).items()}
-            for weight, average in zip(self.model.trainable_variables, self.averages, strict=True):
-                arrays[names[id(weight)]] = average.numpy()
-        return arrays
 
 
 def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> TrainState:
@@ -97,11 +83,10 @@ def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> Tr
         use_forms_for_xla(_layers(model))
     optimizer = optimizers.build_optimizer(run.train, step, model.trainable_variables)
     loss_scale = optimizers.LossScale(dynamic=run.train.precision == "mixed_float16")
-    averages = optimizers.make_averages(model.trainable_variables if run.train.ema_decay else [])
     checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=optimizer, step=step, loss_scale=loss_scale, averages=averages
+        model=model, optimizer=optimizer, step=step, loss_scale=loss_scale
     )
-    return TrainState(model, optimizer, step, loss_scale, dropout_seed, averages, checkpoint)
+    return TrainState(model, optimizer, step, loss_scale, dropout_seed, checkpoint)
 
 
 def freeze_batch_norm(model: keras.Model) -> None:
@@ -228,15 +213,9 @@ def make_step(
                 gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
             gradients = [g / replicas for g in gradients]  # the optimizer adds them up
-        slowed = _encoder_variables(state.model) if config.encoder_rate != 1 else []
-        before = [tf.identity(v) for v in slowed]
         optimizers.decay_weights(config, state.step, trained)
         gradients = optimizers.add_decay(config, gradients, trained, replicas)
         optimizer.apply_gradients(zip(gradients, trained, strict=True))
-        for variable, old in zip(slowed, before, strict=True):
-            variable.assign(old + config.encoder_rate * (variable - old))
-        if config.ema_decay:
-            optimizers.update_averages(config, state.step, state.averages, trained)
 
     def restore(before: Sequence[tf.Tensor]) -> None:
         for variable, value in zip(moving, before, strict=True):
@@ -259,11 +238,6 @@ def make_step(
         return tf.math.divide_no_nan(total, pixels), finite
 
     return step
-
-
-def _encoder_variables(model: keras.Model) -> list[tf.Variable]:
-    (encoder,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
-    return encoder.trainable_variables
 
 
 def _pixels(label: tf.Tensor, replicas: int) -> tf.Tensor:

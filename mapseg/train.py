@@ -23,7 +23,7 @@ from mapseg.evaluate import evaluate, write_evaluation
 from mapseg.files import whole_file
 from mapseg.labels import make_label_set
 from mapseg.machine import cores, gpus, has_nvidia_driver
-from mapseg.model import assign_weight_arrays, build_model
+from mapseg.model import assign_weight_arrays, build_model, weight_arrays
 from mapseg.pipeline import batch_keys, train_batches
 from mapseg.plots import plot_history
 from mapseg.predict import Predictor
@@ -312,9 +312,9 @@ class _Loop:
         self.predictor = self._make_predictor(predicting)
 
     def _make_predictor(self, predicting: PredictConfig) -> Predictor:
-        """Predicts with the network itself, or a copy: of many devices, or of averaged weights."""
+        """Predicts with the network itself, or where that lies on many devices with a copy."""
         model = self.state.model
-        if self.evaluating and (self.workers.replicas > 1 or self.state.averages):
+        if self.workers.replicas > 1 and self.evaluating:
             config = replace(self.run.model, encoder_weights="none")
             classes = len(self.run.label_set.classes)
             model = build_model(config, classes, precision=self.run.train.precision)
@@ -380,7 +380,7 @@ class _Loop:
             self._collect()  # a step that was not finite is told before it is history
             if self.average is not None:
                 self.average()
-            weights = self.state.weight_arrays()
+            weights = weight_arrays(self.state.model)
             if self.is_first:
                 checkpoints.write_checkpoint(
                     self.run.checkpoints_dir,
@@ -476,7 +476,7 @@ class _Loop:
         started = time.monotonic()
         self.save()
         if self.predictor.model is not self.state.model:
-            assign_weight_arrays(self.predictor.model, self.state.weight_arrays())
+            assign_weight_arrays(self.predictor.model, weight_arrays(self.state.model))
         scores = evaluate(
             self.predictor,
             self.records_dir,

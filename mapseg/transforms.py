@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from mapseg.config import TrainConfig
-from mapseg.labels import VOID
 from mapseg.tiles import Window
 
 # Luma of ITU-R BT.601, the weights of greyscale conversion in JPEG.
@@ -135,33 +134,6 @@ def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -
     return cv2.transform(image, matrix)
 
 
-def random_rotation(
-    image: np.ndarray, label: np.ndarray, degrees: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turns both about their middle by up to so many degrees; what comes in is black and VOID."""
-    height, width = label.shape
-    angle = degrees * (2 * rng.random() - 1)
-    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    image = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR)
-    label = cv2.warpAffine(
-        label, turn, (width, height), flags=cv2.INTER_NEAREST, borderValue=[VOID] * 3
-    )
-    return image, label
-
-
-def random_erasing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Replaces a rectangle of 2 to 20 % of the pixels by noise (Zhong et al. 2020)."""
-    height, width = image.shape[:2]
-    area = height * width * (0.02 + 0.18 * rng.random())
-    aspect = (1 / 0.3) ** (2 * rng.random() - 1)
-    tall = min(round((area * aspect) ** 0.5), height)
-    wide = min(round((area / aspect) ** 0.5), width)
-    top, left = int((height - tall + 1) * rng.random()), int((width - wide + 1) * rng.random())
-    image = image.copy()
-    image[top : top + tall, left : left + wide] = rng.integers(0, 256, [tall, wide, 3], np.uint8)
-    return image
-
-
 def augment(
     image: np.ndarray, label: np.ndarray, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +150,6 @@ def augment(
     """
     if config.flip:
         image, label = random_flip(image, label, rng)
-    if config.rotation_degrees:
-        image, label = random_rotation(image, label, config.rotation_degrees, rng)
-    if config.erasing and rng.random() < config.erasing:
-        image = random_erasing(image, rng)
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
     return image, label

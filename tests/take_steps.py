@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from mapseg import strategy
 from mapseg.config import TrainConfig
-from mapseg.optimizers import LossScale, build_optimizer, make_averages
+from mapseg.optimizers import LossScale, build_optimizer
 from mapseg.resampling import Upsample
 from mapseg.step import (
     DropoutSeed,
@@ -35,7 +35,6 @@ CASES = {
     "in_parts": replace(FROZEN, accumulate_steps=2),
     "clipped_in_parts": replace(FROZEN, accumulate_steps=2, clip_norm=0.02),
     "compiled": replace(FROZEN, xla="on"),
-    "averaged": replace(FROZEN, ema_decay=0.9),
     "sync_norm": replace(BATCH, sync_batch_norm=True),
     "sync_norm_in_parts": replace(BATCH, sync_batch_norm=True, accumulate_steps=2),
     "own_norm": BATCH,
@@ -64,13 +63,12 @@ class SmallState:
         self.dropout_seed = DropoutSeed(config.seed, self.step)
         self.optimizer = build_optimizer(config, self.step, self.model.trainable_variables)
         self.loss_scale = LossScale(dynamic=config.precision == "mixed_float16")
-        self.averages = make_averages(self.model.trainable_variables if config.ema_decay else [])
         self.checkpoint = tf.train.Checkpoint(
             model=self.model, optimizer=self.optimizer, step=self.step, loss_scale=self.loss_scale
         )
 
     def arrays(self):
-        found = [*self.model.variables, *self.averages]
+        found = [*self.model.variables]
         wrapped = getattr(self.optimizer, "_optimizer", None)  # Lookahead's
         for optimizer in (self.optimizer, *([wrapped] if wrapped is not None else [])):
             variables = optimizer.variables

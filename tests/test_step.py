@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, free_ports, tf_config
+from conftest import free_ports, tf_config
 from take_steps import CASES, SmallState, small_batch, take
 
-from mapseg import train
 from mapseg.config import TrainConfig
-from mapseg.encoders import named_weights
 from mapseg.losses import make_loss
-from mapseg.model import weight_arrays
 from mapseg.optimizers import build_optimizer
 from mapseg.step import (
     DropoutSeed,
-    build_state,
     freeze_batch_norm,
     make_step,
     make_steps,
@@ -198,28 +194,3 @@ def test_xla_is_refused_where_it_cannot_be():
     assert use_xla(TrainConfig(xla="on"), Strategy)
     with pytest.raises(ValueError, match="xla=on must be used with sync_batch_norm off"):
         use_xla(TrainConfig(xla="on", sync_batch_norm=True), Strategy)
-
-
-def test_averages_follow_the_weights():
-    config = TrainConfig(schedule_steps=100, learning_rate=0.1, ema_decay=0.15)
-    state = SmallState(config)
-    step = make_step(state, config, one_device())
-    kernel = state.model.get_layer("logits-semantic").kernel
-    place = [id(v) for v in state.model.trainable_variables].index(id(kernel))
-    expected = np.array(kernel)
-    for decay in (1 / 10, 0.15, 0.15):  # (1 + step) / (10 + step) until that is more
-        step(*small_batch())
-        expected = decay * expected + (1 - decay) * np.array(kernel)
-        np.testing.assert_allclose(state.averages[place], expected, rtol=1e-6)
-
-
-@pytest.mark.addons
-def test_averaged_weights_are_those_to_predict_with(records_dir, tmp_path):
-    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "ema_decay": 0.5})
-    state = build_state(run, print, fresh=True)
-    for average in state.averages:
-        average.assign_add(tf.ones_like(average))
-    own, averaged = weight_arrays(state.model), state.weight_arrays()
-    trained = {id(v) for v in state.model.trainable_variables}
-    for name, variable in named_weights(state.model).items():
-        np.testing.assert_array_equal(averaged[name], own[name] + (id(variable) in trained))
