@@ -1,4 +1,4 @@
-"""Segments camera frames with a trained run: flags in, library call, exit code."""
+"""Segments camera frames with a trained run, or TF DeepLab's network: flags in, exit code."""
 
 import os
 import sys
@@ -16,7 +16,8 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     for name, default, help_text in (
         ("run_dir", "", "folder of the run whose network is used"),
-        ("checkpoint", "best", "best, latest or a step"),
+        ("checkpoint", "best", "of the run: best, latest or a step"),
+        ("init_checkpoint", "", "in place of a run: prefix of TF DeepLab's Cityscapes checkpoint"),
     ):
         flags.DEFINE_string(name, default, help_text, flag_values=values)
     cli.define_flags(values, InferConfig, PredictConfig)
@@ -26,13 +27,23 @@ def define_flags() -> flags.FlagValues:
 def work(values: flags.FlagValues) -> int:
     """Segments the frames; 1 where some could not be."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    run_dir = Path(cli.required(values, "run_dir"))
+    run_dir, prefix = values.run_dir, values.init_checkpoint
+    if bool(run_dir) == bool(prefix) or (prefix and values["checkpoint"].present):
+        raise ValueError(
+            "run_dir, perhaps with checkpoint, or init_checkpoint must be given; got "
+            f"run_dir={run_dir}, init_checkpoint={prefix}. Remedy: one of --run_dir=FOLDER and "
+            "--init_checkpoint=PREFIX alone"
+        )
     config = InferConfig(**cli.given(values, InferConfig))
     predicting = PredictConfig(**cli.given(values, PredictConfig))
 
-    from mapseg.infer import infer_run  # TensorFlow takes seconds to import
+    from mapseg import infer  # TensorFlow takes seconds to import
 
-    counts = infer_run(run_dir, config, predicting, values.checkpoint, cli.report)
+    if prefix:
+        counts = infer.infer_deeplab(prefix, config, predicting, cli.report)
+    else:
+        run = Path(run_dir)
+        counts = infer.infer_run(run, config, predicting, values.checkpoint, cli.report)
     return 1 if counts.failed else 0
 
 

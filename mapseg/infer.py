@@ -31,6 +31,7 @@ from mapseg.frames import RESULTS_MARK, Frame, FrameList, FrameReader, find_fram
 from mapseg.labels import LabelSet
 from mapseg.predict import Predictor, load_predictor, load_weights, segment_array
 from mapseg.progress import duration
+from mapseg.transfer import CITYSCAPES_LONG_SIDE_PX, load_deeplab
 
 FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
 _AHEAD = 4  # frames decoded before the network needs them, and as many still being written
@@ -100,18 +101,57 @@ def infer_run(
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
     found = find_frames(config)  # what is missing is told before the network is loaded
-    weights = hashlib.sha256((path / "weights.npz").read_bytes()).hexdigest()[:16]
-    fingerprint = (
-        f"frames {Path(config.frames).resolve()} by {run_dir.resolve()}, {path.name} ({weights}), "
-        f"{predicting}, classes={config.classes or 'all'}"
-    )
+    by = f"{run_dir.resolve()}, {path.name} ({_digest(path / 'weights.npz')})"
     predictor = load_weights(run, predicting, path)
+    progress(f"{run.model.encoder}, {path.name} of {run_dir}, {len(run.label_set.classes)} classes")
+    return _infer(predictor, run.label_set, found, config, progress, by)
+
+
+def infer_deeplab(
+    prefix: str, config: InferConfig, predicting: PredictConfig, progress: Callable[[str], None]
+) -> Counts:
+    """Segments frames with a network of TF DeepLab, trained on Cityscapes, as it is.
+
+    Args:
+      prefix: of its checkpoint; see `load_deeplab`.
+      config: which frames, and what to write where.
+      predicting: as of `infer_run`; `scale=auto` is a long side of 2048, as in Cityscapes.
+      progress: takes lines for people.
+
+    Raises:
+      FileNotFoundError: no such checkpoint, or no frames.
+      ValueError: see `load_deeplab` and `infer_frames`.
+    """
+    found = find_frames(config)
+    model, label_set = load_deeplab(prefix)
+    # The index holds a checksum of every weight.
+    by = f"{Path(prefix).resolve()} ({_digest(Path(f'{prefix}.index'))})"
+    predictor = Predictor(model, predicting, CITYSCAPES_LONG_SIDE_PX)
+    progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
+    return _infer(predictor, label_set, found, config, progress, by)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _infer(
+    predictor: Predictor,
+    label_set: LabelSet,
+    found: FrameList,
+    config: InferConfig,
+    progress: Callable[[str], None],
+    by: str,
+) -> Counts:
+    fingerprint = (
+        f"frames {Path(config.frames).resolve()} by {by}, {predictor.config}, "
+        f"classes={config.classes or 'all'}"
+    )
 
     def segment(frame: np.ndarray) -> Segmentation:
         return segment_frame(predictor, frame)
 
-    progress(f"{run.model.encoder}, {path.name} of {run_dir}, {len(run.label_set.classes)} classes")
-    return infer_frames(segment, run.label_set, found, config, progress, fingerprint)
+    return infer_frames(segment, label_set, found, config, progress, fingerprint)
 
 
 def infer_frames(
