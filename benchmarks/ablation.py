@@ -35,7 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "--label_smoothing=0.1": {"label_smoothing": 0.1},
     "--encoder=mobilenet_v2": {"encoder": "mobilenet_v2"},
     "--encoder=efficientnet_lite2": {"encoder": "efficientnet_lite2"},
-    "--encoder=ddrnet23_slim": {"encoder": "ddrnet23_slim", "output_stride": 8},
+    "--encoder=ddrnet23_slim": {
+        "encoder": "ddrnet23_slim",
+        "encoder_weights": "auto",
+        "output_stride": 8,
+    },
 }
 
 
@@ -48,7 +52,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("only", list(CASES), "cases to run", flag_values=values)
     flags.DEFINE_list("classes", [], "classes whose IoU is shown too", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
-    flags.DEFINE_string("compile_cache_dir", "", "as in training", flag_values=values)
+    flags.DEFINE_string("compile_cache_dir", "auto", "as in training", flag_values=values)
     return values
 
 
@@ -57,6 +61,7 @@ def work(values: flags.FlagValues) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     records_dir = Path(cli.required(values, "records_dir"))
     work_dir = Path(cli.required(values, "work_dir"))
+    cli.use_compile_cache(values)
     options = cli.given(values, ModelConfig, TrainConfig)
     predicting = PredictConfig(**cli.given(values, PredictConfig))
     unknown = sorted(set(values.only) - set(CASES))
@@ -67,6 +72,8 @@ def work(values: flags.FlagValues) -> int:
         for case in dict.fromkeys([BASE, *values.only]):
             run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
             own = {**options, **CASES[case], "seed": int(seed)}
+            if case != BASE and own == {**options, "seed": int(seed)}:
+                continue  # the flag file has it
             found.setdefault(case, {})[seed] = measure(run_dir, records_dir, own, predicting)
             cli.report(table(found, values.classes))
     return 0
@@ -77,13 +84,21 @@ def measure(
 ) -> dict[str, Any]:
     """Trains a run and scores it, or reads what was found before."""
     path = run_dir / "found.json"
+    facts = {"records_dir": str(records_dir), "options": options, "predicting": vars(predicting)}
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if any(stored[name] != fact for name, fact in facts.items()):
+            raise ValueError(
+                f"{path}: must have been found with the same options; they were others. Remedy: "
+                "give another --work_dir"
+            )
+        return stored
 
     import keras
 
     from mapseg.checkpoints import read_history, training_secs
     from mapseg.estimator import Estimator
+    from mapseg.files import write_text
 
     keras.backend.clear_session()
     estimator = Estimator(run_dir, cli.report)
@@ -91,8 +106,8 @@ def measure(
     secs = training_secs(read_history(estimator.run.history_path), estimator.run.train.batch_size)
     scores = estimator.evaluate(records_dir, "", predicting, "latest", panels=0)
     iou = dict(zip(scores.label_set.names, map(float, scores.iou), strict=True))
-    found = {"mean_iou": scores.mean_iou, "iou": iou, "secs": secs}
-    path.write_text(json.dumps(found), encoding="utf-8")
+    found = {**facts, "mean_iou": scores.mean_iou, "iou": iou, "secs": secs}
+    write_text(path, json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -43,7 +43,6 @@ def define_flags() -> flags.FlagValues:
         ("predictions_dir", "the predictions of 2018"),
         ("out_dir", "where the pictures go"),
         ("frames", "frames to draw overlays of"),
-        ("compile_cache_dir", "not used; stands in flag files"),
     ):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
     flags.DEFINE_list("run_dirs", [], "runs that differ by their seed", flag_values=values)

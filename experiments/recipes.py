@@ -8,10 +8,12 @@ it is a Vistas folder. With --folds=N the training split alone is used: each run
 N-th of it and is scored on that, and the confusion matrices of all N are added up; so options are
 chosen without a look at the validation images.
 
-W/results.json and W/results.md have the scores of each seed, with mean and spread, and by class.
-The same command again goes on where it stopped, also in the middle of a run.
+W/results.json and W/results.md have the scores of each seed, with mean and spread, and by class;
+those of later calls with other seeds or splits are added. The same command again goes on where it
+stopped, also in the middle of a run.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -194,12 +196,17 @@ def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"train_secs": secs, **scores.to_json()}
 
 
-def write(work_dir: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints and writes the results so far."""
+def write(work_dir: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints and writes the results so far, beside those of other splits and seeds."""
     from mapseg.files import write_text
 
+    path = work_dir / "results.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results = {
+        split: {**stored.get(split, {}), **found.get(split, {})} for split in {**stored, **found}
+    }
     text = "\n\n".join(table(split, seeds) for split, seeds in results.items()) + "\n"
-    write_text(work_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(path, json.dumps(results, indent=1) + "\n")
     write_text(work_dir / "results.md", text)
     cli.report(text)
 
@@ -231,8 +238,11 @@ def _row(name: str, values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command, with the options of the recipe's flag file; returns its exit code."""
-    names = [a.partition("=")[2] for a in argv[1:] if a.startswith("--recipe=")]
-    chosen = [f"--flagfile={FOLDER / name}.flags" for name in names if name in RECIPES]
+    asked = flags.FlagValues()
+    flags.DEFINE_string("recipe", "", "which recipe", flag_values=asked)
+    with contextlib.suppress(flags.Error):  # told below, with all other flags
+        asked(argv, known_only=True)
+    chosen = [f"--flagfile={FOLDER / asked.recipe}.flags"] if asked.recipe in RECIPES else []
     return cli.run(work, define_flags(), [argv[0], *chosen, *argv[1:]], __doc__)
 
 

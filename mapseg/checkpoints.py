@@ -338,7 +338,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def training_secs(rows: Sequence[Mapping[str, float]], batch_size: int) -> float:
-    """Adds up how long the steps of a history took, without compiling, saving and evaluating."""
+    """Adds up how long the steps of a history took, without compiling and evaluating."""
     secs, before = 0.0, 0.0
     for row in rows:
         if "images_per_s" in row:

@@ -6,6 +6,7 @@ samples): a run folder refuses such a value. All others may change from one call
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -167,7 +168,7 @@ class TrainConfig(_Checked):
     )
     ohem_share: float = _option(
         0.25,
-        "share of the labelled pixels, the hardest, that ohem takes; above 0, at most 1",
+        "of ohem: the share of the labelled pixels, the hardest, that it takes; above 0, at most 1",
         check=(lambda v: 0 < v <= 1, "above 0 and at most 1"),
         identity=True,
     )
@@ -333,7 +334,7 @@ def _are_distinct(names: Sequence[str], known: Sequence[str]) -> bool:
 
 def _is_positive(text: str) -> bool:
     try:
-        return float(text) > 0
+        return 0 < float(text) < math.inf
     except ValueError:
         return False
 

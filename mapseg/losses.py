@@ -98,7 +98,7 @@ def class_weights(pixels: Sequence[int] | np.ndarray) -> np.ndarray:
 
     Returns:
       [C] float32, scaled so that the mean over the pixels is 1: the learning rate keeps its
-      meaning. The rarest class weighs at most 50 times as much as one that is everything.
+      meaning. The rarest class weighs at most 36 times as much as one that is everything.
 
     Raises:
       ValueError: no pixels.

@@ -75,7 +75,7 @@ def coarse_model(
 ) -> tuple[Callable[[tf.Tensor], tf.Tensor], int]:
     """Returns the network in training without its last up-sampling, and the factor of that.
 
-    The loss up-samples by itself: see `losses.cross_entropy`.
+    The loss up-samples by itself: see `losses.make_loss`.
 
     Args:
       model: from `build_model`.

@@ -98,4 +98,4 @@ def _read_values(file: BinaryIO, storage: _Storage) -> np.ndarray:
 
 def _view(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     steps = [np.arange(n) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)]
-    return values[sum(np.ix_(*steps), start=tensor.offset)]
+    return np.asarray(values[sum(np.ix_(*steps), start=tensor.offset)])

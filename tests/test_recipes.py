@@ -1,19 +1,20 @@
 import json
-import sys
 from pathlib import Path
 
+import ablation
+import compare_2018
 import numpy as np
 import pytest
+import recipes
 from conftest import TINY
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[1] / "experiments"))
-import compare_2018
-import recipes
-
+from mapseg.config import ModelConfig, TrainConfig
+from mapseg.encoders import resolve_encoder_weights
 from mapseg.labels import LabelClass, make_label_set
 from mapseg.scores import Scores
 
+EXPERIMENTS = Path(recipes.__file__).parent
 SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2}.items()]
 
 
@@ -60,6 +61,40 @@ def test_folds_hold_out_every_training_pair_once(camvid_dir):
         assert not {*training.pairs} & {*out.pairs}
         held += out.pairs
     assert sorted(held, key=str) == sorted(pairs, key=str)
+
+
+@pytest.mark.parametrize("given", [["--recipe=vistas_sample"], ["--recipe", "vistas_sample"]])
+def test_a_recipe_brings_its_flag_file_however_it_is_spelled(given, monkeypatch):
+    found = []
+    monkeypatch.setattr(recipes.cli, "run", lambda work, values, argv, about: found.append(argv))
+    recipes.main(["recipes.py", *given, "--steps=7"])
+    path = EXPERIMENTS / "vistas_sample.flags"
+    assert found == [["recipes.py", f"--flagfile={path}", *given, "--steps=7"]]
+
+
+def test_results_of_later_calls_are_added(tmp_path):
+    def seed(value):
+        figures = {"mean_iou": value, "pixel_accuracy": value, "iou": {"a": value, "b": None}}
+        return {"train_secs": 1.0, **figures}
+
+    recipes.write(tmp_path, {"val": {"1": seed(0.1)}})
+    recipes.write(tmp_path, {"val": {"2": seed(0.3)}, "test": {"2": seed(0.5)}})
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert "| mean iou | 10.00% | 30.00% | 20.00% | 10.00% to 30.00% |" in lines
+    assert "| mean iou | 50.00% | 50.00% | 50.00% to 50.00% |" in lines
+    assert not any("IoU b" in line for line in lines)  # in no label
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*_*.flags")), ids=lambda p: p.stem)
+def test_every_case_of_the_ablation_goes_with_every_recipe(path):
+    values = ablation.define_flags()
+    values(["ablation.py", f"--flagfile={path}"])
+    model = recipes.cli.given(values, ModelConfig)
+    train = recipes.cli.given(values, TrainConfig)
+    for case in ablation.CASES.values():
+        own = {**model, **{k: v for k, v in case.items() if hasattr(ModelConfig, k)}}
+        resolve_encoder_weights(ModelConfig(**own))
+        TrainConfig(**{**train, **{k: v for k, v in case.items() if hasattr(TrainConfig, k)}})
 
 
 def test_folds_add_up_as_pixels():

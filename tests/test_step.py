@@ -15,13 +15,7 @@ from take_steps import CASES, SmallState, small_batch, take
 from mapseg.config import TrainConfig
 from mapseg.losses import make_loss
 from mapseg.optimizers import build_optimizer
-from mapseg.step import (
-    DropoutSeed,
-    freeze_batch_norm,
-    make_step,
-    make_steps,
-    use_xla,
-)
+from mapseg.step import DropoutSeed, freeze_batch_norm, make_step, make_steps, use_xla
 from mapseg.strategy import Workers
 
 ROOT = Path(__file__).parents[1]
