@@ -11,7 +11,7 @@ from mapseg import evaluate as evaluation
 from mapseg import export as exporting
 from mapseg import train as training
 from mapseg.checkpoints import Run
-from mapseg.config import PredictConfig
+from mapseg.config import PredictConfig, to_json
 from mapseg.infer import Segmentation, segment_frame
 from mapseg.predict import Predictor, load_predictor
 from mapseg.records import read_manifest
@@ -120,9 +120,7 @@ class Estimator:
             split,
             scores,
             checkpoint=checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
-            scale=config.scale,
-            scales=config.scales,
-            flip_average=config.flip_average,
+            **to_json(config),
         )
         return scores
 

@@ -497,7 +497,12 @@ class _Loop:
     def _note_scores(self, scores: Scores) -> None:
         config = self.run.train
         write_evaluation(
-            self.run.run_dir, config.eval_split, scores, step=self.step, samples=config.eval_samples
+            self.run.run_dir,
+            config.eval_split,
+            scores,
+            step=self.step,
+            samples=config.eval_samples,
+            **to_json(self.predictor.config),
         )
         checkpoints.note_score(
             self.run.checkpoints_dir,

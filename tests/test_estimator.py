@@ -34,6 +34,7 @@ def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
 def test_evaluation_at_the_end_of_training_is_that_of_the_estimator(records_dir, run_dir):
     """The weights file holds what was trained: the same scores come from it."""
     trained = json.loads((run_dir / "evaluation" / "validation.json").read_text())
+    assert (trained["scale"], trained["scales"], trained["flip_average"]) == ("auto", "1", False)
     scores = Estimator(run_dir, progress=print).evaluate(records_dir)
     assert scores.confusion.tolist() == trained["confusion"]
 
