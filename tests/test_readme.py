@@ -73,7 +73,7 @@ def run_python(*arguments):
 
 
 def test_every_option_that_readme_names_exists():
-    programs = [["train_main.py"], ["infer_main.py"]]
+    programs = [["train_main.py"], ["infer_main.py"], ["experiments/recipes.py"]]
     programs += [
         ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
     ]
@@ -92,7 +92,7 @@ def test_every_flag_file_can_be_read(path):
     values(["train_main.py", f"--flagfile={path}"])
     train = TrainConfig(**cli.given(values, TrainConfig))
     assert ModelConfig(**cli.given(values, ModelConfig)).encoder in ENCODERS
-    if "2018" in path.read_text(encoding="utf-8"):
+    if "What 2018 really did" in path.read_text(encoding="utf-8"):
         assert (train.steps, train.batch_size, train.crop_size) == (100_000, 1, (513, 513))
 
 
