@@ -407,8 +407,11 @@ def test_killed_at_20_moments_it_ends_as_if_it_had_not_been(tmp_path):
     records_dir = tmp_path / "r"
     for moment in moments:
         while not killed_after(moment, [*options, f"--records_dir={records_dir}"]):
-            assert content(records_dir) == expected  # sooner done, as much was; begin anew
+            # Done before the moment, and it may be so each time, where the machine was slower
+            # while `length` was measured.
+            assert content(records_dir) == expected
             shutil.rmtree(records_dir)
+            moment *= 0.8
     assert not killed_after(60, [*options, f"--records_dir={records_dir}"])
     assert content(records_dir) == expected
 
