@@ -27,16 +27,22 @@ Steps = Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class DropoutSeed:
-    """Gives the seed of dropout: another one in each step and in each part of its batch."""
+    """Gives the seed of dropout: another one in each step and in each part of its batch.
+
+    The run's seed is a variable, not a constant of the graph: what XLA compiled for one seed serves
+    every other.
+    """
 
     def __init__(self, seed: int, step: tf.Variable):
-        self._seed = seed
+        self._seed = tf.Variable(seed, trainable=False, dtype=tf.int32, name="seed")
         self._step = step
         self.part: int | tf.Tensor = 0  # set while the step is traced
 
     def __call__(self) -> tf.Tensor:
         """Returns [2] int32."""
-        seed = tf.random.experimental.stateless_fold_in([self._seed, _DROPOUT], self._step)
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.stack([self._seed, _DROPOUT]), self._step
+        )
         return tf.random.experimental.stateless_fold_in(seed, self.part)
 
 
@@ -187,7 +193,7 @@ def make_step(
         return sums
 
     # XLA compiles all of the step on one device, and on several what each does alone.
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=compiled, autograph=False)
     def forward(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
         before = [tf.identity(v) for v in moving]
         # The number of labelled pixels on all devices is not yet known: all pixels stand for it.
@@ -223,16 +229,17 @@ def make_step(
 
     # The verdict is taken outside the replicas, for all of them: were each to decide for itself,
     # one with an overflow would leave the others waiting for its gradients.
-    @tf.function(jit_compile=compiled and replicas == 1)
+    @tf.function(jit_compile=compiled and replicas == 1, autograph=False)
     def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         facts, gradients, before = strategy.run(forward, (image, label))
         total, pixels, broken = tf.unstack(first(strategy.run(add_up, (facts,))))
         finite = broken == 0
-        if finite:
-            share = tf.math.divide_no_nan(_pixels(first(label), replicas), pixels)
-            strategy.run(apply, (gradients, share / state.loss_scale.scale))
-        else:
-            strategy.run(restore, (before,))
+        share = tf.math.divide_no_nan(_pixels(first(label), replicas), pixels)
+        tf.cond(
+            finite,
+            lambda: strategy.run(apply, (gradients, share / state.loss_scale.scale)),
+            lambda: strategy.run(restore, (before,)),
+        )
         state.loss_scale.update(finite)
         state.step.assign_add(1)
         return tf.math.divide_no_nan(total, pixels), finite

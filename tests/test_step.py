@@ -175,6 +175,17 @@ def test_dropout_differs_by_step_and_part():
     assert len(seen) == 9
 
 
+def test_the_compiled_step_is_the_same_for_every_seed():
+    seeds = [DropoutSeed(number, tf.Variable(3, dtype=tf.int64)) for number in (1, 2)]
+    graphs = [tf.function(seed.__call__).get_concrete_function().graph for seed in seeds]
+    first, second = (
+        [(op.type, str(op.node_def.attr.get("value"))) for op in graph.get_operations()]
+        for graph in graphs
+    )
+    assert first == second
+    assert tuple(seeds[0]().numpy()) != tuple(seeds[1]().numpy())
+
+
 def test_xla_is_refused_where_it_cannot_be():
     class Strategy:
         num_replicas_in_sync = 2
