@@ -70,7 +70,10 @@ def work(values: flags.FlagValues) -> int:
         raise ValueError("run_dirs must be of one label set, all or lane_marking")
     label_set = label_sets.pop()
     source = find_vistas(vistas_dir)
-    (split,) = (s for s in source.splits if s.name == "validation")
+    splits = [s for s in source.splits if s.name == "validation"]
+    if not splits:
+        raise ValueError(f"{vistas_dir}: vistas_dir must have a validation split with labels")
+    (split,) = splits
     # Beside the classes of the runs, one for "unlabeled": those of 2018 may say so.
     scored = (
         label_set if label_set.name == "lane_marking" else make_label_set(source.classes, "all_66")

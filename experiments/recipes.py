@@ -1,36 +1,37 @@
 """Runs a recipe from the raw folder to its numbers: converts, trains with several seeds, scores.
 
     python experiments/recipes.py --recipe=camvid_scratch --data_dir=CAMVID --work_dir=W
-        [--seeds=1,2,3] [--splits=val] [--folds=0] [any option of train_main.py]
+        [--seeds=1,2,3] [--splits=val | --folds=5] [any option of training or prediction]
 
 CAMVID has train/, val/ and perhaps test/, each with images/ and labels/; for the recipes of Vistas
-it is a Vistas folder. With --folds=N the training split alone is used: each run trains without one
-N-th of it and is scored on that, and the confusion matrices of all N are added up; so options are
-chosen without a look at the validation images.
+it is a Vistas folder. With --folds=N the training split alone is used: it is cut into N parts of
+neighbouring names, as frames of one drive have them; each run trains without one part and is scored
+on it, and the confusion matrices of all N are added up. So options are chosen without a look at the
+validation images.
 
 W/results.json and W/results.md have the scores of each seed, with mean and spread, and by class;
-those of later calls with other seeds or splits are added. The same command again goes on where it
-stopped, also in the middle of a run.
+those of later calls with other seeds or splits are added, and refused if their options differ. The
+same command again goes on where it stopped, also in the middle of a run.
 """
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
+from measure import Outcome, all_options, measure, protocol, seeds_of
 
 from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from data_prep.sources import Source
-    from mapseg.scores import Scores
+    from data_prep.sources import Source, SourceSplit
 
 FOLDER = Path(__file__).parent
 CAMVID_SPLITS = ("train", "val", "test")
@@ -69,6 +70,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("folds", 0, "cross-validate with so many", flag_values=values)
     flags.DEFINE_string("compile_cache_dir", "auto", "as in training", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
+    flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
     return values
 
 
@@ -77,40 +79,87 @@ def work(values: flags.FlagValues) -> int:
     cli.required(values, "recipe")
     recipe, work_dir = RECIPES[values.recipe], Path(cli.required(values, "work_dir"))
     data_dir = Path(cli.required(values, "data_dir"))
-    if values.folds == 1 or values.folds < 0:
-        raise ValueError(f"folds must be 0 (off), 2 or more; got {values.folds}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cli.use_compile_cache(values)
-    options = cli.given(values, ModelConfig, TrainConfig)
+    options, seeds = all_options(values), seeds_of(values)
     predicting = PredictConfig(**cli.given(values, PredictConfig))
-    splits = values.splits or [values.eval_split]
     sources = find_sources(recipe, data_dir)
-    results: dict[str, dict[str, Any]] = {split: {} for split in splits}
+    jobs = plan(values, sources)
+    results = Results(work_dir, protocol(options, predicting))
+    for part in {part.name: part for parts in jobs.values() for part in parts}.values():
+        convert(part, work_dir, recipe)
     with cli.stop_on_signal() as stopping:
-        for seed in values.seeds:
-            own = {**options, "seed": int(seed)}
-            if values.folds:
-                folds = [
-                    fold(sources[0], values.train_split, i, values.folds)
-                    for i in range(values.folds)
-                ]
-                names = [f"fold{i + 1}of{values.folds}" for i in range(values.folds)]
-                own["eval_split"], scored = HELD_OUT, [HELD_OUT]
-            else:
-                folds, names, scored = [sources], [""], splits
-            found: dict[str, list[Outcome]] = {split: [] for split in scored}
-            for name, parts in zip(names, folds, strict=True):
-                records_dir = convert(parts, work_dir / name / "records", recipe)
-                run_dir = work_dir / name / f"seed{seed}"
-                for split in scored:
-                    outcome = run(run_dir, records_dir, split, own, predicting, stopping)
-                    if outcome is None:
+        for seed in seeds:
+            for table, parts in jobs.items():
+                outcomes = []
+                for part in parts:
+                    folder, own = work_dir / part.name, {**options, "seed": seed}
+                    found = measure(
+                        folder / f"seed{seed}",
+                        folder / "records",
+                        part.split,
+                        own,
+                        predicting,
+                        stopping,
+                    )
+                    if found is None:
                         return 130
-                    found[split].append(outcome)
-            for split, outcomes in found.items():
-                results.setdefault(split, {})[seed] = add_up(outcomes)
-            write(work_dir, {k: v for k, v in results.items() if v})
+                    outcomes.append(found)
+                results.add(table, seed, add_up(outcomes))
+                cli.report(results.text())
     return 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a seed.
+
+    Attributes:
+      name: its folder in the work folder; empty is that itself.
+      sources: what is converted for it.
+      split: what it is scored on.
+    """
+
+    name: str
+    sources: Sequence["Source"]
+    split: str
+
+
+def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, list[Part]]:
+    """Says which runs a seed has, by the name of the table that their pixels are added up for.
+
+    Raises:
+      ValueError: splits that there are not, or folds that there cannot be.
+    """
+    known = {split.name: split for source in sources for split in source.splits}
+    asked = [] if values.folds else values.splits or [values.eval_split]
+    for name in (values.train_split, *asked):
+        if name not in known:
+            raise ValueError(
+                f"{values.data_dir}: splits must be of {', '.join(known)}; got {name}. Remedy: "
+                "--splits=..., or put the images there"
+            )
+    if not values.folds:
+        return {split: [Part("", sources, split)] for split in asked}
+    pairs = len(known[values.train_split].pairs)
+    if not 2 <= values.folds <= pairs:
+        raise ValueError(
+            f"folds must be 0 (off), or from 2 to the {pairs} pairs of {values.train_split}; got "
+            f"{values.folds}"
+        )
+    if values.splits:
+        raise ValueError("splits must not be given with --folds, which scores what is held out")
+    table = f"{HELD_OUT}_of_{values.folds}"
+    return {
+        table: [
+            Part(
+                f"fold{i + 1}of{values.folds}",
+                [fold(sources[0], known[values.train_split], i, values.folds)],
+                HELD_OUT,
+            )
+            for i in range(values.folds)
+        ]
+    }
 
 
 def find_sources(recipe: Recipe, data_dir: Path) -> list["Source"]:
@@ -132,58 +181,33 @@ def find_sources(recipe: Recipe, data_dir: Path) -> list["Source"]:
     return found
 
 
-def fold(source: "Source", train_split: str, number: int, folds: int) -> list["Source"]:
-    """Splits the training pairs: every `folds`-th, from `number` on, is held out."""
-    (training,) = (split for split in source.splits if split.name == train_split)
+def fold(source: "Source", training: "SourceSplit", number: int, folds: int) -> "Source":
+    """Splits the training pairs: of as many equal parts in a row, the `number`-th is held out."""
     kept, held = (
-        tuple(p for i, p in enumerate(training.pairs) if (i % folds == number) is out)
+        tuple(
+            pair
+            for i, pair in enumerate(training.pairs)
+            if (i * folds // len(training.pairs) == number) is out
+        )
         for out in (False, True)
     )
     parts = (replace(training, pairs=kept), replace(training, name=HELD_OUT, pairs=held))
-    return [replace(source, splits=parts)]
+    return replace(source, splits=parts)
 
 
-def convert(sources: Sequence["Source"], records_dir: Path, recipe: Recipe) -> Path:
+def convert(part: Part, work_dir: Path, recipe: Recipe) -> None:
     """Converts to records, unless that is done."""
     from data_prep.build_records import build_records
     from data_prep.convert import Resize
 
-    for source in sources:
-        resize = Resize(resize_to=recipe.resize_to)
-        build_records(source, records_dir, resize, workers=0, progress=cli.report)
-    return records_dir
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to: its scores, and the seconds of its training steps."""
-
-    scores: "Scores"
-    train_secs: float
-
-
-def run(
-    run_dir: Path,
-    records_dir: Path,
-    split: str,
-    options: Mapping[str, Any],
-    predicting: PredictConfig,
-    stopping: Callable[[], bool],
-) -> Outcome | None:
-    """Trains a run, or goes on with it, and scores its last checkpoint; None where stopped."""
-    import keras
-
-    from mapseg.checkpoints import read_history, training_secs
-    from mapseg.estimator import Estimator
-
-    keras.backend.clear_session()
-    estimator = Estimator(run_dir, cli.report)
-    estimator.train(records_dir, evaluating=False, stopping=stopping, **options)
-    if stopping():
-        return None
-    scores = estimator.evaluate(records_dir, split, predicting, "latest")
-    rows = read_history(estimator.run.history_path)
-    return Outcome(scores, training_secs(rows, estimator.run.train.batch_size))
+    for source in part.sources:
+        build_records(
+            source,
+            work_dir / part.name / "records",
+            Resize(resize_to=recipe.resize_to),
+            workers=0,
+            progress=cli.report,
+        )
 
 
 def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -196,19 +220,52 @@ def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"train_secs": secs, **scores.to_json()}
 
 
-def write(work_dir: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints and writes the results so far, beside those of other splits and seeds."""
-    from mapseg.files import write_text
+class Results:
+    """W/results.json and W/results.md: figures by table and seed."""
 
-    path = work_dir / "results.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results = {
-        split: {**stored.get(split, {}), **found.get(split, {})} for split in {**stored, **found}
-    }
-    text = "\n\n".join(table(split, seeds) for split, seeds in results.items()) + "\n"
-    write_text(path, json.dumps(results, indent=1) + "\n")
-    write_text(work_dir / "results.md", text)
-    cli.report(text)
+    def __init__(self, work_dir: Path, measured_by: Mapping[str, Any]):
+        """Reads those of earlier calls.
+
+        Raises:
+          ValueError: they were measured otherwise, or the file is damaged.
+        """
+        self._path = work_dir / "results.json"
+        self._protocol = dict(measured_by)
+        self._tables: dict[str, dict[str, dict[str, Any]]] = {}
+        if not self._path.is_file():
+            return
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            former, self._tables = dict(stored["protocol"]), dict(stored["tables"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path}: must be what this program wrote; {error!r}. Remedy: remove it, and "
+                "what is trained is read again"
+            ) from error
+        differing = [
+            f"{name}={former.get(name)} there, {name}={self._protocol.get(name)} here"
+            for name in sorted(former.keys() | self._protocol.keys())
+            if former.get(name) != self._protocol.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self._path}: all seeds must be trained and scored with the same options; "
+                f"{'; '.join(differing)}. Remedy: give another --work_dir, or, if only options of "
+                "prediction differ, remove this file"
+            )
+
+    def add(self, table: str, seed: int, figures: dict[str, Any]) -> None:
+        """Writes what a seed came to beside what is there, as JSON and as tables."""
+        from mapseg.files import write_text
+
+        self._tables.setdefault(table, {})[str(seed)] = figures
+        facts = {"protocol": self._protocol, "tables": self._tables}
+        write_text(self._path, json.dumps(facts, indent=1) + "\n")
+        write_text(self._path.with_suffix(".md"), self.text())
+
+    def text(self) -> str:
+        """All tables."""
+        return "\n\n".join(table(name, seeds) for name, seeds in self._tables.items()) + "\n"
 
 
 def table(split: str, seeds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -88,6 +88,8 @@ class Estimator:
         config: PredictConfig | None = None,
         checkpoint: str = "best",
         panels: int = 8,
+        *,
+        again: bool = True,
     ) -> Scores:
         """Scores a checkpoint on a split and writes `evaluation/<split>.json` and panels.
 
@@ -97,6 +99,7 @@ class Estimator:
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
           panels: how many pictures of image, prediction and ground truth are written.
+          again: where false, an earlier evaluation of the very same is read instead.
 
         Raises:
           FileNotFoundError: no such run, checkpoint or records.
@@ -106,6 +109,15 @@ class Estimator:
         manifest = read_manifest(Path(records_dir))
         checkpoints.check_classes(run, manifest.classes, Path(records_dir))
         split = split or run.train.eval_split
+        facts = {
+            "checkpoint": checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
+            "records_digest": manifest.split(split).digest,
+            **to_json(config),
+        }
+        if not again:
+            stored = evaluation.read_evaluation(self.run_dir, split, run.label_set, **facts)
+            if stored is not None:
+                return stored
         scores = evaluation.evaluate(
             self._predictor(run, config, checkpoint),
             Path(records_dir),
@@ -115,13 +127,7 @@ class Estimator:
             panels_dir=self.run_dir / "evaluation" / "panels",
             panels=panels,
         )
-        evaluation.write_evaluation(
-            self.run_dir,
-            split,
-            scores,
-            checkpoint=checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
-            **to_json(config),
-        )
+        evaluation.write_evaluation(self.run_dir, split, scores, **facts)
         return scores
 
     def predict(

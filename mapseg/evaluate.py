@@ -1,5 +1,6 @@
 """A predictor and a labelled split -> scores and panels."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,8 +64,32 @@ def evaluate(
     return Scores(add_up(confusion).astype(np.int64), label_set)
 
 
-def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> Path:
-    """Writes `evaluation/<split>.json` in a run folder and returns its path."""
-    path = run_dir / "evaluation" / f"{split}.json"
-    write_text(path, dump_scores(scores, split=split, **facts))
-    return path
+def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> None:
+    """Writes `evaluation/<split>.json` in a run folder."""
+    write_text(_path(run_dir, split), dump_scores(scores, split=split, **facts))
+
+
+def read_evaluation(
+    run_dir: Path, split: str, label_set: LabelSet, **facts: object
+) -> Scores | None:
+    """Reads the scores of `evaluation/<split>.json`.
+
+    Args:
+      run_dir: a run folder.
+      split: name of a split.
+      label_set: the run's.
+      **facts: what `write_evaluation` must have been given.
+
+    Returns:
+      The scores; None where there are none, or of other facts, or the file is damaged.
+    """
+    try:
+        stored = json.loads(_path(run_dir, split).read_text(encoding="utf-8"))
+        same = all(stored[name] == fact for name, fact in facts.items())
+        return Scores(np.array(stored["confusion"], np.int64), label_set) if same else None
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _path(run_dir: Path, split: str) -> Path:
+    return run_dir / "evaluation" / f"{split}.json"

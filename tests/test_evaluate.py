@@ -3,10 +3,11 @@ import tensorflow as tf
 from PIL import Image
 
 from mapseg.config import PredictConfig
-from mapseg.evaluate import evaluate
+from mapseg.evaluate import evaluate, read_evaluation, write_evaluation
 from mapseg.labels import make_label_set
 from mapseg.predict import Predictor
 from mapseg.records import read_manifest, read_samples
+from mapseg.scores import Scores
 
 
 class ByColor(tf.Module):
@@ -34,6 +35,20 @@ def test_a_network_that_knows_the_colours_scores_nearly_all(records_dir, tmp_pat
     pictures = sorted(panels_dir.glob("*.jpg"))
     assert [p.name for p in pictures] == ["validation-0.jpg", "validation-1.jpg"]
     assert np.asarray(Image.open(pictures[0])).std() > 10
+
+
+def test_an_evaluation_is_read_back_if_it_is_the_very_same(records_dir, tmp_path):
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    scores = Scores(np.arange(9).reshape(3, 3), labels)
+    write_evaluation(tmp_path, "val", scores, checkpoint="step-2", scale="1")
+    again = read_evaluation(tmp_path, "val", labels, checkpoint="step-2", scale="1")
+    np.testing.assert_array_equal(again.confusion, scores.confusion)
+    for facts in ({"scale": "2"}, {"records_digest": None}):
+        assert read_evaluation(tmp_path, "val", labels, checkpoint="step-2", **facts) is None
+    assert read_evaluation(tmp_path, "test", labels, checkpoint="step-2") is None
+    for damaged in ("{", "[]", '{"checkpoint": "step-2", "confusion": [[1]]}'):
+        (tmp_path / "evaluation" / "val.json").write_text(damaged)
+        assert read_evaluation(tmp_path, "val", labels, checkpoint="step-2") is None
 
 
 def test_the_first_samples_alone(records_dir):

@@ -72,15 +72,17 @@ def run_python(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_every_option_that_readme_names_exists():
-    programs = [["train_main.py"], ["infer_main.py"], ["experiments/recipes.py"]]
+def test_every_option_that_readme_and_the_results_name_exists():
+    programs = [["train_main.py"], ["infer_main.py"]]
+    programs += [[f"experiments/{name}.py"] for name in ("recipes", "ablation", "compare_2018")]
     programs += [
         ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
     ]
     known = set()
     for program in programs:
         known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))
-    named = set(re.findall(r"(?<!\w)--(\w+)", README)) - {"help", "flagfile"}
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<!\w)--(\w+)", README + results)) - {"help", "flagfile"}
     assert named <= known
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import ablation
 import compare_2018
+import measure
 import numpy as np
 import pytest
 import recipes
@@ -12,6 +13,7 @@ from PIL import Image
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.encoders import resolve_encoder_weights
 from mapseg.labels import LabelClass, make_label_set
+from mapseg.records import read_manifest
 from mapseg.scores import Scores
 
 EXPERIMENTS = Path(recipes.__file__).parent
@@ -39,28 +41,99 @@ def call(camvid_dir, work_dir, *options):
     return recipes.main(["recipes.py", *where, *SMALL, *options])
 
 
-def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path):
+def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, monkeypatch):
     work_dir = tmp_path / "work"
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
-    found = json.loads((work_dir / "results.json").read_text())["val"]["1"]
+    stored = json.loads((work_dir / "results.json").read_text())
+    found = stored["tables"]["val"]["1"]
     own = json.loads((work_dir / "seed1" / "evaluation" / "val.json").read_text())
     assert own["mean_iou"] == found["mean_iou"]
     assert found["classes_present"] == 3
     assert own["flip_average"]  # as the flag file says
+    assert stored["protocol"]["schedule_steps"] == 2
     assert (work_dir / "results.md").read_text().startswith("| val | seed 1 | mean |")
 
+    # Again: nothing is trained or scored anew.
+    monkeypatch.setattr("mapseg.estimator.load_predictor", None)
+    before = (work_dir / "results.json").read_text()
+    assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
+    assert (work_dir / "results.json").read_text() == before
+    capsys.readouterr()
+    for option, message in (
+        ("--steps=3", "schedule_steps=2 there, schedule_steps=3 here"),
+        ("--scales=2", "scales=1 there, scales=2 here"),
+        ("--clip_norm=1", "clip_norm=0.0 there, clip_norm=1.0 here"),
+    ):
+        assert call(camvid_dir, work_dir, "--seeds=2", "--scales=1", option) == 1
+        assert message in capsys.readouterr().err
+    # Without the results, the run itself remembers.
+    (work_dir / "results.json").unlink()
+    assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1", "--steps=1") == 1
+    assert "schedule_steps=2 is stored, schedule_steps=1 is asked" in capsys.readouterr().err
 
-def test_folds_hold_out_every_training_pair_once(camvid_dir):
+
+class Measured:
+    """Stands in for training and scoring; it is stopped at the `last` call."""
+
+    def __init__(self, last=100):
+        self.calls, self.last = [], last
+
+    def __call__(self, run_dir, records_dir, split, options, predicting, stopping):
+        if len(self.calls) == self.last:
+            return None
+        manifest = read_manifest(records_dir)
+        self.calls.append((str(run_dir), split, manifest.split(split).samples, options["seed"]))
+        labels = make_label_set(manifest.classes, "all")
+        return measure.Outcome(Scores(np.eye(len(labels.classes), dtype=int), labels), 2.0)
+
+
+def test_a_recipe_goes_on_where_it_was_stopped(camvid_dir, tmp_path, monkeypatch):
+    work_dir = tmp_path / "work"
+    monkeypatch.setattr(recipes, "measure", Measured(last=1))
+    assert call(camvid_dir, work_dir, "--splits=val,train") == 130
+    assert list(json.loads((work_dir / "results.json").read_text())["tables"]) == ["val"]
+    measured = Measured()
+    monkeypatch.setattr(recipes, "measure", measured)
+    assert call(camvid_dir, work_dir, "--splits=val,train") == 0
+    assert measured.calls == [
+        (str(work_dir / f"seed{seed}"), split, samples, seed)
+        for seed in (1, 2, 3)
+        for split, samples in (("val", 2), ("train", 4))
+    ]
+    tables = json.loads((work_dir / "results.json").read_text())["tables"]
+    assert {name: list(seeds) for name, seeds in tables.items()} == {
+        "val": ["1", "2", "3"],
+        "train": ["1", "2", "3"],
+    }
+
+
+def test_folds_are_scored_on_what_their_runs_did_not_see(camvid_dir, tmp_path, monkeypatch):
+    measured = Measured()
+    monkeypatch.setattr(recipes, "measure", measured)
+    assert call(camvid_dir, tmp_path / "work", "--folds=3", "--seeds=5") == 0
+    folders = [tmp_path / "work" / f"fold{i}of3" for i in (1, 2, 3)]
+    held = [samples for _, _, samples, _ in measured.calls]
+    assert sum(held) == 4
+    assert measured.calls == [
+        (str(folder / "seed5"), recipes.HELD_OUT, samples, 5)
+        for folder, samples in zip(folders, held, strict=True)
+    ]
+    for folder, samples in zip(folders, held, strict=True):
+        assert read_manifest(folder / "records").split("train").samples == 4 - samples
+    assert "| held_out_of_3 | seed 5 |" in (tmp_path / "work" / "results.md").read_text()
+
+
+def test_folds_hold_out_every_training_pair_once_and_neighbours_together(camvid_dir):
     (source,) = recipes.find_sources(recipes.RECIPES["camvid_scratch"], camvid_dir)[:1]
-    pairs, held = source.splits[0].pairs, []
+    (training,) = source.splits
+    held = []
     for number in range(3):
-        (part,) = recipes.fold(source, "train", number, 3)
-        training, out = part.splits
-        assert (training.name, out.name) == ("train", recipes.HELD_OUT)
-        assert {*training.pairs} | {*out.pairs} == {*pairs}
-        assert not {*training.pairs} & {*out.pairs}
+        kept, out = recipes.fold(source, training, number, 3).splits
+        assert (kept.name, out.name) == ("train", recipes.HELD_OUT)
+        assert {*kept.pairs} | {*out.pairs} == {*training.pairs}
+        assert not {*kept.pairs} & {*out.pairs}
         held += out.pairs
-    assert sorted(held, key=str) == sorted(pairs, key=str)
+    assert held == list(training.pairs)
 
 
 @pytest.mark.parametrize("given", [["--recipe=vistas_sample"], ["--recipe", "vistas_sample"]])
@@ -77,12 +150,19 @@ def test_results_of_later_calls_are_added(tmp_path):
         figures = {"mean_iou": value, "pixel_accuracy": value, "iou": {"a": value, "b": None}}
         return {"train_secs": 1.0, **figures}
 
-    recipes.write(tmp_path, {"val": {"1": seed(0.1)}})
-    recipes.write(tmp_path, {"val": {"2": seed(0.3)}, "test": {"2": seed(0.5)}})
+    recipes.Results(tmp_path, {"steps": 1}).add("val", 1, seed(0.1))
+    later = recipes.Results(tmp_path, {"steps": 1})
+    later.add("val", 2, seed(0.3))
+    later.add("test", 2, seed(0.5))
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert "| mean iou | 10.00% | 30.00% | 20.00% | 10.00% to 30.00% |" in lines
     assert "| mean iou | 50.00% | 50.00% | 50.00% to 50.00% |" in lines
     assert not any("IoU b" in line for line in lines)  # in no label
+    with pytest.raises(ValueError, match=r"results\.json: .* steps=1 there, steps=2 here"):
+        recipes.Results(tmp_path, {"steps": 2})
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"results\.json: must be what this program wrote"):
+        recipes.Results(tmp_path, {"steps": 1})
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*_*.flags")), ids=lambda p: p.stem)
@@ -100,7 +180,7 @@ def test_every_case_of_the_ablation_goes_with_every_recipe(path):
 def test_folds_add_up_as_pixels():
     labels = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(2)], "all")
     matrices = np.array([[4, 0], [0, 0]]), np.array([[0, 0], [3, 1]])
-    outcomes = [recipes.Outcome(Scores(matrix, labels), 2.0) for matrix in matrices]
+    outcomes = [measure.Outcome(Scores(matrix, labels), 2.0) for matrix in matrices]
     found = recipes.add_up(outcomes)
     assert found["iou"] == {"c0": 4 / 7, "c1": 1 / 4}
     assert found["train_secs"] == 4
@@ -109,16 +189,43 @@ def test_folds_add_up_as_pixels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--folds=1"], "folds must be 0"),
+        (["--folds=1"], "folds must be 0 (off), or from 2 to the 4 pairs of train; got 1"),
+        (["--folds=5"], "to the 4 pairs of train; got 5"),
+        (["--folds=2", "--splits=val"], "splits must not be given with --folds"),
+        (["--splits=val,test"], "splits must be of train, val; got test"),
+        (["--train_split=training"], "splits must be of train, val; got training"),
+        (["--seeds=1,x"], "seeds must be whole numbers"),
+        (["--seed=2"], "seed must be given by --seeds"),
         (["--data_dir=nowhere"], "nowhere: data_dir must have train, val, test"),
         (["--recipe="], "recipe"),
     ],
 )
-def test_what_a_recipe_cannot_do_is_told(tmp_path, capsys, options, message):
-    given = ["--recipe=camvid_scratch", "--data_dir=d", f"--work_dir={tmp_path / 'w'}"]
+def test_what_a_recipe_cannot_do_is_told(camvid_dir, tmp_path, capsys, options, message):
+    given = ["--recipe=camvid_scratch", f"--data_dir={camvid_dir}", f"--work_dir={tmp_path / 'w'}"]
     assert recipes.main(["recipes.py", *given, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+def test_an_ablation_says_what_each_case_earns(records_dir, tmp_path, monkeypatch, capsys):
+    def stand_in(run_dir, records_dir, split, options, predicting, stopping):
+        labels = make_label_set(read_manifest(records_dir).classes, "all")
+        # IoU of 4/5, 4/6, 4/5 with seed 1, and of 4/6, 4/8, 4/6 with seed 2.
+        wrong = 1 if options["loss"] == "ce" else 0
+        confusion = np.diag([4, 4, 4]) + np.eye(3, k=1, dtype=int) * wrong * options["seed"]
+        return measure.Outcome(Scores(confusion, labels), 2.0)
+
+    monkeypatch.setattr(ablation, "measure", stand_in)
+    given = [f"--records_dir={records_dir}", f"--work_dir={tmp_path}", "--seeds=1,2"]
+    given.append("--only=--loss=focal")
+    assert ablation.main(["ablation.py", *given, "--classes=flat--road"]) == 0
+    base, focal = capsys.readouterr().out.splitlines()[-2:]
+    assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
+    assert focal.startswith("| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 |")
+    assert ablation.main(["ablation.py", *given, "--classes=boat"]) == 1
+    assert "classes must be names of this label set" in capsys.readouterr().err
+    assert ablation.main(["ablation.py", *given, "--only=--boat"]) == 1
+    assert "only must be of" in capsys.readouterr().err
 
 
 def test_predictions_are_compared_image_by_image():

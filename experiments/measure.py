@@ -1,0 +1,101 @@
+"""What recipes and ablations have in common: a run is trained and scored, once."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from mapseg import cli
+from mapseg.config import ModelConfig, PredictConfig, TrainConfig, to_json
+
+if TYPE_CHECKING:
+    from mapseg.scores import Scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: its scores, and the seconds of its training steps."""
+
+    scores: "Scores"
+    train_secs: float
+
+
+def all_options(values: flags.FlagValues) -> dict[str, Any]:
+    """Returns every option of ModelConfig and TrainConfig, given or not, the seed apart.
+
+    So a run that was begun with another command is refused, also where this one leaves an option
+    out. The schedule ends with the steps, unless it was given: a run does not go on at the rate at
+    which a shorter one has ended.
+    """
+    model = ModelConfig(**cli.given(values, ModelConfig))
+    train = TrainConfig(**cli.given(values, TrainConfig))
+    options = {**to_json(model), **to_json(train)}
+    options["schedule_steps"] = train.schedule_steps or train.steps
+    del options["seed"]
+    return options
+
+
+def protocol(options: Mapping[str, Any], predicting: PredictConfig) -> dict[str, Any]:
+    """Returns what scores must have in common to be compared or averaged."""
+    names = {f.name for kind in (ModelConfig, TrainConfig) for f in fields(kind) if _decides(f)}
+    return {**{k: v for k, v in options.items() if k in names}, **to_json(predicting)}
+
+
+def _decides(option: Any) -> bool:
+    return option.metadata["identity"] or option.name == "steps"
+
+
+def seeds_of(values: flags.FlagValues) -> list[int]:
+    """Returns the seeds that were asked for.
+
+    Raises:
+      ValueError: not whole numbers, or not given by --seeds.
+    """
+    if values["seed"].present:
+        raise ValueError("seed must be given by --seeds here, a comma-separated list")
+    if not values.seeds or not all(text.isdecimal() for text in values.seeds):
+        raise ValueError(
+            f"seeds must be whole numbers, joined by commas; got {','.join(values.seeds)!r}"
+        )
+    return [int(text) for text in values.seeds]
+
+
+def measure(
+    run_dir: Path,
+    records_dir: Path,
+    split: str,
+    options: Mapping[str, Any],
+    predicting: PredictConfig,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Outcome | None:
+    """Trains a run, or goes on with it, and scores its last checkpoint, unless both are done.
+
+    Args:
+      run_dir: the run's folder; a later call finds there what is done.
+      records_dir: a folder made by `data_prep.build_records`.
+      split: to score.
+      options: all fields of ModelConfig and TrainConfig.
+      predicting: how images are scored.
+      stopping: asked after each step.
+
+    Returns:
+      What it came to; None where it was stopped before.
+
+    Raises:
+      ValueError: the folder has a run of other options.
+    """
+    import keras
+
+    from mapseg.checkpoints import read_history, training_secs
+    from mapseg.estimator import Estimator
+
+    keras.backend.clear_session()
+    estimator = Estimator(run_dir, cli.report)
+    estimator.train(records_dir, evaluating=False, stopping=stopping, **options)
+    if stopping():
+        return None
+    scores = estimator.evaluate(records_dir, split, predicting, "latest", again=False)
+    rows = read_history(estimator.run.history_path)
+    return Outcome(scores, training_secs(rows, estimator.run.train.batch_size))
