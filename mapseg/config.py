@@ -256,7 +256,7 @@ class TrainConfig(_Checked):
     accumulate_steps: int = _option(
         1,
         "parts of the batch that a device goes through one after the other: less memory, the same "
-        "gradient; batch norm sees a part",
+        "gradient; batch norm sees a part, and ohem and lovasz rank within it",
         check=_POSITIVE,
     )
     recompute: bool = _option(
@@ -280,8 +280,10 @@ class TrainConfig(_Checked):
         for option, users in (
             ("label_smoothing", ("ce", "ohem")),
             ("class_weights", ("ce", "ohem", "focal")),
+            ("ohem_share", ("ohem",)),
         ):
-            if getattr(self, option) and not set(users) & set(self.loss.split("+")):
+            changed = getattr(self, option) != getattr(TrainConfig, option)
+            if changed and not set(users) & set(self.loss.split("+")):
                 raise ValueError(
                     f"{option} must be used with a loss of {', '.join(users)}; got loss={self.loss}"
                 )

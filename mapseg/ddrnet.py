@@ -2,7 +2,8 @@
 
 Hong et al. 2021, "Deep Dual-resolution Networks for Real-time and Accurate Semantic Segmentation of
 Road Scenes", Figure 4 and Table 2. The fine branch stays at stride 8; the coarse one goes on to
-stride 64, where it looks at the surroundings at several scales (DAPPM), as a pyramid would.
+stride 64, where it looks at the surroundings at several scales (DAPPM), as a pyramid would. The
+paper's head is not here, but mapseg's decoder, nor is the additional loss on the fine branch.
 """
 
 from collections.abc import Sequence

@@ -354,8 +354,8 @@ def _torch_arrays(path: Path, layers: Sequence[keras.layers.Layer]) -> list[list
     stored = list(modules.values())[: len(layers)]
     stored += [[]] * (len(layers) - len(stored))
     return [
-        [a.transpose(_AXES[type(layer).__name__]) if a.ndim == 4 else a for a in arrays]
-        for layer, arrays in zip(layers, stored, strict=True)
+        [a.transpose(axes) if a.ndim == 4 and axes else a for a in arrays]
+        for axes, arrays in zip((_AXES.get(type(x).__name__) for x in layers), stored, strict=True)
     ]
 
 

@@ -54,12 +54,13 @@ class Predictor(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
     def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Segments one image in bounded memory.
+        """Segments one image, in memory that is bounded but for the resized images.
 
-        The image is resized by each scale, and segmented region by region: what lies deep within a
-        tile of the largest scale. The network sees that tile and those of the other scales around
-        the same place, none larger than `config.tile_px`, and their mirror images if asked. Their
-        logits are interpolated at each pixel's centre and their softmax averaged, as in TF DeepLab.
+        The image is resized by each scale, one after the other, and segmented region by region:
+        what lies deep within a tile of the largest scale. The network sees that tile and those of
+        the other scales around the same place, none larger than `config.tile_px`, and their mirror
+        images if asked. Their logits are interpolated at each pixel's centre and their softmax
+        averaged, as in TF DeepLab.
 
         Args:
           image: [H, W, 3] uint8 RGB.
@@ -70,7 +71,11 @@ class Predictor(tf.Module):
         """
         size = tf.shape(image)[:2]
         scale = self._scale(size)
-        copies = [_resize(image, scale * factor) for factor in self.config.factors]
+        copies: list[tf.Tensor] = []
+        for factor in self.config.factors:
+            # One after the other: while it resizes, TensorFlow holds an image as float32.
+            with tf.control_dependencies(copies[-1:]):
+                copies.append(_resize(image, scale * factor))
         largest = tf.shape(copies[-1])
         row_centres, row_edges = _regions(size[0], largest[0], self.config.tile_px)
         column_centres, column_edges = _regions(size[1], largest[1], self.config.tile_px)

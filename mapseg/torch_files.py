@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+_ZIP = b"PK"  # how files of PyTorch 1.6 and newer begin
 
 
 class _Storage(NamedTuple):
@@ -71,6 +72,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
       ValueError: the file is another one, or damaged; nothing of what it names was called.
     """
     with path.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            raise ValueError(
+                f"{path}: a .pth file must be in PyTorch's legacy format; this one is in its newer "
+                "one. Remedy: where PyTorch is, torch.save(torch.load(PATH), NEW_PATH, "
+                "_use_new_zipfile_serialization=False)"
+            )
+        file.seek(0)
         try:
             return _read(file)
         except Exception as error:  # what is no pickle may end in any error

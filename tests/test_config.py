@@ -46,6 +46,14 @@ def test_the_output_stride_of_ddrnet_is_8():
     ModelConfig(encoder="ddrnet23_slim", output_stride=8)
 
 
+def test_an_option_of_a_loss_that_is_not_used_is_refused():
+    with pytest.raises(
+        ValueError, match="ohem_share must be used with a loss of ohem; got loss=ce"
+    ):
+        TrainConfig(ohem_share=0.1)
+    TrainConfig(ohem_share=0.1, loss="lovasz+ohem")
+
+
 def test_an_unknown_stored_option_is_refused():
     with pytest.raises(ValueError, match=r"config\.json.*turbo"):
         from_json(TrainConfig, {"turbo": True}, "config.json")

@@ -65,6 +65,101 @@ def test_logits_have_the_size_of_the_image_and_come_without_a_pyramid():
     assert not any(name.startswith(("aspp", "image_pooling")) for name in weight_arrays(model))
 
 
+@pytest.fixture(scope="module")
+def stirred(encoder):
+    """A network whose batch norms do something, and its weights by name."""
+    model = build_encoder(CONFIG).model
+    for name, weight in named_weights(model).items():
+        if "BatchNorm" in name:
+            weight.assign(RNG.uniform(0.5, 1.5, weight.shape))
+    return model, {name: np.array(weight) for name, weight in named_weights(model).items()}
+
+
+def run_part(model, inputs, output):
+    """What a layer gives if others gave `inputs`, values by layer name."""
+    given = [model.get_layer(name).output for name in inputs]
+    return keras.Model(given, model.get_layer(output).output)(list(inputs.values()))
+
+
+def norm(x, weights, name):
+    gamma, beta, mean, variance = (
+        weights[f"{name}-BatchNorm/{kind}"]
+        for kind in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
+    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+
+def enlarge(x, like):
+    return tf.compat.v1.image.resize_bilinear(x, like.shape[1:3], align_corners=True)
+
+
+def test_the_context_module_is_that_of_the_paper(stirred):
+    """DAPPM, Figure 5: y_i = C3(U(C1(pooled_i)) + y_(i-1)), y_0 = C1(x), then C1(all) + C1(x)."""
+    model, weights = stirred
+
+    def c(x, name):
+        return tf.nn.conv2d(
+            tf.nn.relu(norm(x, weights, name)), weights[f"{name}/kernel"], 1, "SAME"
+        )
+
+    x = tf.constant(RNG.normal(size=(1, 9, 17, 512)).astype(np.float32))
+    # At sizes 8n + 1 such windows lie around the samples, and count only those within.
+    pooled = [tf.nn.avg_pool2d(x, k, s, "SAME") for k, s in ((5, 2), (9, 4), (17, 8))]
+    pooled.append(tf.reduce_mean(x, [1, 2], keepdims=True))
+    found = [c(x, "context-scale0")]
+    for i, means in enumerate(pooled, start=1):
+        found.append(
+            c(enlarge(c(means, f"context-scale{i}"), x) + found[-1], f"context-process{i}")
+        )
+    expected = c(tf.concat(found, -1), "context-compression") + c(x, "context-shortcut")
+    ours = run_part(model, {"conv6-coarse-add": x}, "context-add")
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("conv4", 1), ("conv5", 2)])
+def test_the_branches_inform_each_other_as_in_the_paper(stirred, stage, steps):
+    """Equation 1: both see what the other was before; ReLU of the sums."""
+    model, weights = stirred
+    fine = tf.constant(RNG.normal(size=(1, 9, 17, 64)).astype(np.float32))
+    coarse_shape = (1, 8 // 2**steps + 1, 16 // 2**steps + 1, 64 * 2**steps)
+    coarse = tf.constant(RNG.normal(size=coarse_shape).astype(np.float32))
+    down = tf.nn.relu(fine)
+    for i in range(1, steps + 1):
+        name = f"{stage}-exchange-down{i}"
+        around = tf.pad(down, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        down = norm(tf.nn.conv2d(around, weights[f"{name}/kernel"], 2, "VALID"), weights, name)
+        down = tf.nn.relu(down) if i < steps else down
+    name = f"{stage}-exchange-up"
+    up = norm(tf.nn.conv2d(tf.nn.relu(coarse), weights[f"{name}/kernel"], 1, "SAME"), weights, name)
+    inputs = {f"{stage}-fine-block2-add": fine, f"{stage}-coarse-block2-add": coarse}
+    for branch, expected in (("fine", fine + enlarge(up, fine)), ("coarse", coarse + down)):
+        ours = run_part(model, inputs, f"{stage}-exchange-{branch}")
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_xla_compiles_the_context_module_in_half_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model = build_encoder(CONFIG).model
+    keras.mixed_precision.set_global_policy("float32")
+    given = [model.get_layer(f"conv6-{branch}-add").output for branch in ("coarse", "fine")]
+    part = keras.Model(given, model.get_layer("head-add").output)
+
+    @tf.function(jit_compile=True)
+    def slopes(*features):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            found = part(features, training=True)
+            total = tf.reduce_sum(tf.cast(found, tf.float32) ** 2)
+        return found, tape.gradient(total, features)
+
+    shapes = (2, 2, 3, 512), (2, 9, 17, 128)
+    found, gradients = slopes(*(tf.constant(RNG.normal(size=s), tf.bfloat16) for s in shapes))
+    assert found.dtype == tf.bfloat16
+    for gradient in gradients:
+        assert np.isfinite(tf.cast(gradient, tf.float32)).all()
+        assert np.any(tf.cast(gradient, tf.float32) != 0)
+
+
 def test_half_precision_reaches_every_convolution_and_stays_near():
     keras.utils.set_random_seed(1)
     precise = build_encoder(CONFIG).model

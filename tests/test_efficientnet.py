@@ -100,6 +100,13 @@ def test_a_file_of_another_size_is_refused():
         build_encoder(config("efficientnet_lite2", encoder_weights=str(path)))
 
 
+def test_a_file_of_another_network_is_refused():
+    path, _ = imagenet_weights("efficientnet_lite0")
+    model = ModelConfig(encoder="ddrnet23_slim", output_stride=8, encoder_weights=str(path))
+    with pytest.raises(ValueError, match=r"lite0.*\.pth: .* not fit is conv1-second, "):
+        build_encoder(model)
+
+
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     assert find_weights(config("efficientnet_lite2")).is_file()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

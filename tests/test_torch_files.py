@@ -52,7 +52,6 @@ def test_nothing_is_called_that_a_file_names(place, tmp_path):
         (lambda data: data.replace(b"LongStorage", b"HalfStorage"), r"torch\.HalfStorage"),
         (lambda data: pickle.dumps(7, protocol=2) + data, "begins with 7"),
         (lambda data: data.replace(COUNT, bytes(8), 1), "must have 1152 values; got 0"),
-        (lambda data: b"PK\3\4" + data, "Error"),
         (lambda data: b"", "EOFError"),
     ],
 )
@@ -62,3 +61,10 @@ def test_another_or_a_damaged_file_is_refused(damage, complaint, tmp_path):
     with pytest.raises(ValueError) as error:
         read_tensors(path)
     assert re.search(rf"other\.pth: .* legacy format; .*{complaint}.*Remedy", str(error.value))
+
+
+def test_the_newer_format_has_a_remedy_of_its_own(tmp_path):
+    path = tmp_path / "new.pth"
+    path.write_bytes(b"PK\3\4" + PATH.read_bytes())
+    with pytest.raises(ValueError, match=r"new\.pth: .*_use_new_zipfile_serialization=False"):
+        read_tensors(path)
