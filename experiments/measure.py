@@ -78,7 +78,7 @@ def measure(
       split: to score.
       options: all fields of ModelConfig and TrainConfig.
       predicting: how images are scored.
-      stopping: asked after each step.
+      stopping: asked before all, and after each step.
 
     Returns:
       What it came to; None where it was stopped before.
@@ -86,6 +86,9 @@ def measure(
     Raises:
       ValueError: the folder has a run of other options.
     """
+    if stopping():
+        return None
+
     import keras
 
     from mapseg.checkpoints import read_history, training_secs
