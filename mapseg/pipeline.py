@@ -40,6 +40,8 @@ from mapseg.windows import (
 
 # Keeps the augmentation's random numbers apart from others of the same seed.
 _AUGMENTATION = 1
+# Of what lies beyond an image: near zero for every encoder, as the padding of prediction is.
+_GREY = 127
 _BATCHES_AHEAD = 2
 _BATCHES_IN_HAND = 2  # one being put together, one being trained on
 _WHOLE_BYTES_PER_PX = 8  # the image twice, the label, and its source ids
@@ -123,9 +125,8 @@ def make_crop(
         max(round(height * seen.height / window.height), 1),
         max(round(width * seen.width / window.width), 1),
     )
-    image, label = resize_pair(image, label, covered)
-    image, label = pad(image, config.crop_size, 0), pad(label, config.crop_size, VOID)
-    return augment(image, label, config, rng)
+    image, label = augment(*resize_pair(image, label, covered), config, rng)
+    return pad(image, config.crop_size, _GREY), pad(label, config.crop_size, VOID)
 
 
 def _random_pixel(
