@@ -12,6 +12,7 @@ The same command again goes on where it stopped, and prints the table of what is
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,11 @@ def work(values: flags.FlagValues) -> int:
 
     classes = read_manifest(records_dir).classes
     make_label_set(classes, options["label_set"]).select(values.classes)  # before all the work
+    cases = _cases_at_hand(values, options)
     found: dict[str, list[Outcome]] = {}
     with cli.stop_on_signal() as stopping:
         for seed in seeds_of(values):  # of all cases, before the next seed: a table early
-            for case in dict.fromkeys([BASE, *values.only]):
+            for case in cases:
                 run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
                 own = {**options, **CASES[case], "seed": seed}
                 if case != BASE and own == {**options, "seed": seed}:
@@ -88,6 +90,29 @@ def work(values: flags.FlagValues) -> int:
                 found.setdefault(case, []).append(outcome)
                 cli.report(table(found, values.classes))
     return 0
+
+
+def _cases_at_hand(values: flags.FlagValues, options: Mapping[str, Any]) -> list[str]:
+    """The base and the cases that were asked for, but those whose first weights cannot be had.
+
+    Raises:
+      FileNotFoundError: the weights of the base cannot be had.
+    """
+    from mapseg.encoders import find_weights
+
+    cases = []
+    for case in dict.fromkeys([BASE, *values.only]):
+        own = {**options, **CASES[case]}
+        model = ModelConfig(**{f.name: own[f.name] for f in fields(ModelConfig)})
+        try:
+            find_weights(model)
+        except FileNotFoundError as error:
+            if case == BASE:
+                raise
+            cli.report(f"left out: {case}: {error}")
+        else:
+            cases.append(case)
+    return cases
 
 
 def table(found: Mapping[str, Sequence[Outcome]], classes: Sequence[str]) -> str:

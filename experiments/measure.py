@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: its scores, and the seconds of its training steps."""
+    """What a run came to.
+
+    Attributes:
+      scores: on the split that was asked for.
+      train_secs: the seconds of its training steps.
+      facts: what options do not tell of how it came about, as JSON has it.
+    """
 
     scores: "Scores"
     train_secs: float
+    facts: dict[str, Any]
 
 
 def all_options(values: flags.FlagValues) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def protocol(options: Mapping[str, Any], predicting: PredictConfig) -> dict[str,
 
 
 def _decides(option: Any) -> bool:
-    return option.metadata["identity"] or option.name == "steps"
+    return option.metadata["identity"] or option.name in ("steps", "accumulate_steps")
 
 
 def seeds_of(values: flags.FlagValues) -> list[int]:
@@ -93,6 +100,7 @@ def measure(
 
     from mapseg.checkpoints import read_history, training_secs
     from mapseg.estimator import Estimator
+    from mapseg.records import read_manifest
 
     keras.backend.clear_session()
     estimator = Estimator(run_dir, cli.report)
@@ -100,5 +108,12 @@ def measure(
     if stopping():
         return None
     scores = estimator.evaluate(records_dir, split, predicting, "latest", again=False)
-    rows = read_history(estimator.run.history_path)
-    return Outcome(scores, training_secs(rows, estimator.run.train.batch_size))
+    run = estimator.run
+    facts = {
+        "precision": run.train.precision,
+        "trained on records": run.records_digest,
+        "scored on records": read_manifest(records_dir).split(split).digest,
+        "classes": list(run.label_set.names),
+    }
+    secs = training_secs(read_history(run.history_path), run.train.batch_size)
+    return Outcome(scores, secs, facts)

@@ -10,8 +10,8 @@ on it, and the confusion matrices of all N are added up. So options are chosen w
 validation images.
 
 W/results.json and W/results.md have the scores of each seed, with mean and spread, and by class;
-those of later calls with other seeds or splits are added, and refused if their options differ. The
-same command again goes on where it stopped, also in the middle of a run.
+those of other calls with other seeds or splits are added, and refused if their options, precision
+or data differ. The same command again goes on where it stopped, also in the middle of a run.
 """
 
 import contextlib
@@ -217,7 +217,8 @@ def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     first = outcomes[0].scores
     scores = Scores(sum(o.scores.confusion for o in outcomes), first.label_set)
     secs = sum(o.train_secs for o in outcomes)
-    return {"train_secs": secs, **scores.to_json()}
+    facts = {name: [o.facts[name] for o in outcomes] for name in outcomes[0].facts}
+    return {"train_secs": secs, "facts": facts, **scores.to_json()}
 
 
 class Results:
@@ -232,6 +233,9 @@ class Results:
         self._path = work_dir / "results.json"
         self._protocol = dict(measured_by)
         self._tables: dict[str, dict[str, dict[str, Any]]] = {}
+        self._read()
+
+    def _read(self) -> None:
         if not self._path.is_file():
             return
         try:
@@ -242,30 +246,49 @@ class Results:
                 f"{self._path}: must be what this program wrote; {error!r}. Remedy: remove it, and "
                 "what is trained is read again"
             ) from error
-        differing = [
-            f"{name}={former.get(name)} there, {name}={self._protocol.get(name)} here"
-            for name in sorted(former.keys() | self._protocol.keys())
-            if former.get(name) != self._protocol.get(name)
-        ]
+        differing = _differing(former, self._protocol)
         if differing:
             raise ValueError(
                 f"{self._path}: all seeds must be trained and scored with the same options; "
-                f"{'; '.join(differing)}. Remedy: give another --work_dir, or, if only options of "
+                f"{differing}. Remedy: give another --work_dir, or, if only options of "
                 "prediction differ, remove this file"
             )
 
     def add(self, table: str, seed: int, figures: dict[str, Any]) -> None:
-        """Writes what a seed came to beside what is there, as JSON and as tables."""
-        from mapseg.files import write_text
+        """Writes what a seed came to beside what is there, as JSON and as tables.
 
-        self._tables.setdefault(table, {})[str(seed)] = figures
-        facts = {"protocol": self._protocol, "tables": self._tables}
-        write_text(self._path, json.dumps(facts, indent=1) + "\n")
-        write_text(self._path.with_suffix(".md"), self.text())
+        Raises:
+          ValueError: it came about otherwise than those that are there.
+        """
+        from mapseg.files import locked, write_text
+
+        with locked(self._path.with_name(".results.lock")):
+            self._read()  # another process may have added its seeds
+            seeds = self._tables.setdefault(table, {})
+            for other, known in seeds.items():
+                differing = _differing(known["facts"], figures["facts"])
+                if other != str(seed) and differing:
+                    raise ValueError(
+                        f"{self._path}: seed {seed} must come from the same data and arithmetic "
+                        f"as seed {other} there; {differing}. Remedy: give another --work_dir"
+                    )
+            seeds[str(seed)] = figures
+            self._tables[table] = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
+            facts = {"protocol": self._protocol, "tables": self._tables}
+            write_text(self._path, json.dumps(facts, indent=1) + "\n")
+            write_text(self._path.with_suffix(".md"), self.text())
 
     def text(self) -> str:
         """All tables."""
         return "\n\n".join(table(name, seeds) for name, seeds in self._tables.items()) + "\n"
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name}={there.get(name)} there, {name}={here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    )
 
 
 def table(split: str, seeds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,6 +10,8 @@ import json
 import math
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -276,8 +278,11 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: must be a weights file of mapseg; {error}") from error
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: must be a whole weights file of mapseg (.npz); {error}. Remedy: give another "
+            "checkpoint, or copy it again"
+        ) from error
 
 
 @dataclass(frozen=True)

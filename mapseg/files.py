@@ -60,16 +60,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
+def locked(path: Path, refusal: str = "") -> Iterator[None]:
     """Holds a lock file; the lock ends with the process, however that ends.
 
+    Args:
+      path: the lock file; it stays.
+      refusal: the message where another process holds it; empty: wait until it does not.
+
     Raises:
-      ValueError: another process holds it; `refusal` is the message.
+      ValueError: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
         except BlockingIOError as error:
             raise ValueError(refusal) from error
         yield

@@ -161,6 +161,12 @@ def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> lis
         lines.append(
             f"NOTE: there are no ImageNet weights of {run.model.encoder}: it starts at random"
         )
+    warmup, end = run.train.warmup_steps, run.train.schedule_steps or run.train.steps
+    if warmup >= end:
+        lines.append(
+            f"WARNING: warmup_steps={warmup} of a schedule of {end} steps: the rate only rises. "
+            "Remedy: fewer --warmup_steps"
+        )
     if not names and has_nvidia_driver():
         lines.append(
             "WARNING: this machine has an NVIDIA GPU that TensorFlow cannot see; training runs on "

@@ -1,6 +1,6 @@
 """Weights of others: a network starts from them, or is a published one as it is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from mapseg.checkpoints import find_checkpoint, open_run, read_weights
 from mapseg.config import ModelConfig
-from mapseg.encoders import deeplab_names
+from mapseg.encoders import deeplab_names, named_weights
 from mapseg.labels import VOID, LabelClass, LabelSet
 from mapseg.model import assign_weight_arrays, build_model, weight_arrays
 
@@ -46,7 +46,8 @@ CITYSCAPES_LONG_SIDE_PX = 2048
 def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[str]:
     """Copies every weight whose name and shape fit; the others keep their values.
 
-    The last layer fits only if the source is known to have been trained on the same classes.
+    The encoder must fit as a whole: beside a random one the rest would be worth nothing. The last
+    layer fits only if the source is known to have been trained on the same classes.
 
     Args:
       model: from `build_model`; it is changed.
@@ -59,7 +60,7 @@ def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[s
 
     Raises:
       FileNotFoundError: nothing there.
-      ValueError: it cannot be read, or nothing in it fits.
+      ValueError: it cannot be read, or does not hold the encoder.
     """
     found = _read_source(model, source)
     own = weight_arrays(model)
@@ -69,10 +70,13 @@ def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[s
         for k, v in found.items()
         if k in own and own[k].shape == v.shape and (same_classes or not k.startswith(_LAST_LAYER))
     }
-    if not fitting:
+    (encoder,) = (named_weights(x) for x in model.layers if isinstance(x, keras.Model))
+    lacking = [key for key in encoder if key not in fitting]
+    if lacking:
         raise ValueError(
-            f"{source}: init_from must hold weights of this network; none of its {len(found)} fit. "
-            "Remedy: the same --encoder and --decoder_channels as there"
+            f"{source}: init_from must hold the whole encoder; of its {len(encoder)} weights "
+            f"{len(lacking)} are missing or of another shape: {_some(lacking)}. Remedy: the same "
+            "--encoder as there"
         )
     assign_weight_arrays(model, {**own, **fitting})
     return _table(source, own, found, fitting)
@@ -137,13 +141,16 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
     if lacking:
         raise ValueError(
             f"{prefix}: init_checkpoint must hold xception_65 with ASPP and decoder; of "
-            f"{len(own)} weights {len(lacking)} are missing or of another shape: "
-            + ", ".join(lacking[:_NAMED] + ["..."] * (len(lacking) > _NAMED))
+            f"{len(own)} weights {len(lacking)} are missing or of another shape: {_some(lacking)}"
         )
     assign_weight_arrays(model, found)
     classes = (LabelClass(i, name, color) for i, (name, color) in enumerate(_CITYSCAPES))
     to_train = (i if i < len(_CITYSCAPES) else VOID for i in range(256))
     return model, LabelSet("cityscapes", tuple(classes), tuple(to_train))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_NAMED], *["..."] * (len(names) > _NAMED)])
 
 
 def _shapes_in(prefix: str) -> dict[str, list[int]]:
@@ -153,7 +160,11 @@ def _shapes_in(prefix: str) -> dict[str, list[int]]:
 
 def _read_deeplab(model: keras.Model, prefix: str) -> dict[str, np.ndarray]:
     stored = _shapes_in(prefix)
-    names = {key: name for key, name in deeplab_names(model).items() if name in stored}
+    try:
+        known = deeplab_names(model)
+    except ValueError as error:
+        raise ValueError(f"{prefix}: {error}") from error
+    names = {key: name for key, name in known.items() if name in stored}
     with _telling(prefix):
         reader = tf.train.load_checkpoint(prefix)
         return {key: reader.get_tensor(name) for key, name in names.items()}

@@ -51,6 +51,10 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     assert found["classes_present"] == 3
     assert own["flip_average"]  # as the flag file says
     assert stored["protocol"]["schedule_steps"] == 2
+    assert found["facts"]["precision"] == ["float32"]
+    assert found["facts"]["classes"] == [list(found["iou"])]
+    digest = read_manifest(work_dir / "records").split("val").digest
+    assert found["facts"]["scored on records"] == [digest]
     assert (work_dir / "results.md").read_text().startswith("| val | seed 1 | mean |")
 
     # Again: nothing is trained or scored anew.
@@ -63,6 +67,7 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
         ("--steps=3", "schedule_steps=2 there, schedule_steps=3 here"),
         ("--scales=2", "scales=1 there, scales=2 here"),
         ("--clip_norm=1", "clip_norm=0.0 there, clip_norm=1.0 here"),
+        ("--accumulate_steps=2", "accumulate_steps=1 there, accumulate_steps=2 here"),
     ):
         assert call(camvid_dir, work_dir, "--seeds=2", "--scales=1", option) == 1
         assert message in capsys.readouterr().err
@@ -84,7 +89,7 @@ class Measured:
         manifest = read_manifest(records_dir)
         self.calls.append((str(run_dir), split, manifest.split(split).samples, options["seed"]))
         labels = make_label_set(manifest.classes, "all")
-        return measure.Outcome(Scores(np.eye(len(labels.classes), dtype=int), labels), 2.0)
+        return measure.Outcome(Scores(np.eye(len(labels.classes), dtype=int), labels), 2.0, {})
 
 
 def test_a_recipe_goes_on_where_it_was_stopped(camvid_dir, tmp_path, monkeypatch):
@@ -148,16 +153,23 @@ def test_a_recipe_brings_its_flag_file_however_it_is_spelled(given, monkeypatch)
 def test_results_of_later_calls_are_added(tmp_path):
     def seed(value):
         figures = {"mean_iou": value, "pixel_accuracy": value, "iou": {"a": value, "b": None}}
-        return {"train_secs": 1.0, **figures}
+        return {"train_secs": 1.0, "facts": {"precision": ["float32"]}, **figures}
 
+    beside = recipes.Results(tmp_path, {"steps": 1})  # another process, which began at once
     recipes.Results(tmp_path, {"steps": 1}).add("val", 1, seed(0.1))
     later = recipes.Results(tmp_path, {"steps": 1})
     later.add("val", 2, seed(0.3))
-    later.add("test", 2, seed(0.5))
+    beside.add("test", 2, seed(0.5))
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert "| mean iou | 10.00% | 30.00% | 20.00% | 10.00% to 30.00% |" in lines
     assert "| mean iou | 50.00% | 50.00% | 50.00% to 50.00% |" in lines
     assert not any("IoU b" in line for line in lines)  # in no label
+    written = (tmp_path / "results.json").read_text()
+    with pytest.raises(
+        ValueError, match=r"seed 3 must .* as seed 1 there; precision=\['float32'\]"
+    ):
+        later.add("val", 3, seed(0.2) | {"facts": {"precision": ["mixed_bfloat16"]}})
+    assert (tmp_path / "results.json").read_text() == written
     with pytest.raises(ValueError, match=r"results\.json: .* steps=1 there, steps=2 here"):
         recipes.Results(tmp_path, {"steps": 2})
     (tmp_path / "results.json").write_text("[]")
@@ -180,8 +192,9 @@ def test_every_case_of_the_ablation_goes_with_every_recipe(path):
 def test_folds_add_up_as_pixels():
     labels = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(2)], "all")
     matrices = np.array([[4, 0], [0, 0]]), np.array([[0, 0], [3, 1]])
-    outcomes = [measure.Outcome(Scores(matrix, labels), 2.0) for matrix in matrices]
+    outcomes = [measure.Outcome(Scores(m, labels), 2.0, {"sum": int(m.sum())}) for m in matrices]
     found = recipes.add_up(outcomes)
+    assert found["facts"] == {"sum": [4, 4]}
     assert found["iou"] == {"c0": 4 / 7, "c1": 1 / 4}
     assert found["train_secs"] == 4
 
@@ -213,13 +226,18 @@ def test_an_ablation_says_what_each_case_earns(records_dir, tmp_path, monkeypatc
         # IoU of 4/5, 4/6, 4/5 with seed 1, and of 4/6, 4/8, 4/6 with seed 2.
         wrong = 1 if options["loss"] == "ce" else 0
         confusion = np.diag([4, 4, 4]) + np.eye(3, k=1, dtype=int) * wrong * options["seed"]
-        return measure.Outcome(Scores(confusion, labels), 2.0)
+        return measure.Outcome(Scores(confusion, labels), 2.0, {})
 
     monkeypatch.setattr(ablation, "measure", stand_in)
     given = [f"--records_dir={records_dir}", f"--work_dir={tmp_path}", "--seeds=1,2"]
-    given.append("--only=--loss=focal")
+    given += ["--encoder=resnet50", "--encoder_weights=none"]
+    given.append("--only=--loss=focal,--encoder=efficientnet_lite2")
+    lite2 = ablation.CASES["--encoder=efficientnet_lite2"]
+    monkeypatch.setitem(lite2, "encoder_weights", str(tmp_path / "not there"))
     assert ablation.main(["ablation.py", *given, "--classes=flat--road"]) == 0
-    base, focal = capsys.readouterr().out.splitlines()[-2:]
+    *said, base, focal = capsys.readouterr().out.splitlines()
+    (told,) = (line for line in said if line.startswith("left out: "))
+    assert told.startswith("left out: --encoder=efficientnet_lite2: ") and "not there" in told
     assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
     assert focal.startswith("| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 |")
     assert ablation.main(["ablation.py", *given, "--classes=boat"]) == 1
@@ -243,3 +261,27 @@ def test_predictions_are_compared_image_by_image():
     assert wrong == "| wrong | " + " | ".join(["0.00%"] * 5) + " |"
     drawn = compare_2018.side_by_side({"a": np.zeros([5, 7, 3]), "b": np.ones([5, 7, 3])})
     assert drawn.shape == (5 + 24, 14, 3)
+
+
+def test_a_run_is_compared_with_the_predictions_of_2018(
+    records_dir, run_dir, tmp_path, capsys, monkeypatch
+):
+    # These records have not the 66 labels that those of 2018 knew.
+    monkeypatch.setattr(compare_2018, "make_label_set", lambda c, _: make_label_set(c, "all"))
+    vistas_dir = records_dir.parent / "vistas"
+    for path in (vistas_dir / "validation" / "labels").iterdir():
+        for name, lowest in (("raw_66", 0), ("downsized_66", 2)):  # the latter finds sky alone
+            (tmp_path / name).mkdir(exist_ok=True)
+            ids = np.maximum(np.asarray(Image.open(path)), lowest)
+            Image.fromarray(ids).save(tmp_path / name / path.name)
+    given = [f"--vistas_dir={vistas_dir}", f"--predictions_dir={tmp_path}", f"--run_dirs={run_dir}"]
+    given.append(f"--frames={vistas_dir / 'validation' / 'images'}")
+    assert compare_2018.main(["compare_2018.py", *given, f"--out_dir={tmp_path / 'out'}"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
+    by_name = {row[0].strip("| "): row[1:] for row in rows}
+    assert by_name["raw_66"][:3] == ["100.00%", "100.00%", "100.00%"]
+    assert by_name["downsized_66"][2] == "0.00%"
+    evaluated = json.loads((run_dir / "evaluation" / "validation.json").read_text())
+    assert by_name[str(run_dir)][1] == f"{evaluated['pixel_accuracy']:.2%}"
+    for name in ("panels", "frames/overlay", "frames/panel"):
+        assert len(list((tmp_path / "out" / name).glob("*.jpg"))) == 3, name

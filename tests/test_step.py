@@ -16,7 +16,7 @@ from mapseg.config import TrainConfig
 from mapseg.losses import make_loss
 from mapseg.optimizers import build_optimizer
 from mapseg.step import DropoutSeed, freeze_batch_norm, make_step, make_steps, use_xla
-from mapseg.strategy import Workers
+from mapseg.strategy import Workers, join
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,3 +199,18 @@ def test_xla_is_refused_where_it_cannot_be():
     assert use_xla(TrainConfig(xla="on"), Strategy)
     with pytest.raises(ValueError, match="xla=on must be used with sync_batch_norm off"):
         use_xla(TrainConfig(xla="on", sync_batch_norm=True), Strategy)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 4, "accumulate_steps": 4}], ids=str
+)
+def test_a_batch_norm_that_would_see_one_crop_is_refused(options):
+    """Image pooling leaves it one value: zero in training, anything in prediction."""
+
+    def begin(**more):
+        return join(TrainConfig(**{**options, **more}), {}, print, lambda: False)
+
+    with pytest.raises(ValueError, match=r"two crops or more.*got one: batch_size=.*Remedy: --b"):
+        begin()
+    assert begin(batch_norm="frozen") is not None
+    assert begin(batch_size=2 * options["batch_size"]) is not None

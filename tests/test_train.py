@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mapseg import checkpoints, train
 from mapseg.model import weight_arrays
 from mapseg.pipeline import batch_keys, train_batches
 from mapseg.step import build_state
+from mapseg.strategy import Workers
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +54,19 @@ def assert_same_state(one, other, step):
     assert len(one) > 400
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_warmup_as_long_as_the_schedule_is_told(records_dir, tmp_path):
+    def told(**options):
+        run = train.begin_run(tmp_path, records_dir, {**TINY, **options})
+        state = SimpleNamespace(model=SimpleNamespace(trainable_variables=[]))
+        lines = train.describe(run, state, 2, Workers(tf.distribute.get_strategy()))
+        return [line for line in lines if "warmup_steps" in line]
+
+    assert told(steps=20, warmup_steps=19) == []
+    (line,) = told(steps=20, warmup_steps=20)
+    assert "WARNING: warmup_steps=20 of a schedule of 20 steps" in line
+    assert told(steps=20, schedule_steps=10, warmup_steps=10)
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_path):

@@ -69,12 +69,9 @@ def test_a_deeplab_checkpoint_fills_all_but_the_last_layer(xception, tmp_path):
 def test_what_is_not_there_or_does_not_fit_is_named(xception, run_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: init_from must be a run folder"):
         init_weights(xception, str(tmp_path / "nowhere"), LABELS)
-    (tmp_path / "bad.npz").write_text("no weights")
-    with pytest.raises(ValueError, match=r"bad\.npz"):
-        init_weights(xception, str(tmp_path / "bad.npz"), LABELS)
     np.savez(tmp_path / "other.npz", stranger=np.zeros(3))
     before = weight_arrays(xception)
-    with pytest.raises(ValueError, match="none of its 1 fit"):
+    with pytest.raises(ValueError, match=r"whole encoder; of its 660 weights 660 are missing"):
         init_weights(xception, str(tmp_path / "other.npz"), LABELS)
     for key, value in weight_arrays(xception).items():
         np.testing.assert_array_equal(value, before[key])
@@ -94,6 +91,55 @@ def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir):
         "logits-semantic/kernel",
         "logits-semantic/bias",
     ]
+
+
+def test_another_encoder_is_refused_though_the_decoders_fit(run_dir):
+    """Names and shapes of many weights agree; a random encoder would be left beside them."""
+    run = checkpoints.open_run(run_dir)
+    other = replace(run.model, encoder="ddrnet23_slim", encoder_weights="none", output_stride=8)
+    model = build_model(other, len(run.label_set.classes))
+    shared = set(weight_arrays(model)) & set(checkpoints.read_weights(latest(run_dir)))
+    assert "decoder-decoder_conv1_pointwise/kernel" in shared
+    with pytest.raises(ValueError, match=r"whole encoder.*, \.\.\.\. Remedy: the same --encoder"):
+        init_weights(model, str(run_dir), run.label_set)
+
+
+def latest(run_dir):
+    return checkpoints.find_checkpoint(run_dir, "latest")
+
+
+def test_a_deeplab_checkpoint_for_another_encoder_is_named(published, run_dir):
+    prefix, _, _ = published
+    run = checkpoints.open_run(run_dir)
+    model = build_model(replace(run.model, encoder_weights="none"), len(run.label_set.classes))
+    with pytest.raises(ValueError, match=r"model\.ckpt: .*xception65"):
+        init_weights(model, str(prefix), run.label_set)
+
+
+def _text(good, path):
+    path.write_text("no weights")
+
+
+def _cut(good, path):
+    path.write_bytes(good[: len(good) // 2])
+
+
+def _flip(good, path):
+    broken = bytearray(good)
+    broken[len(broken) // 3] ^= 255
+    path.write_bytes(broken)
+
+
+def _array(good, path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize("damage", [_text, _cut, _flip, _array])
+def test_a_damaged_weights_file_is_named(run_dir, tmp_path, damage):
+    damage((latest(run_dir) / "weights.npz").read_bytes(), tmp_path / "bad.npz")
+    with pytest.raises(ValueError, match=r"bad\.npz: must be a whole weights file.*Remedy"):
+        checkpoints.read_weights(tmp_path / "bad.npz")
 
 
 @pytest.fixture(scope="module")
