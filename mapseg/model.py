@@ -59,8 +59,8 @@ def build_model(
             x = _pyramid(x, config, norm)
         x = StatelessDropout(config.dropout, dropout_seed, name="concat_projection-dropout")(x)
         x = _decoder(x, low_level, config, norm)
-        # Its kernel starts as any other's, not near zero as TF DeepLab's does (0.01): there next to
-        # nothing of the loss reaches the features at first, and rare classes are found much later.
+        # Its kernel starts by Glorot and Bengio (2010), not near zero as TF DeepLab's does (0.01):
+        # there next to nothing of the loss reaches the features at first.
         x = keras.layers.Conv2D(num_classes, 1, dtype="float32", name="logits-semantic")(x)
         x = Upsample(LOW_LEVEL_STRIDE, dtype="float32", name="logits-upsample")([x, image])
         return keras.Model(image, x, name="deeplabv3plus")

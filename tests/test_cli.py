@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+import train_main
 from mapseg import cli
 from mapseg.config import TrainConfig
 
@@ -15,6 +16,12 @@ ROOT = Path(__file__).parents[1]
 def call(*arguments, cwd=ROOT):
     command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_init_checkpoint_is_another_name_of_init_from():
+    values = train_main.define_flags()
+    values(["train_main.py", "--init_checkpoint=deeplab/model.ckpt"])
+    assert cli.given(values, TrainConfig) == {"init_from": "deeplab/model.ckpt"}
 
 
 def test_explicit_flags_win_over_a_flag_file_wherever_it_stands():
