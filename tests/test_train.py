@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY, make_tiny_records
+from take_steps import SmallState
 
 from mapseg import checkpoints, train
 from mapseg.model import weight_arrays
@@ -25,13 +26,19 @@ def quiet(_):
     pass
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Puts a network of two layers in the place of the one asked for."""
+    monkeypatch.setattr(train, "build_state", lambda run, progress, fresh: SmallState(run.train))
+
+
 def flags(options):
     return [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()]
 
 
-def command(records_dir, run_dir, **options):
+def command(records_dir, run_dir, program="train_main.py", **options):
     options = {**TINY, "records_dir": records_dir, "run_dir": run_dir, **options}
-    return [sys.executable, str(ROOT / "train_main.py"), *flags(options)]
+    return [sys.executable, str(ROOT / program), *flags(options)]
 
 
 def call(records_dir, run_dir, **options):
@@ -100,8 +107,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_pa
 
 
 def test_sigterm_saves_and_ends_cleanly(records_dir, tmp_path):
+    options = {"steps": 100_000, "mode": "train", "log_steps": 1}
     process = subprocess.Popen(
-        command(records_dir, tmp_path / "run", steps=100_000, mode="train", log_steps=1),
+        command(records_dir, tmp_path / "run", "tests/train_small.py", **options),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -116,6 +124,7 @@ def test_sigterm_saves_and_ends_cleanly(records_dir, tmp_path):
     assert checkpoints.saved_steps(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.usefixtures("small")
 def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     run_dir = tmp_path / "run"
     options = {**TINY, "eval_steps": 2, "plot_steps": 2}
@@ -128,7 +137,7 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
 
     run = go()
     assert run.train.schedule_steps == 4
-    assert any("2.7" in t or "M trained parameters" in t for t in told)
+    assert any("M trained parameters" in t for t in told)
     history = checkpoints.read_history(run.history_path)
     assert [(r["step"], "mean_iou" in r) for r in history] == [
         (2, False), (2, True), (4, False), (4, True),
@@ -184,6 +193,7 @@ def check_replay(path, records_dir, run, step):
         return written["keys"].tolist()
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on_nan):
     # The first step's gradient is finite, and leaves weights that are not: no later step is.
@@ -217,7 +227,7 @@ def step_2_is_not_finite(monkeypatch):
     monkeypatch.setattr(train, "make_step", make_step)
 
 
-@pytest.mark.usefixtures("step_2_is_not_finite")
+@pytest.mark.usefixtures("small", "step_2_is_not_finite")
 def test_a_step_that_is_not_finite_is_told_before_it_is_saved_over(records_dir, tmp_path):
     options = {**TINY, "log_steps": 4, "checkpoint_steps": 3}
     run = train.begin_run(tmp_path / "run", records_dir, options)
@@ -226,7 +236,7 @@ def test_a_step_that_is_not_finite_is_told_before_it_is_saved_over(records_dir, 
     assert not checkpoints.saved_steps(run.checkpoints_dir)
 
 
-@pytest.mark.usefixtures("step_2_is_not_finite")
+@pytest.mark.usefixtures("small", "step_2_is_not_finite")
 def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path):
     lines = []
     run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "on_nan": "skip"})
