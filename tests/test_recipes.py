@@ -66,7 +66,7 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     for option, message in (
         ("--steps=3", "schedule_steps=2 there, schedule_steps=3 here"),
         ("--scales=2", "scales=1 there, scales=2 here"),
-        ("--clip_norm=1", "clip_norm=0.0 there, clip_norm=1.0 here"),
+        ("--clip_norm=2", "clip_norm=1.0 there, clip_norm=2.0 here"),
         ("--accumulate_steps=2", "accumulate_steps=1 there, accumulate_steps=2 here"),
     ):
         assert call(camvid_dir, work_dir, "--seeds=2", "--scales=1", option) == 1
