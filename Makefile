@@ -11,7 +11,7 @@ unexport PYTHONHOME PYTHONPATH
 # All paths are relative, so that the checkout may stand in a folder with spaces in its name.
 PYTHON := .venv/bin/python
 ADDONS_PYTHON := .venv-addons/bin/python
-PYTEST := pytest -n 2 --dist worksteal
+PYTEST := pytest -n 2 --dist worksteal --durations=25
 
 help:
 	echo "make demo         sample data -> records -> training -> evaluation -> pictures in demo_out/"
