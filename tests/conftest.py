@@ -78,6 +78,16 @@ def run_dir(records_dir, tmp_path_factory):
     return run_dir
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Puts a network of two layers in the place of the one that a training asks for."""
+    from take_steps import SmallState
+
+    from mapseg import train
+
+    monkeypatch.setattr(train, "build_state", lambda run, progress, fresh: SmallState(run.train))
+
+
 def free_ports(count):
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in servers]

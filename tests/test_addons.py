@@ -17,7 +17,6 @@ from mapseg.estimator import Estimator
 from mapseg.optimizers import build_optimizer
 
 ROOT = Path(__file__).parents[1]
-OTHER_PYTHON = {name: ROOT / name / "bin" / "python" for name in (".venv", ".venv-addons")}
 HAS_ADDONS = tf.__version__.startswith("2.15")
 needs_addons = pytest.mark.skipif(not HAS_ADDONS, reason="TensorFlow Addons is not installed")
 
@@ -40,6 +39,7 @@ def test_every_slot_exists_before_the_first_step(name):
 
 @needs_addons
 @pytest.mark.addons
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ADDON_OPTIMIZERS)
 def test_a_run_trains(name, records_dir, tmp_path):
     options = {**TINY, "optimizer": name, "learning_rate": 0.01, "steps": 10}
@@ -88,13 +88,12 @@ def in_environment(python, *arguments):
     subprocess.run([str(python), *arguments], check=True, cwd=ROOT, env=environment)
 
 
+@needs_addons  # both ways at once: not a second time from the other side
 @pytest.mark.addons
 def test_a_run_folder_crosses_environments(records_dir, run_dir, tmp_path):
-    other = OTHER_PYTHON[".venv" if HAS_ADDONS else ".venv-addons"]
+    other = ROOT / ".venv" / "bin" / "python"
     if not other.exists():
-        pytest.skip(
-            f"the other environment is not built: make env{'' if HAS_ADDONS else '-addons'}"
-        )
+        pytest.skip("the default environment is not built: make env")
     theirs = tmp_path / "theirs"
     flags = [f"--{name}={value}" for name, value in TINY.items()]
     places = [f"--records_dir={records_dir}", f"--run_dir={theirs}", "--mode=train"]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY, make_tiny_records
-from take_steps import SmallState
 
 from mapseg import checkpoints, train
 from mapseg.model import weight_arrays
@@ -24,12 +23,6 @@ ROOT = Path(__file__).parents[1]
 
 def quiet(_):
     pass
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Puts a network of two layers in the place of the one asked for."""
-    monkeypatch.setattr(train, "build_state", lambda run, progress, fresh: SmallState(run.train))
 
 
 def flags(options):
