@@ -315,7 +315,7 @@ def check_network(case: Case) -> Finding:
     """Builds the network on the devices, with the weights of the checkpoint if there is one."""
     from mapseg import checkpoints, step, strategy
 
-    run, share = _run_of(case), ""
+    run, share, count = _run_of(case), "", 1
     config = run.train
     cluster = strategy.find_cluster(config)
     if cluster is not None:  # the other workers need not be there
@@ -325,6 +325,7 @@ def check_network(case: Case) -> Finding:
         share = f"as one of {count} workers, "
     case.run = replace(run, train=config)
     case.workers = cast("Workers", strategy.join(config, {}, case.progress, lambda: False))
+    strategy.check_batch_norm(run.train, case.workers.replicas * count)
     with case.workers.strategy.scope():
         case.state = step.build_state(run, lambda _: None, fresh=case.stored is None)
     if case.stored is not None:

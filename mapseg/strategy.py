@@ -69,8 +69,7 @@ def join(
     """Joins the other processes, if there are any, and chooses the devices.
 
     Args:
-      config: `strategy`, `batch_size`, `accumulate_steps`, `peer_timeout_secs`, and what batch
-        norms see.
+      config: `strategy`, `batch_size`, `accumulate_steps`, `peer_timeout_secs`.
       greeting: what all processes must have in common: name -> value.
       progress: takes lines while others are missing.
       stopping: asked while others are missing.
@@ -80,8 +79,8 @@ def join(
 
     Raises:
       ConnectionError: the others did not come.
-      ValueError: a batch that cannot be shared evenly or leaves a batch norm a single crop,
-        processes that differ, or a process that has used TensorFlow already.
+      ValueError: a batch that cannot be shared evenly, processes that differ, or a process that
+        has used TensorFlow already.
     """
     found = find_cluster(config)
     if found is None:
@@ -97,15 +96,21 @@ def join(
             f"x {config.accumulate_steps}; got {config.batch_size}. Remedy: another --batch_size, "
             "or --strategy=one_device"
         )
-    _check_batch_norm(config, workers.replicas)
     return workers
 
 
-def _check_batch_norm(config: TrainConfig, replicas: int) -> None:
+def check_batch_norm(config: TrainConfig, replicas: int) -> None:
     """Refuses batch norms that are trained on one crop at a time.
 
     Image pooling leaves one value of a crop and channel. Less its own mean it is zero and has no
     variance, so in training nothing comes of it, and in prediction hundreds of times too much.
+
+    Args:
+      config: `batch_size`, `accumulate_steps`, and what batch norms see.
+      replicas: the devices of all processes.
+
+    Raises:
+      ValueError: they would see one crop.
     """
     devices = 1 if config.sync_batch_norm else replicas
     crops = config.batch_size // (devices * config.accumulate_steps)

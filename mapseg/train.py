@@ -40,7 +40,14 @@ from mapseg.step import (
     steps_per_call,
     use_xla,
 )
-from mapseg.strategy import Workers, find_cluster, join, make_sum, share_batches
+from mapseg.strategy import (
+    Workers,
+    check_batch_norm,
+    find_cluster,
+    join,
+    make_sum,
+    share_batches,
+)
 
 Progress = Callable[[str], None]
 
@@ -214,6 +221,7 @@ def train(
         if workers is None:
             progress("stopped while other workers were missing; nothing was begun")
             return
+        check_batch_norm(run.train, workers.replicas)
         loop = _Loop(run, records_dir, progress, evaluating, predicting, workers)
         try:
             loop.go(stopping)

@@ -80,12 +80,13 @@ def run_dir(records_dir, tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Puts a network of two layers in the place of the one that a training asks for."""
+    """Puts a network of two layers in the place of the one asked for."""
     from take_steps import SmallState
 
-    from mapseg import train
+    from mapseg import step, train
 
-    monkeypatch.setattr(train, "build_state", lambda run, progress, fresh: SmallState(run.train))
+    for user in (step, train):
+        monkeypatch.setattr(user, "build_state", lambda run, progress, fresh: SmallState(run.train))
 
 
 def free_ports(count):

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
-from take_steps import SmallState
+from conftest import TINY, tf_config
 
 import train_main
 from mapseg import checkpoints, doctor, machine, step
@@ -36,12 +35,6 @@ def short(monkeypatch):
 def cheap(monkeypatch):
     """Leaves the checks out that need a network."""
     monkeypatch.setattr(doctor, "CHECKS", doctor.CHECKS[:-5])
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Puts a network of two layers in the place of the one asked for."""
-    monkeypatch.setattr(step, "build_state", lambda run, progress, fresh: SmallState(run.train))
 
 
 def call(capsys, *arguments):
@@ -74,6 +67,21 @@ def fake_step(monkeypatch, answer):
         return lambda image, label: answer(len(image))
 
     monkeypatch.setattr(step, "make_step", make_step)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("together", [True, False])
+def test_one_of_several_workers_is_judged_by_what_batch_norms_see_of_all(
+    records_dir, capsys, monkeypatch, together
+):
+    for name, value in tf_config([1, 2], 0).items():
+        monkeypatch.setenv(name, value)
+    options = [f"--sync_batch_norm={str(together).lower()}", "--batch_size=2"]
+    _, found = call(capsys, f"--records_dir={records_dir}", *options)
+    level, text = found["network"]
+    assert (level, "as one of 2 workers" in text, "two crops or more" in text) == (
+        ("ok", True, False) if together else ("FAIL", False, True)
+    )
 
 
 @pytest.mark.usefixtures("small")

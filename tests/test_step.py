@@ -16,7 +16,7 @@ from mapseg.config import TrainConfig
 from mapseg.losses import make_loss
 from mapseg.optimizers import build_optimizer
 from mapseg.step import DropoutSeed, freeze_batch_norm, make_step, make_steps, use_xla
-from mapseg.strategy import Workers, join
+from mapseg.strategy import Workers, check_batch_norm
 
 ROOT = Path(__file__).parents[1]
 
@@ -202,15 +202,19 @@ def test_xla_is_refused_where_it_cannot_be():
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 1}, {"batch_size": 4, "accumulate_steps": 4}], ids=str
+    ("options", "replicas"),
+    [({"batch_size": 1}, 1), ({"batch_size": 4, "accumulate_steps": 4}, 1), ({"batch_size": 2}, 2)],
+    ids=str,
 )
-def test_a_batch_norm_that_would_see_one_crop_is_refused(options):
+def test_a_batch_norm_that_would_see_one_crop_is_refused(options, replicas):
     """Image pooling leaves it one value: zero in training, anything in prediction."""
 
-    def begin(**more):
-        return join(TrainConfig(**{**options, **more}), {}, print, lambda: False)
+    def check(**more):
+        check_batch_norm(TrainConfig(**{**options, **more}), replicas)
 
     with pytest.raises(ValueError, match=r"two crops or more.*got one: batch_size=.*Remedy: --b"):
-        begin()
-    assert begin(batch_norm="frozen") is not None
-    assert begin(batch_size=2 * options["batch_size"]) is not None
+        check()
+    check(batch_norm="frozen")
+    check(batch_size=2 * options["batch_size"])
+    if replicas > 1:
+        check(sync_batch_norm=True)  # they look at the crops of all devices

@@ -69,6 +69,14 @@ def test_a_warmup_as_long_as_the_schedule_is_told(records_dir, tmp_path):
     assert told(steps=20, schedule_steps=10, warmup_steps=10)
 
 
+def test_a_batch_of_one_crop_is_refused_before_anything_is_written(records_dir, tmp_path):
+    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "batch_size": 1})
+    with pytest.raises(ValueError, match="batch_norm=train must see two crops or more"):
+        train.train(run, records_dir, quiet)
+    assert not checkpoints.saved_steps(run.checkpoints_dir)
+    assert not (run.run_dir / "config.json").exists()
+
+
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_path):
     options = {"steps": 12, "checkpoint_steps": 3, "mode": "train", "dropout": 0.3}
     options["optimizer"] = "adamw"
