@@ -81,9 +81,9 @@ def make_loss(
     """Makes the loss of logits at stride 4, and random logits."""
     import tensorflow as tf
 
-    from mapseg import losses
     from mapseg.config import TrainConfig
-    from mapseg.resampling import Upsample
+    from mapseg.model.resampling import Upsample
+    from mapseg.training import losses
 
     loss = losses.make_loss(TrainConfig())
     size = (batch, crop, crop)
@@ -103,7 +103,7 @@ def make_depthwise(
     """Makes three convolutions in a row at stride 16, and their input and kernel."""
     import tensorflow as tf
 
-    from mapseg.convolutions import depthwise_conv
+    from mapseg.model.convolutions import depthwise_conv
 
     side = (crop - 1) // 16 + 1
     x = tf.cast(tf.random.stateless_normal([batch, side, side, CHANNELS], (1, 2)), dtype)

@@ -81,7 +81,7 @@ def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
     from PIL import Image, JpegImagePlugin
 
     from data_prep.convert import Resize, resize_label
-    from mapseg.transforms import resize_image
+    from mapseg.data.transforms import resize_image
 
     for path in sorted((vistas_dir / "training/images").glob("*.jpg")):
         image = Image.open(path)
@@ -127,8 +127,8 @@ def convert(vistas_dir: Path, records_dir: Path, workers: int, *options: str) ->
 def open_split(records_dir: Path) -> tuple[Any, Any, Any]:
     """Returns the index, the label set and the default configuration of the training split."""
     from mapseg.config import TrainConfig
+    from mapseg.data.manifest import index_split, read_manifest
     from mapseg.labels import make_label_set
-    from mapseg.records import index_split, read_manifest
 
     labels = make_label_set(read_manifest(records_dir).classes, "all")
     return index_split(records_dir, "training"), labels, TrainConfig()
@@ -136,7 +136,7 @@ def open_split(records_dir: Path) -> tuple[Any, Any, Any]:
 
 def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
     """Returns, by name, how a window of the image and one of the label are had."""
-    from mapseg.windows import decode_image_window, decode_label_window
+    from mapseg.data.windows import decode_image_window, decode_label_window
 
     def whole_label(sample: Any, window: Any) -> Any:
         return window.cut(sample.whole_label)
@@ -164,9 +164,9 @@ class Maker:
         """Makes crop `i`."""
         import numpy as np
 
-        from mapseg import pipeline
-        from mapseg.records import read_record
-        from mapseg.windows import parse_sample
+        from mapseg.data import batches as pipeline
+        from mapseg.data.manifest import read_record
+        from mapseg.data.windows import parse_sample
 
         def timed(stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any) -> Any:
@@ -197,8 +197,8 @@ def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
 
-    from mapseg.pipeline import train_batches
-    from mapseg.transforms import random_scale, shrink_of
+    from mapseg.data.batches import train_batches
+    from mapseg.data.transforms import random_scale, shrink_of
 
     batches = iter(train_batches(records_dir, open_split(records_dir)[2]))
     next(batches)
@@ -252,7 +252,7 @@ def time_tf_image(tf: Any, config: Any, count: int = 30) -> float:
 
 def measure_memory(records_dir: Path, way: str) -> dict[str, float]:
     """Measures by how much the process grows: ten crops of a way, or batches on all cores."""
-    from mapseg.pipeline import train_batches
+    from mapseg.data.batches import train_batches
 
     maker = Maker(records_dir)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -272,7 +272,7 @@ def measure_shares(records_dir: Path, crops: int) -> dict[str, Any]:
     import dataclasses
     import itertools
 
-    from mapseg.pipeline import train_batches
+    from mapseg.data.batches import train_batches
 
     _, labels, config = open_split(records_dir)
     shares: dict[str, Any] = {}

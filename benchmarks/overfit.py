@@ -35,7 +35,7 @@ def define_flags() -> flags.FlagValues:
 def work(values: flags.FlagValues) -> int:
     """Prints a row for every encoder and precision; 1 where one does not reach the goal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from mapseg.frames import read_image
+    from mapseg.inference.frames import read_image
 
     image = read_image(Path(cli.required(values, "image")))
     label = read_label(Path(cli.required(values, "label")))
@@ -81,12 +81,12 @@ def overfit(image, label, encoder: str, precision: str, every_steps: int = 20):
     import numpy as np
     import tensorflow as tf
 
-    from mapseg.checkpoints import Run
     from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+    from mapseg.evaluation.scores import Scores, confusion_matrix
+    from mapseg.inference.predictor import Predictor, segment_array
     from mapseg.labels import VOID, LabelClass, make_label_set
-    from mapseg.predict import Predictor, segment_array
-    from mapseg.scores import Scores, confusion_matrix
-    from mapseg.train import build_state, make_step
+    from mapseg.runs.checkpoints import Run
+    from mapseg.training.loop import build_state, make_step
 
     label = np.where(label < 65, label, VOID).astype(np.uint8)
     config = TrainConfig(

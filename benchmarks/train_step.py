@@ -149,13 +149,13 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
 
-    from mapseg.checkpoints import Run
     from mapseg.config import ModelConfig, TrainConfig
     from mapseg.labels import LabelClass, make_label_set
     from mapseg.machine import gpus, taken_bytes
-    from mapseg.step import build_state, make_step, make_steps, steps_per_call
-    from mapseg.strategy import Workers, onto_device, share_batches
-    from mapseg.train import resolve_precision
+    from mapseg.runs.checkpoints import Run
+    from mapseg.training.devices import Workers, onto_device, share_batches
+    from mapseg.training.loop import resolve_precision
+    from mapseg.training.step import build_state, make_step, make_steps, steps_per_call
 
     crop, batch = case["crop"], case["batch"]
     names = ("xla", "steps_per_call", "accumulate_steps", "recompute")

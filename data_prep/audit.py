@@ -13,9 +13,9 @@ import numpy as np
 
 from data_prep.convert import read_part
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts
+from mapseg.data.manifest import Manifest, Split, read_checked_json, with_sha256
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
-from mapseg.records import Manifest, Split, read_checked_json, with_sha256
 
 AUDIT_NAME, PICTURE_NAME = "audit.json", "audit.png"
 
@@ -138,7 +138,7 @@ def write_audit(records_dir: Path, manifest: Manifest, progress: Callable[[str],
       manifest: of it.
       progress: told of a split whose samples are not known, as its notes are gone.
     """
-    from mapseg.plots import plot_audit  # here: the conversion's workers need no matplotlib
+    from mapseg.pictures import plot_audit  # here: the conversion's workers need no matplotlib
 
     facts = {}
     for name, split in manifest.splits.items():

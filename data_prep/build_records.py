@@ -32,9 +32,9 @@ from data_prep.plan import (
 )
 from data_prep.workers import convert_shards
 from mapseg import cli
+from mapseg.data.manifest import MANIFEST_NAME, Manifest, Split, read_manifest, write_manifest
 from mapseg.files import locked, write_bytes
 from mapseg.progress import duration, show
-from mapseg.records import MANIFEST_NAME, Manifest, Split, read_manifest, write_manifest
 
 _SHOWN = 5  # of a list that is printed
 

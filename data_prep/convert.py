@@ -1,7 +1,8 @@
 """Converts image/label pairs to records: one pair, or one shard of them.
 
 An image keeps its bytes unless it is resized or turned upright. A label is checked pixel by pixel
-and stored as a greyscale PNG of source ids. Nothing here imports TensorFlow; see `mapseg.records`.
+and stored as a greyscale PNG of source ids. Nothing here imports
+TensorFlow; see `mapseg.data.manifest`.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ from PIL import Image, ImageOps
 
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts, note_facts
 from data_prep.sources import Pair
+from mapseg.data.manifest import Shard, encode_sample, read_checked_json, with_sha256, write_shard
+from mapseg.data.tiles import encode_tiles
+from mapseg.data.transforms import resize_image
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
-from mapseg.records import Shard, encode_sample, read_checked_json, with_sha256, write_shard
-from mapseg.tiles import encode_tiles
-from mapseg.transforms import resize_image
 
 PARTS_DIR = ".parts"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from mapseg.data.manifest import Shard, Split, tile_table_name
+from mapseg.data.tiles import TileTable, count_ids, encode_tile_table, pack_ids
 from mapseg.labels import LabelClass
-from mapseg.records import Shard, Split, tile_table_name
-from mapseg.tiles import TileTable, count_ids, encode_tile_table, pack_ids
 
 MADE_UPRIGHT, KEPT_TURNED = "made_upright", "kept_turned"
 MASK_IDS = {0, 255}  # a label of these values alone is more likely a mask than a map of ids

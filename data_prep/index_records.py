@@ -25,11 +25,11 @@ from data_prep.convert import PARTS_DIR, Part, read_part, write_part
 from data_prep.facts import SampleFacts, join_facts
 from data_prep.verify_records import inspect_record
 from mapseg import cli
+from mapseg.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, read_shard, write_manifest
 from mapseg.files import locked, write_bytes
 from mapseg.labels import LabelClass, read_class_table
 from mapseg.machine import cores
 from mapseg.progress import duration, make_reporter, show
-from mapseg.records import MANIFEST_NAME, Manifest, Shard, Split, read_shard, write_manifest
 
 _NAME = re.compile(r"(\w[\w.-]*)-(\d{5})-of-(\d{5})(\.tfrecord)?")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.convert import PARTS_DIR, Job, Part, Resize, part_path, read_part
 from data_prep.sources import Pair, Source, SourceSplit
-from mapseg.records import FORMAT_VERSION, Split, shard_name
+from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
 
 _SHARD_BYTES = 256 << 20
 _MIN_SHARDS = 16  # so that a small data set keeps that many cores busy

@@ -19,10 +19,7 @@ from data_prep.audit import AUDIT_NAME
 from data_prep.convert import part_path
 from data_prep.facts import SampleFacts, make_tile_table, note_facts
 from mapseg import cli
-from mapseg.labels import VOID
-from mapseg.machine import cores
-from mapseg.progress import make_reporter, show
-from mapseg.records import (
+from mapseg.data.manifest import (
     MANIFEST_NAME,
     NOTES_REMEDY,
     Manifest,
@@ -34,8 +31,11 @@ from mapseg.records import (
     read_manifest,
     read_shard,
 )
-from mapseg.tiles import Window, decode_window, fill_tiles, read_tile_table, tile_grid
-from mapseg.windows import parse_sample
+from mapseg.data.tiles import Window, decode_window, fill_tiles, read_tile_table, tile_grid
+from mapseg.data.windows import parse_sample
+from mapseg.labels import VOID
+from mapseg.machine import cores
+from mapseg.progress import make_reporter, show
 
 _TOP_CLASSES = 3
 _GREY_8_BIT = b"\x08\x00"  # depth and colour type in a PNG's header

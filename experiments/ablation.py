@@ -71,7 +71,7 @@ def work(values: flags.FlagValues) -> int:
     if unknown:
         raise ValueError(f"only must be of {', '.join(CASES)}; got {', '.join(unknown)}")
 
-    from mapseg.records import read_manifest
+    from mapseg.data.manifest import read_manifest
 
     classes = read_manifest(records_dir).classes
     make_label_set(classes, options["label_set"]).select(values.classes)  # before all the work
@@ -98,7 +98,7 @@ def _cases_at_hand(values: flags.FlagValues, options: Mapping[str, Any]) -> list
     Raises:
       FileNotFoundError: the weights of the base cannot be had.
     """
-    from mapseg.encoders import find_weights
+    from mapseg.model.encoders import find_weights
 
     cases = []
     for case in dict.fromkeys([BASE, *values.only]):

@@ -22,10 +22,11 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from mapseg import cli, plots
+from mapseg import cli
+from mapseg import pictures as plots
 from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
+from mapseg.evaluation.scores import Scores, confusion_matrix
 from mapseg.labels import LabelSet, make_label_set
-from mapseg.scores import Scores, confusion_matrix
 
 if TYPE_CHECKING:
     from data_prep.sources import Pair
@@ -60,9 +61,9 @@ def work(values: flags.FlagValues) -> int:
     predicting = PredictConfig(**cli.given(values, PredictConfig))
 
     from data_prep.sources import find_vistas
-    from mapseg.checkpoints import open_run
     from mapseg.estimator import Estimator
-    from mapseg.infer import infer_run
+    from mapseg.inference.infer import infer_run
+    from mapseg.runs.checkpoints import open_run
 
     run_dirs = [Path(run_dir) for run_dir in values.run_dirs]
     label_sets = {open_run(run_dir).label_set for run_dir in run_dirs}

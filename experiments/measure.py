@@ -11,7 +11,7 @@ from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig, to_json
 
 if TYPE_CHECKING:
-    from mapseg.scores import Scores
+    from mapseg.evaluation.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def measure(
 
     import keras
 
-    from mapseg.checkpoints import read_history, training_secs
+    from mapseg.data.manifest import read_manifest
     from mapseg.estimator import Estimator
-    from mapseg.records import read_manifest
+    from mapseg.runs.checkpoints import read_history, training_secs
 
     keras.backend.clear_session()
     estimator = Estimator(run_dir, cli.report)

@@ -212,7 +212,7 @@ def convert(part: Part, work_dir: Path, recipe: Recipe) -> None:
 
 def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The figures of one seed: of its run, or of all its folds together."""
-    from mapseg.scores import Scores
+    from mapseg.evaluation.scores import Scores
 
     first = outcomes[0].scores
     scores = Scores(sum(o.scores.confusion for o in outcomes), first.label_set)

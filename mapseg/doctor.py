@@ -31,10 +31,10 @@ from mapseg.progress import duration, telling
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and may not be there
     import tensorflow as tf
 
-    from mapseg.checkpoints import Run
-    from mapseg.records import Manifest
-    from mapseg.step import TrainState
-    from mapseg.strategy import Workers
+    from mapseg.data.manifest import Manifest
+    from mapseg.runs.checkpoints import Run
+    from mapseg.training.devices import Workers
+    from mapseg.training.step import TrainState
 
 OK, WARN, FAIL, SKIP = "ok", "WARN", "FAIL", "skip"
 
@@ -126,7 +126,8 @@ def check_flags(case: Case) -> Finding:
 
 def check_run_dir(case: Case) -> Finding:
     """Looks whether the run folder is new, or can go on with these options."""
-    from mapseg import checkpoints, train
+    from mapseg.runs import checkpoints
+    from mapseg.training import loop as train
 
     run_dir = case.run_dir
     if not case.values.run_dir:
@@ -194,7 +195,7 @@ def check_memory(case: Case) -> Finding:
 
 def check_precision(case: Case) -> Finding:
     """Says what the precision comes to, and whether the devices have its arithmetic."""
-    from mapseg.train import resolve_precision
+    from mapseg.training.loop import resolve_precision
 
     asked, gpus = case.train.precision, machine.gpus()
     precision, device = resolve_precision(asked), "GPU" if gpus else "CPU"
@@ -209,7 +210,7 @@ def check_precision(case: Case) -> Finding:
 
 def check_weights(case: Case) -> Finding:
     """Looks for the weights that the run starts from, without a download."""
-    from mapseg import encoders
+    from mapseg.model import encoders
 
     if case.stored is not None:
         case.weights_at_hand = True
@@ -238,7 +239,7 @@ def check_weights(case: Case) -> Finding:
 
 def check_records(case: Case) -> Finding:
     """Looks for the manifest, every shard at its size, and the splits."""
-    from mapseg.records import read_manifest
+    from mapseg.data.manifest import read_manifest
 
     if not case.values.records_dir:
         return Finding(SKIP, "no --records_dir is given; the step is tried on a synthetic batch")
@@ -247,7 +248,7 @@ def check_records(case: Case) -> Finding:
     if case.values.mode != "train":
         case.manifest.split(case.train.eval_split)
     if case.stored is not None:
-        from mapseg.train import begin_run
+        from mapseg.training.loop import begin_run
 
         begin_run(case.run_dir, case.records_dir, {})
     epochs = case.train.steps * case.train.batch_size / split.samples
@@ -260,8 +261,8 @@ def check_records(case: Case) -> Finding:
 
 def check_ids(case: Case) -> Finding:
     """Applies the label set, and looks in some labels for ids that the class table has not."""
-    from mapseg.records import index_split, read_record
-    from mapseg.windows import parse_sample
+    from mapseg.data.manifest import index_split, read_record
+    from mapseg.data.windows import parse_sample
 
     classes = case.manifest.classes
     labels = case.labels = make_label_set(classes, case.train.label_set)
@@ -289,7 +290,7 @@ def check_ids(case: Case) -> Finding:
 
 def check_batch(case: Case) -> Finding:
     """Makes batches of the records for some seconds."""
-    from mapseg.pipeline import batch_keys, train_batches
+    from mapseg.data.batches import batch_keys, train_batches
 
     started, count = time.perf_counter(), 1
     batches = iter(train_batches(case.records_dir, case.train, case.start_step))
@@ -313,7 +314,9 @@ def check_batch(case: Case) -> Finding:
 
 def check_network(case: Case) -> Finding:
     """Builds the network on the devices, with the weights of the checkpoint if there is one."""
-    from mapseg import checkpoints, step, strategy
+    from mapseg.runs import checkpoints
+    from mapseg.training import devices as strategy
+    from mapseg.training import step
 
     run, share, count = _run_of(case), "", 1
     config = run.train
@@ -341,7 +344,7 @@ def check_network(case: Case) -> Finding:
 
 
 def _run_of(case: Case) -> "Run":
-    from mapseg.checkpoints import Run
+    from mapseg.runs.checkpoints import Run
 
     if case.stored is not None:
         return case.stored
@@ -373,7 +376,7 @@ def check_step(case: Case) -> Finding:
     """Makes a step, with half the crops again and again where memory is too little."""
     import tensorflow as tf
 
-    from mapseg import step
+    from mapseg.training import step
 
     config = case.run.train
     image, label = case.batch or _synthetic_batch(case.run)

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from mapseg import checkpoints
-from mapseg import evaluate as evaluation
-from mapseg import export as exporting
-from mapseg import train as training
-from mapseg.checkpoints import Run
 from mapseg.config import PredictConfig, to_json
-from mapseg.infer import Segmentation, segment_frame
-from mapseg.predict import Predictor, load_predictor
-from mapseg.records import read_manifest
-from mapseg.scores import Scores
+from mapseg.data.manifest import read_manifest
+from mapseg.evaluation import evaluate as evaluation
+from mapseg.evaluation.scores import Scores
+from mapseg.inference import export as exporting
+from mapseg.inference.infer import Segmentation, segment_frame
+from mapseg.inference.predictor import Predictor, load_predictor
+from mapseg.runs import checkpoints
+from mapseg.runs.checkpoints import Run
+from mapseg.training import loop as training
 
 
 class Estimator:
@@ -62,7 +62,7 @@ class Estimator:
         stopping: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> None:
-        """Trains to `steps`, or goes on with what was begun; see `mapseg.train.train`.
+        """Trains to `steps`, or goes on with what was begun; see `mapseg.training.loop.train`.
 
         Args:
           records_dir: a folder made by `data_prep.build_records`.

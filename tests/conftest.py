@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+from pathlib import Path
 
 # Tests are for the CPU: the same everywhere, and a GPU stays free for its user.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -14,6 +15,8 @@ from data_prep.build_records import build_records
 from data_prep.convert import Resize
 from data_prep.sources import find_vistas
 
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"  # data that is not part of the project
 LABELS = [
     {"name": "flat--road", "color": [128, 64, 128], "evaluate": True},
     {"name": "marking--general", "color": [255, 255, 255], "evaluate": True},
@@ -83,7 +86,8 @@ def small(monkeypatch):
     """Puts a network of two layers in the place of the one asked for."""
     from take_steps import SmallState
 
-    from mapseg import step, train
+    from mapseg.training import loop as train
+    from mapseg.training import step
 
     for user in (step, train):
         monkeypatch.setattr(user, "build_state", lambda run, progress, fresh: SmallState(run.train))
@@ -108,7 +112,7 @@ def pytest_collection_modifyitems(items):
     """Runs the long files first, so that two workers end together."""
     long = (
         "test_workers",
-        "test_train",
+        "test_loop",
         "test_step",
         "test_doctor",
         "test_readme",

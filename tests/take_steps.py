@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mapseg import strategy
 from mapseg.config import TrainConfig
-from mapseg.optimizers import LossScale, build_optimizer
-from mapseg.resampling import Upsample
-from mapseg.step import (
+from mapseg.model.resampling import Upsample
+from mapseg.training import devices as strategy
+from mapseg.training.optimizers import LossScale, build_optimizer
+from mapseg.training.step import (
     DropoutSeed,
     freeze_batch_norm,
     make_averaging,

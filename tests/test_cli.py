@@ -1,16 +1,14 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from absl import flags
+from conftest import ROOT
 
 import train_main
 from mapseg import cli
 from mapseg.config import TrainConfig
-
-ROOT = Path(__file__).parents[1]
 
 
 def call(*arguments, cwd=ROOT):

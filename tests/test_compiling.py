@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 from mapseg.compiling import default_cache_dir, use_compile_cache
 
-ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import os, sys
 from pathlib import Path

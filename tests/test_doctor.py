@@ -5,24 +5,24 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, tf_config
+from conftest import ROOT, TINY, tf_config
 
 import train_main
-from mapseg import checkpoints, doctor, machine, step
+from mapseg import doctor, machine
 from mapseg.config import ModelConfig, TrainConfig
+from mapseg.data.batches import batch_keys
+from mapseg.data.manifest import read_manifest, write_manifest
 from mapseg.doctor import Case, Finding
 from mapseg.machine import DriverReport, Gpu
-from mapseg.pipeline import batch_keys
-from mapseg.records import read_manifest, write_manifest
-from mapseg.train import begin_run
+from mapseg.runs import checkpoints
+from mapseg.training import step
+from mapseg.training.loop import begin_run
 
-ROOT = Path(__file__).parents[1]
 FLAGS = [f"--{name}={value}" for name, value in TINY.items()]
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import tiny_scene
 
-from mapseg import checkpoints
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
-from mapseg.infer import predict
+from mapseg.inference.infer import predict
+from mapseg.runs import checkpoints
 
 
 @pytest.mark.addons

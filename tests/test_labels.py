@@ -1,13 +1,13 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, SHARED
 
 from mapseg.labels import VOID, LabelClass, LabelSet, make_label_set, read_class_table
 
-CONFIG_V1_2 = Path(__file__).parents[1] / "data_prep" / "vistas_v1.2.json"
-CONFIG_V2_0 = Path(__file__).parents[2] / "shared" / "data" / "mapillary_config_v2.0.json"
+CONFIG_V1_2 = ROOT / "data_prep" / "vistas_v1.2.json"
+CONFIG_V2_0 = SHARED / "data" / "mapillary_config_v2.0.json"
 
 
 def write_table(path, labels):

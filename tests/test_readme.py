@@ -4,12 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from PIL import Image
 
 import mapseg
@@ -18,7 +17,6 @@ from data_prep.make_sample import write_sample
 from mapseg import cli
 from mapseg.config import ENCODERS, ModelConfig, TrainConfig
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

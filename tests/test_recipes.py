@@ -11,10 +11,10 @@ from conftest import TINY
 from PIL import Image
 
 from mapseg.config import ModelConfig, TrainConfig
-from mapseg.encoders import resolve_encoder_weights
+from mapseg.data.manifest import read_manifest
+from mapseg.evaluation.scores import Scores
 from mapseg.labels import LabelClass, make_label_set
-from mapseg.records import read_manifest
-from mapseg.scores import Scores
+from mapseg.model.encoders import resolve_encoder_weights
 
 EXPERIMENTS = Path(recipes.__file__).parent
 SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2}.items()]

@@ -5,7 +5,7 @@ import sys
 from take_steps import SmallState
 
 import train_main
-from mapseg import train
+from mapseg.training import loop as train
 
 
 def build_state(run, progress, *, fresh):

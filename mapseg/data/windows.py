@@ -1,0 +1,150 @@
+"""Reads windows out of records: what a training crop needs of a sample, and no more.
+
+Of a JPEG, the code is read down to the window's last row, and only the window's blocks become
+pixels; of the label, only the tiles that the window touches are decoded.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from mapseg.data.manifest import decode_image
+from mapseg.data.tiles import TILE_PX, Window, decode_window, tile_grid
+
+# A part of a JPEG, of whole blocks, equals that part of the whole but for its rim: there the next
+# value of the chroma, two pixels wide, takes part in smoothing. Blocks are at most 16 pixels wide.
+_BLOCK_PX, _RIM_PX = 16, 2
+
+_JPEG = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record whose image and label are still encoded.
+
+    Attributes:
+      key: of the sample.
+      size: (height, width) of both image and label.
+      image: a JPEG or PNG.
+      label: a greyscale PNG of source ids.
+      tiles: the same in tiles; none in records of other programs.
+    """
+
+    key: str
+    size: tuple[int, int]
+    image: bytes
+    label: bytes
+    tiles: tuple[bytes, ...]
+
+    # Kept, as several windows may be cut out of what cannot be decoded in part.
+
+    @cached_property
+    def whole_image(self) -> np.ndarray:
+        """The image decoded, [H, W, 3] uint8."""
+        with tf.device("CPU"):
+            return decode_image(self.image).numpy()
+
+    @cached_property
+    def whole_label(self) -> np.ndarray:
+        """The label decoded, [H, W] uint8 source ids."""
+        return cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def parse_sample(record: bytes) -> Sample:
+    """Takes a record apart.
+
+    Raises:
+      ValueError: it lacks a field, or its tiles are of another size than this version's.
+    """
+    features = tf.train.Example.FromString(record).features.feature
+    fields = sorted(features)  # now: asking for one that is not there adds it
+
+    def number(name: str, default: int = 0) -> int:
+        values = features[name].int64_list.value
+        return int(values[0]) if values else default
+
+    def data(name: str) -> bytes:
+        values = features[name].bytes_list.value
+        if not values:
+            raise ValueError(f"a record must have the field {name}; got {', '.join(fields)}")
+        return bytes(values[0])
+
+    tile_px = number("image/segmentation/class/tile_px", TILE_PX)
+    if tile_px != TILE_PX:
+        raise ValueError(
+            f"label tiles must be of {TILE_PX} pixels; got {tile_px}. Remedy: convert again"
+        )
+    return Sample(
+        key=data("image/filename").decode(errors="replace"),
+        size=(number("image/height"), number("image/width")),
+        image=data("image/encoded"),
+        label=data("image/segmentation/class/encoded"),
+        tiles=tuple(features["image/segmentation/class/tiles"].bytes_list.value),
+    )
+
+
+def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.ndarray:
+    """Decodes a window of the image.
+
+    Args:
+      sample: a parsed record.
+      window: within the image; its top and left are multiples of `shrink`.
+      shrink: 1, 2, 4 or 8, by which both sides are divided, rounded up. A JPEG is decoded at that
+        fraction of its size, which is cheaper than to decode all pixels and average them.
+
+    Returns:
+      [H, W, 3] uint8; unless shrunk, the very pixels of the image decoded whole.
+    """
+    if not sample.image.startswith(_JPEG):
+        return _shrink(window.cut(sample.whole_image), shrink)
+    top, rows, start_y, end_y = _span(window.top, window.height, sample.size[0], shrink)
+    left, columns, start_x, end_x = _span(window.left, window.width, sample.size[1], shrink)
+    with tf.device("CPU"):
+        pixels = tf.io.decode_and_crop_jpeg(
+            sample.image,
+            [start_y, start_x, end_y - start_y, end_x - start_x],
+            channels=3,
+            ratio=shrink,
+            dct_method="INTEGER_ACCURATE",
+        ).numpy()
+    top, left = top - start_y, left - start_x
+    return pixels[top : top + rows, left : left + columns]
+
+
+def _shrink(pixels: np.ndarray, shrink: int) -> np.ndarray:
+    """Averages squares of pixels, those at the rim filled up with their neighbours."""
+    if shrink == 1:
+        return pixels
+    height, width = (-(-side // shrink) for side in pixels.shape[:2])
+    bottom, right = height * shrink - pixels.shape[0], width * shrink - pixels.shape[1]
+    whole = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _span(first: int, length: int, side: int, shrink: int) -> tuple[int, int, int, int]:
+    """Returns first, length, and the (start, end) to decode along a side, in shrunk pixels."""
+    start = max((first - _RIM_PX) // _BLOCK_PX * _BLOCK_PX, 0)
+    end = -(-(first + length + _RIM_PX) // _BLOCK_PX) * _BLOCK_PX
+    shrunk_side = -(-side // shrink)
+    return first // shrink, -(-length // shrink), start // shrink, min(end // shrink, shrunk_side)
+
+
+def decode_label_window(sample: Sample, window: Window) -> np.ndarray:
+    """Decodes a window, within the label, to [height, width] uint8 source ids."""
+    if sample.tiles:
+        return decode_window(sample.tiles, sample.size, window)
+    return window.cut(sample.whole_label)
+
+
+def decode_label_tile(sample: Sample, tile: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decodes one tile of the label, cut where the label ends.
+
+    Returns:
+      The source ids, [H, W] uint8, and the (row, column) of their first pixel in the label.
+    """
+    row, column = divmod(tile, tile_grid(sample.size)[1])
+    window = Window(row * TILE_PX, column * TILE_PX, TILE_PX, TILE_PX).within(sample.size)
+    return decode_label_window(sample, window), (window.top, window.left)

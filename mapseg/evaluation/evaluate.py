@@ -1,0 +1,95 @@
+"""A predictor and a labelled split -> scores and panels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mapseg.data.manifest import read_manifest, read_samples
+from mapseg.evaluation.scores import Scores, confusion_matrix, dump_scores
+from mapseg.files import write_text
+from mapseg.inference.predictor import Predictor, segment_array
+from mapseg.labels import LabelSet
+from mapseg.pictures import panel, write_jpg
+from mapseg.progress import make_reporter
+
+
+def evaluate(
+    predictor: Predictor,
+    records_dir: Path,
+    split: str,
+    label_set: LabelSet,
+    progress: Callable[[str], None],
+    *,
+    max_samples: int = 0,
+    panels_dir: Path | None = None,
+    panels: int = 0,
+    share: tuple[int, int] = (0, 1),
+    add_up: Callable[[np.ndarray], np.ndarray] = lambda own: own,
+) -> Scores:
+    """Scores a predictor on a split, at the labels' own resolution.
+
+    Args:
+      predictor: any; it sees one image at a time.
+      records_dir: a folder made by `data_prep.build_records`.
+      split: name of a split.
+      label_set: what the predictor's ids mean.
+      progress: takes a line every few seconds.
+      max_samples: only the first so many; 0 is all.
+      panels_dir: where pictures of image, prediction and ground truth go.
+      panels: how many of them.
+      share: (i, n) evaluates only every n-th image from the i-th on: n processes share the work.
+      add_up: adds up the confusion matrices of all shares.
+
+    Returns:
+      The scores of the summed confusion matrix.
+
+    Raises:
+      ValueError: no such split.
+    """
+    total = read_manifest(records_dir).split(split).samples
+    total = min(total, max_samples) if max_samples else total
+    classes = len(label_set.classes)
+    confusion = np.zeros((classes, classes), np.int64)
+    report = make_reporter(0, total, f"images of {split}", progress)
+    samples = read_samples(records_dir, split, label_set, first=total, share=share).prefetch(1)
+    for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
+        ids, _, _ = segment_array(predictor, image)
+        confusion += confusion_matrix(label, ids, classes)
+        if panels_dir is not None and done <= panels:
+            picture = panel(image, ids, label_set, label)
+            write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
+        report(min(done * share[1], total))
+    return Scores(add_up(confusion).astype(np.int64), label_set)
+
+
+def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> None:
+    """Writes `evaluation/<split>.json` in a run folder."""
+    write_text(_path(run_dir, split), dump_scores(scores, split=split, **facts))
+
+
+def read_evaluation(
+    run_dir: Path, split: str, label_set: LabelSet, **facts: object
+) -> Scores | None:
+    """Reads the scores of `evaluation/<split>.json`.
+
+    Args:
+      run_dir: a run folder.
+      split: name of a split.
+      label_set: the run's.
+      **facts: what `write_evaluation` must have been given.
+
+    Returns:
+      The scores; None where there are none, or of other facts, or the file is damaged.
+    """
+    try:
+        stored = json.loads(_path(run_dir, split).read_text(encoding="utf-8"))
+        same = all(stored[name] == fact for name, fact in facts.items())
+        return Scores(np.array(stored["confusion"], np.int64), label_set) if same else None
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _path(run_dir: Path, split: str) -> Path:
+    return run_dir / "evaluation" / f"{split}.json"

@@ -1,0 +1,1 @@
+"""Trained networks over frames: prediction, results on disk, export."""

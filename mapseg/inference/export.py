@@ -1,0 +1,99 @@
+"""Run folder -> SavedModel, checked against the model that it was made from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mapseg.data.manifest import decode_image
+from mapseg.files import whole_dir
+from mapseg.inference.predictor import Predictor, segment_array
+from mapseg.runs.checkpoints import Run
+
+_OWN_FILES = {
+    *("assets", "fingerprint.pb", "keras_metadata.pb", "labels.json", "saved_model.pb"),
+    "variables",
+}
+
+
+class _Exported(tf.Module):
+    """What a SavedModel offers; it needs nothing but TensorFlow to run.
+
+    It holds the network's variables but not the Keras model, whose layers Keras 2 would save too,
+    as they are in training.
+    """
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        variables = predictor.model.variables
+        self.weights = [v if isinstance(v, tf.Variable) else v.value for v in variables]
+        signature = {
+            "ids": tf.TensorSpec([None, None], tf.uint8),
+            "confidence": tf.TensorSpec([], tf.float32),
+            "scale": tf.TensorSpec([], tf.float32),
+        }
+        batch = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+        file = tf.TensorSpec([], tf.string, name="encoded")
+        segment_one = predictor.segment
+
+        @tf.function(input_signature=[batch])
+        def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            # One image at a time: the predictor's memory is bounded for one.
+            return tf.map_fn(
+                segment_one, images, fn_output_signature=signature, parallel_iterations=1
+            )
+
+        @tf.function(input_signature=[file])
+        def segment_encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+            return segment_one(decode_image(encoded))
+
+        self.segment = segment
+        self.segment_encoded = segment_encoded
+
+
+def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
+    """Writes a SavedModel with the classes beside it, and checks it against the predictor.
+
+    `serving_default`, also `segment`, takes `images` [B, H, W, 3] uint8 RGB of any batch and size
+    and gives ids [B, H, W] uint8, confidence [B] and scale [B]; `segment_encoded` takes the bytes
+    of one JPEG or PNG file.
+
+    Args:
+      run: for the classes.
+      predictor: what to export; its scales, flip and tile size are fixed in the export.
+      export_dir: written whole; a former export there is replaced.
+
+    Returns:
+      `export_dir`.
+
+    Raises:
+      ValueError: the folder holds something else, or the export does not agree with the predictor.
+    """
+    names = {p.name for p in export_dir.iterdir()} if export_dir.exists() else set()
+    if names and not ({"labels.json", "saved_model.pb"} <= names <= _OWN_FILES):
+        raise ValueError(
+            f"{export_dir}: export_dir must be new, empty or a former export; it holds other "
+            "files. Remedy: give another --export_dir"
+        )
+    module = _Exported(predictor)
+    with whole_dir(export_dir) as partial:
+        tf.saved_model.save(module, str(partial), signatures={"serving_default": module.segment})
+        text = json.dumps(run.label_set.to_json(), indent=1) + "\n"
+        (partial / "labels.json").write_text(text, encoding="utf-8")
+        _check(predictor, partial)
+    return export_dir
+
+
+def _check(predictor: Predictor, saved_dir: Path) -> None:
+    rng = np.random.default_rng(0)
+    loaded = tf.saved_model.load(str(saved_dir))
+    for size in ((97, 131), (64, 48)):
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        ids = loaded.segment(image[np.newaxis])["ids"][0].numpy()
+        differing = int((ids != segment_array(predictor, image)[0]).sum())
+        if differing:
+            raise ValueError(
+                f"{saved_dir}: the export must give the model's ids; {differing} of {ids.size} "
+                "pixels differ on a test image"
+            )

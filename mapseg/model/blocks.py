@@ -1,0 +1,127 @@
+"""Convolutions with their batch norm and ReLU, of which networks are built."""
+
+from typing import Any
+
+import keras
+
+from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
+
+
+def conv(
+    x: Any,
+    scope: str,
+    channels: int,
+    kernel_px: int = 1,
+    *,
+    norm: dict[str, float],
+    stride: int = 1,
+    relu: bool = True,
+    relu_max: float | None = None,
+) -> Any:
+    """Convolution, batch norm and, if wanted, ReLU, named as TF-Slim names them.
+
+    Args:
+      x: [B, H, W, C] float.
+      scope: name of the convolution; the others add to it.
+      channels: how many it gives.
+      kernel_px: side of the kernel, odd.
+      norm: `momentum` and `epsilon` of the batch norm.
+      stride: with more than 1 the padding does not depend on the size of the input, so that
+        output i is centred on input i * stride.
+      relu: whether a ReLU follows.
+      relu_max: the largest value that the ReLU lets through, if there is one.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), channels] float.
+    """
+    x, padding = _pad(x, scope, kernel_px // 2, stride)
+    x = Conv2D(
+        channels,
+        kernel_px,
+        strides=stride,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=scope,
+    )(x)
+    return _norm_and_relu(x, scope, norm, relu, relu_max)
+
+
+def depthwise(
+    x: Any,
+    scope: str,
+    kernel_px: int = 3,
+    *,
+    norm: dict[str, float],
+    stride: int = 1,
+    rate: int = 1,
+    relu: bool = True,
+    relu_max: float | None = None,
+) -> Any:
+    """Depthwise convolution, batch norm and, if wanted, ReLU.
+
+    Args:
+      x: [B, H, W, C] float.
+      scope: name of the convolution; the others add to it.
+      kernel_px: side of the kernel, odd.
+      norm: `momentum` and `epsilon` of the batch norm.
+      stride: as in `conv`.
+      rate: dilation.
+      relu: whether a ReLU follows.
+      relu_max: as in `conv`.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C] float.
+    """
+    x, padding = _pad(x, scope, kernel_px // 2 * rate, stride)
+    x = DepthwiseConv2D(
+        kernel_px,
+        strides=stride,
+        padding=padding,
+        dilation_rate=rate,
+        use_bias=False,
+        depthwise_initializer=keras.initializers.TruncatedNormal(stddev=1 / kernel_px),
+        name=scope,
+    )(x)
+    return _norm_and_relu(x, scope, norm, relu, relu_max)
+
+
+def separable_conv(
+    x: Any,
+    scope: str,
+    channels: int,
+    *,
+    norm: dict[str, float],
+    stride: int = 1,
+    rate: int = 1,
+    relu: bool = True,
+) -> Any:
+    """Depthwise 3x3 and pointwise convolution, a batch norm after each.
+
+    Args:
+      x: [B, H, W, C] float.
+      scope: `_depthwise` and `_pointwise` are added to it.
+      channels: how many it gives.
+      norm: `momentum` and `epsilon` of the batch norms.
+      stride: as in `conv`.
+      rate: dilation of the depthwise convolution.
+      relu: whether a ReLU follows each of the two.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), channels] float.
+    """
+    x = depthwise(x, f"{scope}_depthwise", norm=norm, stride=stride, rate=rate, relu=relu)
+    return conv(x, f"{scope}_pointwise", channels, norm=norm, relu=relu)
+
+
+def _pad(x: Any, scope: str, border_px: int, stride: int) -> tuple[Any, str]:
+    if stride == 1 or border_px == 0:
+        return x, "same"
+    return keras.layers.ZeroPadding2D(border_px, name=f"{scope}-pad")(x), "valid"
+
+
+def _norm_and_relu(
+    x: Any, scope: str, norm: dict[str, float], relu: bool, relu_max: float | None
+) -> Any:
+    x = keras.layers.BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x)
+    return keras.layers.ReLU(relu_max, name=f"{scope}-relu")(x) if relu else x

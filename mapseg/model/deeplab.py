@@ -1,0 +1,212 @@
+"""DeepLabv3+: uint8 image -> float32 logits at the image's own size.
+
+Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
+Segmentation", with the layers, names and paddings of TF DeepLab. The input is padded at bottom and
+right to a multiple of the output stride plus one. Sample i of a feature map of stride s then lies
+on pixel i * s, so every up-sampling reads between samples at exactly known places, and the padding
+is never up-sampled. An encoder with a context module of its own goes without the pyramid.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mapseg.config import ModelConfig
+from mapseg.model.blocks import conv, separable_conv
+from mapseg.model.encoders import LOW_LEVEL_STRIDE, Normalization, build_encoder, named_weights
+from mapseg.model.recompute import recomputed
+from mapseg.model.resampling import Upsample
+
+_LOW_LEVEL_CHANNELS = 48
+_ATROUS_RATES = (6, 12, 18)  # at output stride 16
+
+
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    *,
+    precision: str = "float32",
+    dropout_seed: Callable[[], tf.Tensor] | None = None,
+) -> keras.Model:
+    """Builds DeepLabv3+.
+
+    The weights that are not loaded are random; `keras.utils.set_random_seed` decides them.
+
+    Args:
+      config: what to build, and what the encoder starts from.
+      num_classes: how many logits a pixel gets.
+      precision: `float32`, `mixed_float16` or `mixed_bfloat16`; variables, logits and image
+        pooling are float32 in all.
+      dropout_seed: gives the [2] int32 seed of a step's dropout; needed for training only.
+
+    Returns:
+      A model from [B, H, W, 3] uint8 RGB of any size to [B, H, W, num_classes] float32 logits.
+
+    Raises:
+      FileNotFoundError, ValueError: see `build_encoder`.
+    """
+    with _dtype_policy(precision):
+        encoder = build_encoder(config)
+        norm = {"momentum": config.batch_norm_momentum, "epsilon": 1e-5}
+        image = keras.Input((None, None, 3), dtype="uint8", name="image")
+        x = Normalize(encoder.normalization, config.output_stride, name="normalize")(image)
+        low_level, x = encoder.model(x)
+        if not encoder.has_context:
+            x = _pyramid(x, config, norm)
+        x = StatelessDropout(config.dropout, dropout_seed, name="concat_projection-dropout")(x)
+        x = _decoder(x, low_level, config, norm)
+        # Its kernel starts by Glorot and Bengio (2010), not near zero as TF DeepLab's does (0.01):
+        # there next to nothing of the loss reaches the features at first.
+        x = keras.layers.Conv2D(num_classes, 1, dtype="float32", name="logits-semantic")(x)
+        x = Upsample(LOW_LEVEL_STRIDE, dtype="float32", name="logits-upsample")([x, image])
+        return keras.Model(image, x, name="deeplabv3plus")
+
+
+def coarse_model(
+    model: keras.Model, *, recompute: bool = False
+) -> tuple[Callable[[tf.Tensor], tf.Tensor], int]:
+    """Returns the network in training without its last up-sampling, and the factor of that.
+
+    The loss up-samples by itself: see `losses.make_loss`.
+
+    Args:
+      model: from `build_model`.
+      recompute: compute the encoder's activations again for the gradient.
+    """
+    logits = model.get_layer("logits-semantic").output
+    factor = model.get_layer("logits-upsample").factor
+    if not recompute:
+        coarse = keras.Model(model.input, logits)
+        return lambda image: coarse(image, training=True), factor
+    names = {layer.name for layer in model.layers}
+    user = "aspp0" if "aspp0" in names else "concat_projection-dropout"
+    features = [model.get_layer(n).input for n in ("decoder-feature_projection0", user)]
+    decoder, normalize = keras.Model(features, logits), model.get_layer("normalize")
+    (encoder,) = (recomputed(x) for x in model.layers if isinstance(x, keras.Model))
+    return lambda image: decoder(encoder(normalize(image)), training=True), factor
+
+
+@contextmanager
+def _dtype_policy(precision: str) -> Iterator[None]:
+    """Makes a precision that of all layers built inside."""
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(precision)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+
+
+def _pyramid(x: Any, config: ModelConfig, norm: dict[str, float]) -> Any:
+    """Looks at features at several scales and over the whole image (ASPP)."""
+    channels = config.decoder_channels
+    pooled = keras.layers.GlobalAveragePooling2D(
+        keepdims=True, dtype="float32", name="image_pooling-mean"
+    )(x)
+    pooled = conv(pooled, "image_pooling", channels, norm=norm)
+    branches = [
+        Upsample(1, name="image_pooling-upsample")([pooled, x]),
+        conv(x, "aspp0", channels, norm=norm),
+    ]
+    for place, base_rate in enumerate(_ATROUS_RATES, start=1):
+        rate = base_rate * 16 // config.output_stride
+        branches.append(separable_conv(x, f"aspp{place}", channels, norm=norm, rate=rate))
+    x = keras.layers.Concatenate(name="aspp-concat")(branches)
+    return conv(x, "concat_projection", channels, norm=norm)
+
+
+def _decoder(x: Any, low_level: Any, config: ModelConfig, norm: dict[str, float]) -> Any:
+    """Refines features with those of the encoder at stride 4."""
+    channels = config.decoder_channels
+    low_level = conv(low_level, "decoder-feature_projection0", _LOW_LEVEL_CHANNELS, norm=norm)
+    factor = config.output_stride // LOW_LEVEL_STRIDE
+    x = Upsample(factor, name="decoder-upsample")([x, low_level])
+    x = keras.layers.Concatenate(name="decoder-concat")([x, low_level])
+    x = separable_conv(x, "decoder-decoder_conv0", channels, norm=norm)
+    return separable_conv(x, "decoder-decoder_conv1", channels, norm=norm)
+
+
+class Normalize(keras.layers.Layer):
+    """Turns uint8 RGB into an encoder's input, zero-padded to a multiple of a stride plus one.
+
+    The padding is at bottom and right, and the padded sides are at least one stride plus one.
+    """
+
+    def __init__(self, normalization: Normalization, stride: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.normalization = normalization
+        self.stride = stride
+
+    def call(self, image: tf.Tensor) -> tf.Tensor:
+        """Maps [B, H, W, 3] uint8 to [B, H', W', 3] in the compute dtype."""
+        x = (tf.cast(image, tf.float32) - self.normalization.mean) / self.normalization.scale
+        x = tf.cast(x[..., ::-1] if self.normalization.bgr else x, self.compute_dtype)
+        size = tf.shape(image)[1:3]
+        steps = tf.maximum((size + self.stride - 2) // self.stride, 1)
+        border = steps * self.stride + 1 - size
+        return tf.pad(x, [[0, 0], [0, border[0]], [0, border[1]], [0, 0]])
+
+
+class StatelessDropout(keras.layers.Layer):
+    """Dropout without state: the same seed drops the same values, replicas drop different ones.
+
+    XLA's generator is another one: compiled, the same seed drops other values, always the same.
+    """
+
+    def __init__(self, rate: float, seed: Callable[[], tf.Tensor] | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.draw_seed = seed
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Maps [...] float to the same shape; in training some are zero, the others larger.
+
+        Raises:
+          ValueError: training without a seed.
+        """
+        if not training or self.rate == 0:
+            return x
+        if self.draw_seed is None:
+            raise ValueError(
+                "dropout_seed must be given to build_model for training with dropout; got None"
+            )
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = tf.random.experimental.stateless_fold_in(self.draw_seed(), replica)
+        kept = tf.random.stateless_uniform(tf.shape(x), seed) >= self.rate
+        return tf.where(kept, x / tf.cast(1 - self.rate, x.dtype), tf.zeros_like(x))
+
+
+def weight_arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """Reads a model's weights by names that every version of Keras shares; see `named_weights`."""
+    return {name: np.array(weight) for name, weight in named_weights(model).items()}
+
+
+def assign_weight_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets all weights of a model.
+
+    Args:
+      model: it is changed, if everything fits.
+      arrays: as `weight_arrays` gives them.
+
+    Raises:
+      ValueError: a weight is missing, unknown or of another shape; all such are listed.
+    """
+    weights = named_weights(model)
+    expected = {name: tuple(weight.shape) for name, weight in weights.items()}
+    found = {name: np.shape(array) for name, array in arrays.items()}
+    differing = [
+        f"{name}: {expected.get(name, 'unknown to the model')} expected, "
+        f"{found.get(name, 'none')} found"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"weights must be the model's own; {len(differing)} differ: " + "; ".join(differing)
+        )
+    for name, weight in weights.items():
+        weight.assign(arrays[name])

@@ -1,0 +1,58 @@
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from mapseg.config import PredictConfig
+from mapseg.data.manifest import read_manifest, read_samples
+from mapseg.evaluation.evaluate import evaluate, read_evaluation, write_evaluation
+from mapseg.evaluation.scores import Scores
+from mapseg.inference.predictor import Predictor
+from mapseg.labels import make_label_set
+
+
+class ByColor(tf.Module):
+    """Knows the tiny scenes: grey road, white marking, blue sky."""
+
+    def __call__(self, images, training):
+        colors = tf.constant([[90.0, 90, 90], [240, 240, 240], [100, 160, 220]])
+        pixels = tf.cast(images, tf.float32)[..., tf.newaxis, :]
+        return -tf.norm(pixels - colors, axis=-1)
+
+
+def test_a_network_that_knows_the_colours_scores_nearly_all(records_dir, tmp_path):
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    predictor = Predictor(ByColor(), PredictConfig(scale="1", tile_px=65), 80)
+    panels_dir = tmp_path / "panels"
+    scores = evaluate(
+        predictor, records_dir, "validation", labels, print, panels_dir=panels_dir, panels=2
+    )
+    assert scores.mean_iou > 0.9
+    assert scores.pixel_accuracy > 0.95
+    assert scores.confusion.sum() == sum(
+        (label != 255).sum()
+        for _, label, _ in read_samples(records_dir, "validation").as_numpy_iterator()
+    )
+    pictures = sorted(panels_dir.glob("*.jpg"))
+    assert [p.name for p in pictures] == ["validation-0.jpg", "validation-1.jpg"]
+    assert np.asarray(Image.open(pictures[0])).std() > 10
+
+
+def test_an_evaluation_is_read_back_if_it_is_the_very_same(records_dir, tmp_path):
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    scores = Scores(np.arange(9).reshape(3, 3), labels)
+    write_evaluation(tmp_path, "val", scores, checkpoint="step-2", scale="1")
+    again = read_evaluation(tmp_path, "val", labels, checkpoint="step-2", scale="1")
+    np.testing.assert_array_equal(again.confusion, scores.confusion)
+    for facts in ({"scale": "2"}, {"records_digest": None}):
+        assert read_evaluation(tmp_path, "val", labels, checkpoint="step-2", **facts) is None
+    assert read_evaluation(tmp_path, "test", labels, checkpoint="step-2") is None
+    for damaged in ("{", "[]", '{"checkpoint": "step-2", "confusion": [[1]]}'):
+        (tmp_path / "evaluation" / "val.json").write_text(damaged)
+        assert read_evaluation(tmp_path, "val", labels, checkpoint="step-2") is None
+
+
+def test_the_first_samples_alone(records_dir):
+    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    predictor = Predictor(ByColor(), PredictConfig(scale="1"), 80)
+    one = evaluate(predictor, records_dir, "validation", labels, print, max_samples=1)
+    assert one.confusion.sum() == 57 * 80  # the last three rows are unlabeled

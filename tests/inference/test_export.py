@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mapseg.config import PredictConfig
+from mapseg.estimator import Estimator
+from mapseg.inference.export import export
+from mapseg.inference.frames import read_image
+from mapseg.inference.predictor import load_predictor
+from mapseg.pictures import write_jpg
+
+# What a server does: TensorFlow alone, mapseg hidden.
+_SERVE = """
+import sys
+import numpy as np
+sys.modules["mapseg"] = None
+import tensorflow as tf
+saved = tf.saved_model.load(sys.argv[1])
+images = np.load(sys.argv[2])
+serve = saved.signatures["serving_default"]
+np.save(sys.argv[3], serve(images=tf.constant(images))["ids"].numpy())
+png = tf.io.encode_png(images[0])
+assert (saved.segment_encoded(png)["ids"].numpy() == np.load(sys.argv[3])[0]).all()
+jpg = tf.io.read_file(sys.argv[4])
+np.save(sys.argv[5], saved.segment_encoded(jpg)["ids"].numpy())
+"""
+
+
+@pytest.mark.addons
+def test_an_export_gives_the_same_ids_without_mapseg(run_dir, tmp_path):
+    estimator = Estimator(run_dir, progress=print)
+    config = PredictConfig(tile_px=65, scales="0.5,1", flip_average=True)
+    path = estimator.export(tmp_path / "export", config)
+    assert (path / "labels.json").is_file()
+    images = np.random.default_rng(0).integers(0, 256, [2, 50, 91, 3], np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    names = ("images.npy", "ids.npy", "frame.jpg", "frame.npy")
+    arguments = [str(path), *(str(tmp_path / name) for name in names)]
+    write_jpg(tmp_path / "frame.jpg", images[1])
+    subprocess.run([sys.executable, "-c", _SERVE, *arguments], check=True, cwd=tmp_path)
+    ids = np.load(tmp_path / "ids.npy")
+    assert ids.shape == (2, 50, 91)
+    for image, found in zip(images, ids, strict=True):
+        np.testing.assert_array_equal(found, estimator.predict(image, config).ids)
+    frame = read_image(tmp_path / "frame.jpg")  # as infer_main.py decodes it
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "frame.npy"), estimator.predict(frame, config).ids
+    )
+
+
+def test_a_folder_with_other_files_is_refused(run_dir, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / "saved_model.pb").write_text("somebody else's")
+    estimator = Estimator(run_dir)
+    predictor = load_predictor(estimator.run, PredictConfig())
+    with pytest.raises(ValueError, match="export_dir must be new"):
+        export(estimator.run, predictor, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt", "saved_model.pb"}

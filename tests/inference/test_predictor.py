@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg.config import PredictConfig
+from mapseg.inference.predictor import Predictor, segment_array
+
+CLASSES = 5
+
+
+class Network(tf.Module):
+    """Stands in for a trained network: a function of the tile gives the logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self._logits = logits
+
+    def __call__(self, images, training):
+        assert training is False
+        return self._logits(images)
+
+
+def by_brightness(images):
+    """Class 0 to 4 from the red value, far apart."""
+    return 10 * tf.one_hot(tf.cast(images[..., 0], tf.int32) // 51, CLASSES)
+
+
+def near_the_tiles_edge(images):
+    """Class 1 within 10 pixels of the tile's edge, else class 0."""
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    y, x = tf.range(height)[:, tf.newaxis], tf.range(width)[tf.newaxis]
+    depth = tf.minimum(tf.minimum(y, height - 1 - y), tf.minimum(x, width - 1 - x))
+    return tf.one_hot(tf.cast(depth < 10, tf.int32), 2)[tf.newaxis]
+
+
+def blocks(height, width, block=16):
+    y, x = np.mgrid[:height, :width] // block
+    value = ((y * 7 + x * 3) % CLASSES * 51 + 25).astype(np.uint8)
+    return np.stack([value] * 3, -1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 61), (64, 64), (200, 150), (151, 400)])
+@pytest.mark.parametrize("tile_px", [65, 1025])
+def test_every_pixel_gets_its_class_at_the_images_own_size(size, tile_px):
+    image = blocks(*size)
+    predictor = Predictor(Network(by_brightness), PredictConfig(scale="1", tile_px=tile_px), 512)
+    ids, confidence, scale = segment_array(predictor, image)
+    np.testing.assert_array_equal(ids, image[..., 0] // 51)
+    assert ids.dtype == np.uint8
+    assert confidence == pytest.approx(np.exp(10) / (np.exp(10) + 4), rel=1e-4)
+    assert scale == 1
+
+
+@pytest.mark.parametrize("tile_px", [65, 1025])
+@pytest.mark.parametrize("scale", ["0.5", "2", "1.37"])
+def test_a_scaled_input_gives_ids_in_the_right_place(scale, tile_px):
+    image = blocks(192, 240, block=48)
+    predictor = Predictor(Network(by_brightness), PredictConfig(scale=scale, tile_px=tile_px), 512)
+    ids, _, used = segment_array(predictor, image)
+    assert used == pytest.approx(float(scale))
+    # Blended seams between blocks may read as a class between; a shift would move whole seams.
+    wrong = ids != image[..., 0] // 51
+    y, x = np.mgrid[:192, :240] % 48
+    inside = (y >= 3) & (y < 45) & (x >= 3) & (x < 45)
+    assert not wrong[inside].any()
+    left = wrong[:, 1:120].mean()
+    assert left == pytest.approx(wrong[:, 120:239].mean(), abs=0.03)
+
+
+def test_auto_scale_matches_the_training_images_long_side():
+    predictor = Predictor(Network(by_brightness), PredictConfig(), 480)
+    for size, scale in (((240, 120), 2), ((100, 960), 0.5), ((480, 300), 1)):
+        ids, _, used = segment_array(predictor, blocks(*size))
+        assert used == pytest.approx(scale)
+        assert ids.shape == size
+
+
+def test_pixels_come_from_deep_within_a_tile():
+    predictor = Predictor(Network(near_the_tiles_edge), PredictConfig(scale="1", tile_px=101), 512)
+    ids, _, _ = segment_array(predictor, np.zeros([300, 260, 3], np.uint8))
+    assert not ids[10:-10, 10:-10].any()  # only the image's own edges are near an edge
+    assert ids[:10].all()
+    assert ids[:, -10:].all()
+
+
+def test_flip_averages_with_the_mirror_image():
+    def left_is_sure_right_is_not(images):
+        # Class 1 by 4 on the left half, class 0 by 2 on the right half of whatever is seen.
+        x = tf.range(tf.shape(images)[2])
+        left = tf.cast(x < tf.shape(images)[2] // 2, tf.float32)
+        logits = tf.stack([2 * (1 - left), 4 * left], -1)
+        return tf.broadcast_to(logits, tf.concat([tf.shape(images)[:3], [2]], 0))
+
+    image = np.zeros([4, 8, 3], np.uint8)
+    plain, flipped = (
+        segment_array(
+            Predictor(
+                Network(left_is_sure_right_is_not), PredictConfig(scale="1", flip_average=flip), 8
+            ),
+            image,
+        )[0]
+        for flip in (False, True)
+    )
+    assert plain[0].tolist() == [1] * 4 + [0] * 4
+    assert flipped[0].tolist() == [1] * 8
+
+
+def waves(height, width):
+    """Logits [height, width, CLASSES] that differ by place and by scale."""
+    y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    across, down = np.array([5, -2, 6, 1, -8]), np.array([3, 7, -4, 9, 2])
+    phases = y[:, np.newaxis, np.newaxis] * down + x[:, np.newaxis] * across + width / 9
+    return 4 * np.sin(phases)
+
+
+def read_between(values, positions):
+    """Linear interpolation of [n, m] along its first axis."""
+    columns = [np.interp(positions, np.arange(len(values)), column) for column in values.T]
+    return np.stack(columns, -1)
+
+
+def reference_views(size, scaled_sizes, flip):
+    """Logits [H, W, CLASSES] at the image's pixels of each scale, and of each mirror image."""
+    places = [np.arange(side) + 0.5 for side in size]
+    for scaled in scaled_sizes:
+        rows, columns = (p * s / n - 0.5 for p, s, n in zip(places, scaled, size, strict=True))
+        for mirrored in (False, True)[: 1 + flip]:
+            logits = waves(*scaled)[:, ::-1] if mirrored else waves(*scaled)
+            by_class = [
+                read_between(read_between(logits[..., c], rows).T, columns).T
+                for c in range(CLASSES)
+            ]
+            yield np.stack(by_class, -1)
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_are_averaged_over_scales_and_mirror_images(flip):
+    def network(images):
+        _, height, width, _ = tf.unstack(tf.shape(images))
+        logits = tf.numpy_function(lambda h, w: waves(h, w).astype("f"), [height, width], "float32")
+        return tf.reshape(logits, [1, height, width, CLASSES])
+
+    config = PredictConfig(scale="2", scales="1,0.5,0.3", flip_average=flip)
+    predictor = Predictor(Network(network), config, 512)
+    ids, confidence, scale = segment_array(predictor, np.zeros([30, 50, 3], np.uint8))
+    views = list(reference_views((30, 50), [(60, 100), (30, 50), (18, 30)], flip))
+    expected = np.mean([softmax(view) for view in views], axis=0)
+    np.testing.assert_array_equal(ids, expected.argmax(-1))
+    assert confidence == pytest.approx(expected.max(-1).mean(), rel=1e-5)
+    assert scale == 2
+    assert (ids != np.mean(views, axis=0).argmax(-1)).any()  # of logits, it would be another
+
+
+def test_every_scale_and_mirror_image_is_in_its_place():
+    """One view that called a pixel bright would make it so."""
+
+    def bright_is_sure(images):
+        bright = tf.cast(images[..., 0] > 127, tf.float32)
+        return tf.stack([0.1 * (1 - bright), 10 * bright], -1)
+
+    image = np.zeros([190, 330, 3], np.uint8)
+    for top, left in ((0, 0), (20, 150), (90, 60), (100, 250), (150, 310)):
+        image[top : top + 40, left : left + 20] = 255
+    config = PredictConfig(scale="1", scales="0.5,1,2", flip_average=True, tile_px=65)
+    ids, _, _ = segment_array(Predictor(Network(bright_is_sure), config, 512), image)
+    bright = image[..., 0] > 127
+    assert ids[bright].all()
+    grown = tf.nn.max_pool2d(bright[np.newaxis, ..., np.newaxis].astype("f"), 7, 1, "SAME")
+    assert not ids[grown[0, ..., 0] == 0].any()  # beyond the seams of the smallest scale
+
+
+def test_pixels_come_from_deep_within_the_tiles_of_all_scales():
+    """One view from near a tile's edge would make a pixel class 1."""
+
+    def near_an_edge_is_sure(images):
+        tf.debugging.assert_less_equal(tf.shape(images)[1:3], 101)
+        near = tf.cast(near_the_tiles_edge(images)[..., 1], tf.float32)
+        return tf.stack([0.1 * (1 - near), 10 * near], -1)
+
+    config = PredictConfig(scale="1", scales="0.4,0.9,1.5", flip_average=True, tile_px=101)
+    predictor = Predictor(Network(near_an_edge_is_sure), config, 512)
+    ids, _, _ = segment_array(predictor, np.zeros([200, 260, 3], np.uint8))
+    assert not ids[27:-27, 27:-27].any()  # 10 pixels of the smallest scale, and a seam
+    assert ids[:24].all()
+    assert ids[:, -24:].all()
+
+
+def test_a_tile_without_pixels_of_the_image_is_left_out():
+    runs = []
+
+    def count(images):
+        tf.py_function(lambda: runs.append(1), [], [])
+        return by_brightness(images)
+
+    predictor = Predictor(Network(count), PredictConfig(tile_px=65), 640)
+    ids, _, scale = segment_array(predictor, np.full([1, 2, 3], 60, np.uint8))
+    assert scale == 320
+    assert ids.tolist() == [[1, 1]]
+    assert len(runs) == 2

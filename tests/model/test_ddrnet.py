@@ -1,0 +1,204 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg.config import ModelConfig, TrainConfig
+from mapseg.model.deeplab import build_model, coarse_model, weight_arrays
+from mapseg.model.encoders import build_encoder, named_weights
+from mapseg.training.losses import make_loss
+
+CONFIG = ModelConfig(encoder="ddrnet23_slim", output_stride=8, decoder_channels=8)
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return build_encoder(CONFIG).model
+
+
+def test_parameters_are_the_published_without_the_head(encoder):
+    # The published program has 5,695,987 (5.7 M in the paper) for 19 classes: with biases in the
+    # first two convolutions, which batch norm undoes, and with the head after its first batch norm.
+    head = 3 * 3 * 128 * 64 + 2 * 64 + 64 * 19 + 19
+    trained = sum(int(np.prod(v.shape)) for v in encoder.trainable_variables)
+    assert trained == 5_695_987 - head - 2 * 32
+    assert len(named_weights(encoder)) == len(encoder.weights)
+
+
+@pytest.mark.addons
+@pytest.mark.parametrize("steps", [(1, 1), (8, 9), (15, 6), (16, 24)])
+def test_features_have_a_sample_on_every_stride_and_the_last_pixel(encoder, steps):
+    image = np.zeros([2, *(8 * n + 1 for n in steps), 3], np.float32)
+    low_level, features = encoder(image, training=False)
+    assert low_level.shape == (2, *(2 * n + 1 for n in steps), 32)
+    assert features.shape == (2, *(n + 1 for n in steps), 128)
+
+
+def test_features_lie_on_their_pixels_and_know_the_whole_image():
+    encoder = build_encoder(CONFIG).model
+    for name, weight in named_weights(encoder).items():
+        if name.endswith("kernel"):
+            kernel = np.array(weight)
+            kernel = kernel + kernel[::-1]
+            weight.assign((kernel + kernel[:, ::-1]) / 4)
+    # Kernels are their own mirror image: where pixels 0 and -1 lie on the grids of all strides, of
+    # DAPPM's coarsest means too, features mirror with the image, if they lie on their pixels.
+    image = RNG.normal(size=(1, 513, 513, 3)).astype(np.float32)
+    found = encoder(image, training=False)
+    mirrored = encoder(image[:, ::-1, ::-1], training=False)
+    for ours, theirs in zip(found, mirrored, strict=True):
+        ours, theirs = ours.numpy(), theirs.numpy()[:, ::-1, ::-1]
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(ours).max())
+    image[:, :16, :16] += 9
+    changes = np.abs(encoder(image, training=False)[1] - found[1]).max((0, 3))
+    assert changes[-1, -1] > 1e-5
+    assert changes[0, 0] > 100 * changes[-1, -1]
+
+
+@pytest.mark.addons
+def test_logits_have_the_size_of_the_image_and_come_without_a_pyramid():
+    model = build_model(CONFIG, 5)
+    for size in ((1, 1), (64, 47), (65, 129)):
+        image = RNG.integers(0, 256, (2, *size, 3), np.uint8)
+        assert model(image, training=False).shape == (2, *size, 5)
+    assert not any(name.startswith(("aspp", "image_pooling")) for name in weight_arrays(model))
+
+
+@pytest.fixture(scope="module")
+def stirred(encoder):
+    """A network whose batch norms do something, and its weights by name."""
+    model = build_encoder(CONFIG).model
+    for name, weight in named_weights(model).items():
+        if "BatchNorm" in name:
+            weight.assign(RNG.uniform(0.5, 1.5, weight.shape))
+    return model, {name: np.array(weight) for name, weight in named_weights(model).items()}
+
+
+def run_part(model, inputs, output):
+    """What a layer gives if others gave `inputs`, values by layer name."""
+    given = [model.get_layer(name).output for name in inputs]
+    return keras.Model(given, model.get_layer(output).output)(list(inputs.values()))
+
+
+def norm(x, weights, name):
+    gamma, beta, mean, variance = (
+        weights[f"{name}-BatchNorm/{kind}"]
+        for kind in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
+    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+
+def enlarge(x, like):
+    return tf.compat.v1.image.resize_bilinear(x, like.shape[1:3], align_corners=True)
+
+
+def test_the_context_module_is_that_of_the_paper(stirred):
+    """DAPPM, Figure 5: y_i = C3(U(C1(pooled_i)) + y_(i-1)), y_0 = C1(x), then C1(all) + C1(x)."""
+    model, weights = stirred
+
+    def c(x, name):
+        return tf.nn.conv2d(
+            tf.nn.relu(norm(x, weights, name)), weights[f"{name}/kernel"], 1, "SAME"
+        )
+
+    x = tf.constant(RNG.normal(size=(1, 9, 17, 512)).astype(np.float32))
+    # At sizes 8n + 1 such windows lie around the samples, and count only those within.
+    pooled = [tf.nn.avg_pool2d(x, k, s, "SAME") for k, s in ((5, 2), (9, 4), (17, 8))]
+    pooled.append(tf.reduce_mean(x, [1, 2], keepdims=True))
+    found = [c(x, "context-scale0")]
+    for i, means in enumerate(pooled, start=1):
+        found.append(
+            c(enlarge(c(means, f"context-scale{i}"), x) + found[-1], f"context-process{i}")
+        )
+    expected = c(tf.concat(found, -1), "context-compression") + c(x, "context-shortcut")
+    ours = run_part(model, {"conv6-coarse-add": x}, "context-add")
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("conv4", 1), ("conv5", 2)])
+def test_the_branches_inform_each_other_as_in_the_paper(stirred, stage, steps):
+    """Equation 1: both see what the other was before; ReLU of the sums."""
+    model, weights = stirred
+    fine = tf.constant(RNG.normal(size=(1, 9, 17, 64)).astype(np.float32))
+    coarse_shape = (1, 8 // 2**steps + 1, 16 // 2**steps + 1, 64 * 2**steps)
+    coarse = tf.constant(RNG.normal(size=coarse_shape).astype(np.float32))
+    down = tf.nn.relu(fine)
+    for i in range(1, steps + 1):
+        name = f"{stage}-exchange-down{i}"
+        around = tf.pad(down, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        down = norm(tf.nn.conv2d(around, weights[f"{name}/kernel"], 2, "VALID"), weights, name)
+        down = tf.nn.relu(down) if i < steps else down
+    name = f"{stage}-exchange-up"
+    up = norm(tf.nn.conv2d(tf.nn.relu(coarse), weights[f"{name}/kernel"], 1, "SAME"), weights, name)
+    inputs = {f"{stage}-fine-block2-add": fine, f"{stage}-coarse-block2-add": coarse}
+    for branch, expected in (("fine", fine + enlarge(up, fine)), ("coarse", coarse + down)):
+        ours = run_part(model, inputs, f"{stage}-exchange-{branch}")
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_xla_compiles_the_context_module_in_half_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model = build_encoder(CONFIG).model
+    keras.mixed_precision.set_global_policy("float32")
+    given = [model.get_layer(f"conv6-{branch}-add").output for branch in ("coarse", "fine")]
+    part = keras.Model(given, model.get_layer("head-add").output)
+
+    @tf.function(jit_compile=True)
+    def slopes(*features):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            found = part(features, training=True)
+            total = tf.reduce_sum(tf.cast(found, tf.float32) ** 2)
+        return found, tape.gradient(total, features)
+
+    shapes = (2, 2, 3, 512), (2, 9, 17, 128)
+    found, gradients = slopes(*(tf.constant(RNG.normal(size=s), tf.bfloat16) for s in shapes))
+    assert found.dtype == tf.bfloat16
+    for gradient in gradients:
+        assert np.isfinite(tf.cast(gradient, tf.float32)).all()
+        assert np.any(tf.cast(gradient, tf.float32) != 0)
+
+
+def test_half_precision_reaches_every_convolution_and_stays_near():
+    keras.utils.set_random_seed(1)
+    precise = build_encoder(CONFIG).model
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    rough = build_encoder(CONFIG).model
+    keras.mixed_precision.set_global_policy("float32")
+    assert {x.compute_dtype for x in rough.layers if x.weights} == {"bfloat16"}
+    rough.set_weights(precise.get_weights())
+    image = RNG.normal(size=(1, 129, 193, 3)).astype(np.float32)
+    expected, found = precise(image)[1], rough(image)[1]
+    assert found.dtype == tf.bfloat16
+    difference = np.abs(tf.cast(found, tf.float32) - expected)
+    assert difference.mean() < 0.02 * np.abs(expected).mean()
+
+
+def test_own_weights_come_back(encoder, tmp_path):
+    path = tmp_path / "own.weights.h5"
+    encoder.save_weights(path)
+    again = build_encoder(ModelConfig(**{**vars(CONFIG), "encoder_weights": str(path)})).model
+    for ours, theirs in zip(encoder.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.addons
+def test_every_weight_learns():
+    keras.utils.set_random_seed(1)
+    model = build_model(ModelConfig(**{**vars(CONFIG), "dropout": 0.0}), 3)
+    forward, factor = coarse_model(model)
+    loss_of = make_loss(TrainConfig())
+    label = np.arange(96, dtype=np.uint8) // 32 * np.ones([2, 65, 1], np.uint8)
+    image = np.stack([100 * label] * 3, axis=-1)
+    losses = []
+    for _ in range(4):
+        with tf.GradientTape() as tape:
+            total, pixels = loss_of(forward(image), label, factor)
+            loss = total / pixels
+        gradients = tape.gradient(loss, model.trainable_variables)
+        assert all(np.isfinite(gradient).all() for gradient in gradients)
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+            variable.assign_sub(3 * gradient)
+        losses.append(float(loss))
+    assert losses[-1] < 0.9 * losses[0]

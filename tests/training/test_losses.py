@@ -1,0 +1,228 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg.config import TrainConfig
+from mapseg.labels import VOID
+from mapseg.model.resampling import Upsample
+from mapseg.training.losses import class_weights, make_loss
+
+# softmax of (0, ln 3) is (1/4, 3/4)
+QUARTERS = tf.constant([[[[0.0, np.log(3)], [0.0, np.log(3)], [5.0, -5.0]]]], tf.float32)
+FIRST_AND_SECOND = tf.constant([[[0, 1, VOID]]], tf.uint8)
+
+
+def loss_of(loss, logits, label, factor=1, pixels=(), **options):
+    """The mean over the labelled pixels."""
+    total, count = make_loss(TrainConfig(loss=loss, **options), pixels)(logits, label, factor)
+    return float(total) / float(count)
+
+
+def test_cross_entropy_worked_by_hand():
+    total, pixels = make_loss(TrainConfig())(QUARTERS, FIRST_AND_SECOND, 1)
+    assert float(total) == pytest.approx(np.log(4) + np.log(4 / 3))
+    assert float(pixels) == 2
+
+
+def test_label_smoothing_worked_by_hand():
+    # Of targets (0.9, 0.1) and (0.1, 0.9): Szegedy et al. 2016 with 0.2 to two classes.
+    first = 0.9 * np.log(4) + 0.1 * np.log(4 / 3)
+    second = 0.1 * np.log(4) + 0.9 * np.log(4 / 3)
+    found = loss_of("ce", QUARTERS, FIRST_AND_SECOND, label_smoothing=0.2)
+    assert found == pytest.approx((first + second) / 2)
+
+
+def test_class_weights_worked_by_hand():
+    # ENet: 1 / ln(1.02 + p), p of 3/4 and 1/4; then divided by their mean over the pixels.
+    rare, common = 1 / np.log(1.27), 1 / np.log(1.77)
+    mean = 0.75 * common + 0.25 * rare
+    np.testing.assert_allclose(class_weights([30, 10]), [common / mean, rare / mean], rtol=1e-6)
+    assert class_weights([30, 10]) @ [0.75, 0.25] == pytest.approx(1)
+    assert class_weights([1, 0, 1])[1] == class_weights([1, 0, 1]).max()  # finite where none is
+    found = loss_of("ce", QUARTERS, FIRST_AND_SECOND, pixels=[30, 10], class_weights=True)
+    weighted = common / mean * np.log(4) + rare / mean * np.log(4 / 3)
+    assert found == pytest.approx(weighted / 2)
+    with pytest.raises(ValueError, match="class_weights must have the pixels"):
+        make_loss(TrainConfig(class_weights=True))
+
+
+def test_ohem_takes_the_hardest_labelled_pixels():
+    # Three labelled pixels of losses ln 4, ln 4/3 and ln 2: of half of them, 2, the two largest.
+    logits = tf.concat([QUARTERS, tf.zeros([1, 1, 1, 2])], 2)
+    label = tf.constant([[[0, 1, VOID, 1]]], tf.uint8)
+    found = loss_of("ohem", logits, label, ohem_share=0.5)
+    assert found == pytest.approx((np.log(4) + np.log(2)) / 2)
+    one = loss_of("ohem", logits, label, ohem_share=0.1)
+    assert one == pytest.approx(np.log(4))
+    assert loss_of("ohem", logits, label, ohem_share=1.0) == pytest.approx(
+        loss_of("ce", logits, label)
+    )
+
+
+def test_focal_loss_worked_by_hand():
+    # -(1 - p)^2 ln p for p = 1/4 and 3/4
+    expected = (9 / 16 * np.log(4) + 1 / 16 * np.log(4 / 3)) / 2
+    assert loss_of("focal", QUARTERS, FIRST_AND_SECOND) == pytest.approx(expected)
+
+
+def test_lovasz_softmax_worked_by_hand():
+    # Probabilities of class 1: 3/4, 3/4; the first pixel is of class 0, the second of class 1.
+    # Errors of class 1 in descending order: 3/4 (background), 1/4 (foreground). The Jaccard loss
+    # of the first alone is 1 - 1/2 = 1/2, of both 1 - 0/2 = 1: 3/4 * 1/2 + 1/4 * 1/2 = 1/2.
+    # Of class 0: 3/4 (foreground), 1/4 (background): losses 1 and 1: 3/4 * 1 + 1/4 * 0 = 3/4.
+    assert loss_of("lovasz", QUARTERS, FIRST_AND_SECOND) == pytest.approx((1 / 2 + 3 / 4) / 2)
+
+
+def naive_lovasz(probabilities, ids):
+    """Equations 8, 9 and 11 of Berman et al. 2018, set by set."""
+    losses = []
+    for c in np.unique(ids):
+        errors = np.where(ids == c, 1 - probabilities[:, c], probabilities[:, c])
+        order = np.argsort(-errors)
+
+        def jaccard_loss(wrong, right=ids == c):
+            """Equation 4's set function: one minus the IoU if just these pixels are wrong."""
+            wrong = np.isin(np.arange(len(ids)), wrong)
+            found = np.where(wrong, ~right, right)
+            return 1 - (found & right).sum() / (found | right).sum()
+
+        slopes = [jaccard_loss(order[: i + 1]) - jaccard_loss(order[:i]) for i in range(len(ids))]
+        losses.append(errors[order] @ slopes)
+    return np.mean(losses)
+
+
+def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=[2, 3, 5, 4]).astype(np.float32)
+    label = rng.integers(0, 3, [2, 3, 5]).astype(np.uint8)  # class 3 is nowhere
+    label[0, 0, :3] = VOID
+    seen = label != VOID
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = naive_lovasz(probabilities[seen].astype(np.float64), label[seen])
+    assert loss_of("lovasz", tf.constant(logits), tf.constant(label)) == pytest.approx(expected)
+    # A hard and right answer has no loss, a hard and wrong one the Jaccard loss itself.
+    guess = np.where(label == VOID, 3, label)
+    sure = tf.one_hot(guess, 4) * 100
+    assert loss_of("lovasz", sure, tf.constant(label)) == pytest.approx(0, abs=1e-6)
+    guess[1, 2, :2] = (label[1, 2, :2] + 1) % 3
+    ious = [
+        (seen & (guess == c) & (label == c)).sum() / (seen & ((guess == c) | (label == c))).sum()
+        for c in range(3)
+    ]
+    wrong = loss_of("lovasz", tf.one_hot(guess, 4) * 100, tf.constant(label))
+    assert wrong == pytest.approx(1 - np.mean(ious))
+
+
+def test_lovasz_softmax_looks_at_the_pixels_on_the_logits_samples():
+    rng = np.random.default_rng(0)
+    logits = tf.constant(rng.normal(size=[1, 3, 4, 3]).astype(np.float32))
+    label = rng.integers(0, 3, [1, 9, 13]).astype(np.uint8)
+    sampled = loss_of("lovasz", logits, tf.constant(label[:, ::4, ::4]))
+    assert loss_of("lovasz", logits, tf.constant(label), 4) == pytest.approx(sampled)
+
+
+def test_losses_add_up():
+    rng = np.random.default_rng(0)
+    logits = tf.constant(rng.normal(size=[1, 3, 4, 3]).astype(np.float32))
+    label = tf.constant(rng.integers(0, 3, [1, 9, 13]).astype(np.uint8))
+    parts = [loss_of(name, logits, label, 4) for name in ("ce", "lovasz")]
+    assert loss_of("ce+lovasz", logits, label, 4) == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize("loss", ["", "ce+", "ce+ce", "dice", "ce,lovasz"])
+def test_an_unknown_loss_is_refused(loss):
+    with pytest.raises(ValueError, match="loss must be of ce, ohem, focal, lovasz, joined by"):
+        TrainConfig(loss=loss)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": "focal", "label_smoothing": 0.1}, {"loss": "lovasz", "class_weights": True}],
+)
+def test_an_option_that_a_loss_does_not_know_is_refused(options):
+    with pytest.raises(
+        ValueError, match=f"must be used with a loss of ce, .*loss={options['loss']}"
+    ):
+        TrainConfig(**options)
+
+
+ALL = "ce+ohem+focal+lovasz"
+
+
+def test_void_pixels_give_no_gradient():
+    logits = tf.Variable(tf.random.stateless_normal([1, 2, 2, 3], (1, 2)))
+    label = tf.constant([[[0, VOID], [2, VOID]]], tf.uint8)
+    with tf.GradientTape() as tape:
+        total, pixels = make_loss(TrainConfig(loss=ALL))(logits, label, 1)
+    gradient = tape.gradient(total, logits).numpy()
+    assert float(pixels) == 2
+    assert not gradient[:, :, 1].any()
+    assert gradient[:, :, 0].any()
+
+
+@pytest.mark.parametrize("loss", [*ALL.split("+"), ALL])
+def test_a_batch_without_labels_is_zero_not_nan(loss):
+    logits = tf.Variable(tf.ones([1, 2, 2, 3]))
+    with tf.GradientTape() as tape:
+        total, pixels = make_loss(TrainConfig(loss=loss))(
+            logits, tf.fill([1, 2, 2], tf.constant(VOID, tf.uint8)), 1
+        )
+    assert float(total) == float(pixels) == 0
+    assert not tape.gradient(total, logits).numpy().any()
+
+
+@pytest.mark.addons
+@pytest.mark.parametrize(
+    ("factor", "size", "compiled"),
+    [(1, (3, 4), False), (2, (5, 7), False), (4, (9, 13), False), (4, (7, 10), True)],
+)
+def test_up_sampled_logits_give_the_loss_and_gradient_of_whole_ones(factor, size, compiled):
+    rng = np.random.default_rng(0)
+    coarse = [-(-(side - 1) // factor) + 1 for side in size]
+    logits = tf.constant(rng.normal(size=[2, *coarse, 5]).astype(np.float32))
+    label = rng.integers(0, 6, [2, *size]).astype(np.uint8)
+    label[label == 5] = VOID
+    label = tf.constant(label)
+
+    def whole(logits):
+        fine = Upsample(factor, dtype="float32")([logits, label])
+        wanted = tf.one_hot(label, 5)  # VOID has none
+        return -tf.reduce_sum(wanted * tf.nn.log_softmax(fine)), tf.reduce_sum(wanted)
+
+    def found(logits):
+        return make_loss(TrainConfig())(logits, label, factor)
+
+    expected = with_gradient(whole, logits)
+    compute = tf.function(with_gradient, jit_compile=compiled)
+    for value, right in zip(compute(found, logits), expected, strict=True):
+        np.testing.assert_allclose(value, right, rtol=1e-5, atol=1e-5)
+
+
+def with_gradient(loss, logits):
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        total, pixels = loss(logits)
+        scaled = 2.5 * total
+    return total, pixels, tape.gradient(scaled, logits)
+
+
+@pytest.mark.addons
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_losses_that_rank_follow_finite_differences(compiled):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, [1, 5, 7]).astype(np.uint8)
+    label[label == 3] = VOID
+    label = tf.constant(label)
+    config = TrainConfig(loss=ALL, label_smoothing=0.1, class_weights=True)
+
+    def loss(logits):
+        return make_loss(config, [5, 3, 1])(logits, label, 2)
+
+    logits = rng.normal(size=[1, 3, 4, 3]).astype(np.float32)
+    direction = rng.normal(size=logits.shape).astype(np.float32)
+    compute = tf.function(with_gradient, jit_compile=compiled)
+    _, _, gradient = compute(loss, tf.constant(logits))
+    step = 1e-3
+    ahead, behind = (loss(tf.constant(logits + s * direction))[0] for s in (step, -step))
+    slope = (float(ahead) - float(behind)) / (2 * step)
+    assert np.sum(gradient / 2.5 * direction) == pytest.approx(slope, rel=1e-2)

@@ -1,0 +1,118 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg.config import ADDON_OPTIMIZERS, TrainConfig
+from mapseg.training import optimizers
+
+
+def rate(step, **options):
+    config = TrainConfig(schedule_steps=100, learning_rate=1.0, **options)
+    return float(optimizers.learning_rate(config, tf.constant(step, tf.int64)))
+
+
+def test_poly_worked_by_hand():
+    assert rate(0) == 1
+    assert rate(50) == pytest.approx(0.5**0.9)
+    assert rate(100) == rate(1000) == 0
+    assert rate(50, poly_power=1.0, end_learning_rate=0.2) == pytest.approx(0.6)
+
+
+def test_cosine_worked_by_hand():
+    assert rate(0, schedule="cosine") == 1
+    assert rate(25, schedule="cosine") == pytest.approx((1 + np.cos(np.pi / 4)) / 2)
+    assert rate(150, schedule="cosine", end_learning_rate=0.1) == pytest.approx(0.1)
+
+
+def test_warmup_climbs_to_the_rate_and_then_the_schedule_begins():
+    warm = {"warmup_steps": 10, "poly_power": 1.0}
+    assert [rate(s, **warm) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert rate(10, **warm) == 1
+    assert rate(55, **warm) == pytest.approx(0.5)
+
+
+def model_of_two():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input([3]),
+            keras.layers.Dense(2, name="dense"),
+            keras.layers.BatchNormalization(name="norm"),
+        ]
+    )
+
+
+def test_only_kernels_decay():
+    kept = optimizers.kernels(model_of_two().trainable_variables)
+    assert [v.shape for v in kept] == [(3, 2)]
+
+
+def test_sgd_decays_through_the_gradient_and_adamw_beside_it():
+    variables = model_of_two().trainable_variables
+    kernel = np.array(optimizers.kernels(variables)[0])
+    sgd = TrainConfig(optimizer="sgd", weight_decay=0.1, schedule_steps=10)
+    ones = [tf.ones(v.shape) for v in variables]
+    for replicas in (1, 2):
+        first, *others = optimizers.add_decay(sgd, ones, variables, replicas)
+        np.testing.assert_allclose(first, 1 + 0.1 / replicas * kernel, rtol=1e-6)
+        assert all(np.all(g == 1) for g in others)
+    optimizers.decay_weights(sgd, tf.constant(0), variables)
+    np.testing.assert_array_equal(optimizers.kernels(variables)[0], kernel)
+
+    adamw = TrainConfig(
+        optimizer="adamw", weight_decay=0.1, schedule_steps=10, learning_rate=0.5, poly_power=1.0
+    )
+    others = [np.array(v) for v in variables]
+    assert all(np.all(g == 1) for g in optimizers.add_decay(adamw, ones, variables))
+    optimizers.decay_weights(adamw, tf.constant(5), variables)
+    np.testing.assert_allclose(optimizers.kernels(variables)[0], kernel * (1 - 0.25 * 0.1))
+    for variable, before in zip(variables[1:], others[1:], strict=True):
+        np.testing.assert_array_equal(variable, before)
+
+
+@pytest.mark.addons
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_follow_the_runs_own_step(name):
+    step = tf.Variable(0, dtype=tf.int64)
+    variable = model_of_two().trainable_variables[0]
+    config = TrainConfig(optimizer=name, schedule_steps=10, learning_rate=0.5)
+    optimizer = optimizers.build_optimizer(config, step, [variable])
+    step.assign(10)  # the schedule's end: nothing may move
+    before = np.array(variable)
+    optimizer.apply_gradients([(tf.ones([3, 2]), variable)])
+    np.testing.assert_array_equal(variable, before)
+    step.assign(0)
+    optimizer.apply_gradients([(tf.ones([3, 2]), variable)])
+    assert np.all(np.array(variable) < before)
+
+
+@pytest.mark.parametrize("name", ADDON_OPTIMIZERS)
+def test_addon_optimizers_name_the_extra_where_it_is_missing(name):
+    try:
+        import tensorflow_addons  # noqa: F401
+    except ImportError:
+        config = TrainConfig(optimizer=name, schedule_steps=1)
+        with pytest.raises(ValueError, match=r"mapseg\[addons\]"):
+            optimizers.build_optimizer(config, tf.Variable(0, dtype=tf.int64), [])
+    else:
+        pytest.skip("TensorFlow Addons is installed")
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_a_quiet_time():
+    scale = optimizers.LossScale(dynamic=True)
+    first = float(scale.scale)
+    scale.update(tf.constant(False))
+    assert float(scale.scale) == first / 2
+    for _ in range(1999):
+        scale.update(tf.constant(True))
+    assert float(scale.scale) == first / 2
+    scale.update(tf.constant(True))
+    assert float(scale.scale) == first
+    assert int(scale.quiet_steps) == 0
+
+
+def test_without_float16_the_loss_scale_stays_one():
+    scale = optimizers.LossScale(dynamic=False)
+    scale.update(tf.constant(False))
+    assert float(scale.scale) == 1

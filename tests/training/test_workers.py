@@ -1,0 +1,129 @@
+"""Two processes train as one, through the whole program but for the size of the network.
+
+test_step.py has the step alone.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from conftest import ROOT, TINY, free_ports, tf_config
+from test_loop import flags, stored_variables
+
+from mapseg.runs import checkpoints
+
+PROGRAM = str(ROOT / "tests/train_small.py")
+OPTIONS = {
+    **TINY,
+    "steps": 6,
+    "batch_size": 4,
+    "checkpoint_steps": 2,
+    "log_steps": 1,
+    "sync_batch_norm": True,
+    "eval_steps": 2,
+    "peer_timeout_secs": 120,
+}
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+class Pair:
+    """Two workers of a run; their output goes to files."""
+
+    def __init__(self, records_dir, run_dir, **options):
+        options = {**OPTIONS, "records_dir": records_dir, "run_dir": run_dir, **options}
+        ports = free_ports(2)
+        self.logs = [run_dir.with_name(f"{run_dir.name}-{i}.txt") for i in range(2)]
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, PROGRAM, *flags(options)],
+                env=environment(**tf_config(ports, i)),
+                stdout=self.logs[i].open("w"),
+                stderr=subprocess.STDOUT,
+            )
+            for i in range(2)
+        ]
+
+    def wait(self):
+        codes = [process.wait(timeout=300) for process in self.processes]
+        return codes, [log.read_text() for log in self.logs]
+
+    def wait_for(self, text):
+        while text not in self.logs[0].read_text():
+            assert self.processes[0].poll() is None, self.logs[0].read_text()
+            time.sleep(0.02)
+
+
+def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
+    one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
+    options = {**OPTIONS, "records_dir": records_dir, "run_dir": one}
+    subprocess.run([sys.executable, PROGRAM, *flags(options)], env=environment(), check=True)
+    codes, texts = Pair(records_dir, two).wait()
+    assert codes == [0, 0], texts
+    assert "step" not in texts[1]  # worker 0 speaks for all
+    expected, found = (
+        checkpoints.read_weights(checkpoints.find_checkpoint(run, "6")) for run in (one, two)
+    )
+    assert len(found) == 8
+    for name, value in found.items():  # moving statistics included
+        np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
+    scores = [json.loads((run / "evaluation/validation.json").read_text()) for run in (one, two)]
+    assert sum(map(sum, scores[0]["confusion"])) == sum(map(sum, scores[1]["confusion"]))
+
+    # One of the two is killed: the other says so, and ends.
+    pair = Pair(records_dir, cut)
+    pair.wait_for("\nstep 3/6")
+    pair.processes[1].kill()
+    codes, texts = pair.wait()
+    assert codes == [1, -9]
+    errors = [line for line in texts[0].splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "has ended or cannot be reached" in errors[0]
+    assert "go on from step 2" in errors[0] or "go on from step 4" in errors[0]
+    assert "Traceback" not in texts[0]
+
+    # SIGTERM for one stops both, and what was trained is saved.
+    pair = Pair(records_dir, cut, steps=6)
+    pair.wait_for("\nstep 5/6")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    codes, texts = pair.wait()
+    assert codes == [0, 0], texts
+    assert "going on from step" in texts[0]
+    if checkpoints.saved_steps(cut / "checkpoints")[-1] < 6:
+        codes, texts = Pair(records_dir, cut).wait()
+        assert codes == [0, 0], texts
+    expected, found = stored_variables(two, 6), stored_variables(cut, 6)
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_worker_alone_can_be_stopped_and_gives_up(records_dir, tmp_path):
+    def start(**more):
+        options = {**OPTIONS, "records_dir": records_dir, "run_dir": tmp_path / "run", **more}
+        return subprocess.Popen(
+            [sys.executable, PROGRAM, *flags(options)],
+            env=environment(**tf_config(free_ports(2), 0)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    waiting, hasty = start(), start(run_dir=tmp_path / "other", peer_timeout_secs=1)
+    line = waiting.stdout.readline()
+    assert line.startswith("waiting for worker 1 (127.0.0.1:")
+    waiting.send_signal(signal.SIGTERM)
+    out, _ = waiting.communicate(timeout=20)
+    assert waiting.returncode == 0
+    assert "stopped while other workers were missing" in out
+    _, errors = hasty.communicate(timeout=60)
+    assert hasty.returncode == 1
+    assert "worker 1 (127.0.0.1:" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "other" / "config.json").exists()
