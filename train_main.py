@@ -39,8 +39,8 @@ def work(values: flags.FlagValues) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     mode = values.mode
     if mode == "plot":
-        from mapseg.pictures import plot_runs
-        from mapseg.runs.checkpoints import read_history
+        from mapseg.charts import plot_runs
+        from mapseg.runs.history import read_history
 
         histories = {run: read_history(Path(run) / "history.csv") for run in values.runs}
         plot_runs(histories, Path(values.plot_path), values.loss_smoothing)

@@ -80,8 +80,8 @@ def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
     import numpy as np
     from PIL import Image, JpegImagePlugin
 
-    from data_prep.convert import Resize, resize_label
-    from mapseg.data.transforms import resize_image
+    from data_prep.convert import Resize
+    from mapseg.data.resizing import resize_image, resize_label
 
     for path in sorted((vistas_dir / "training/images").glob("*.jpg")):
         image = Image.open(path)
@@ -127,11 +127,13 @@ def convert(vistas_dir: Path, records_dir: Path, workers: int, *options: str) ->
 def open_split(records_dir: Path) -> tuple[Any, Any, Any]:
     """Returns the index, the label set and the default configuration of the training split."""
     from mapseg.config import TrainConfig
-    from mapseg.data.manifest import index_split, read_manifest
+    from mapseg.data.manifest import read_manifest
+    from mapseg.data.shards import index_split
     from mapseg.labels import make_label_set
 
-    labels = make_label_set(read_manifest(records_dir).classes, "all")
-    return index_split(records_dir, "training"), labels, TrainConfig()
+    manifest = read_manifest(records_dir)
+    labels = make_label_set(manifest.classes, "all")
+    return index_split(manifest, "training"), labels, TrainConfig()
 
 
 def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
@@ -149,7 +151,7 @@ def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
 
 
 class Maker:
-    """Makes crops by `pipeline.make_crop`, its decoders exchanged, and times the stages."""
+    """Makes crops by `crops.make_crop`, its decoders exchanged, and times the stages."""
 
     def __init__(self, records_dir: Path):
         self.index, self.labels, self.config = open_split(records_dir)
@@ -164,9 +166,9 @@ class Maker:
         """Makes crop `i`."""
         import numpy as np
 
-        from mapseg.data import batches as pipeline
-        from mapseg.data.manifest import read_record
-        from mapseg.data.windows import parse_sample
+        from mapseg.data import crops
+        from mapseg.data.samples import parse_sample
+        from mapseg.data.shards import read_record
 
         def timed(stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any) -> Any:
@@ -178,11 +180,11 @@ class Maker:
             return call
 
         image, label = self.ways[way]
-        pipeline.decode_image_window = timed("image", image)
-        pipeline.decode_label_window = timed("label", label)
+        crops.decode_image_window = timed("image", image)
+        crops.decode_label_window = timed("label", label)
         record = timed("read", read_record)(self.index, i % len(self.index))
         sample = timed("parse", parse_sample)(record)
-        make_crop = timed("all", pipeline.make_crop)
+        make_crop = timed("all", crops.make_crop)
         return make_crop(sample, self.labels.table, self.config, np.random.default_rng(i % 2**32))
 
     def stages_ms(self, way: str, crops: int) -> dict[str, float]:

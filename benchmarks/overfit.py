@@ -83,10 +83,11 @@ def overfit(image, label, encoder: str, precision: str, every_steps: int = 20):
 
     from mapseg.config import ModelConfig, PredictConfig, TrainConfig
     from mapseg.evaluation.scores import Scores, confusion_matrix
-    from mapseg.inference.predictor import Predictor, segment_array
+    from mapseg.inference.predictor import Predictor
     from mapseg.labels import VOID, LabelClass, make_label_set
-    from mapseg.runs.checkpoints import Run
-    from mapseg.training.loop import build_state, make_step
+    from mapseg.runs.folder import Run
+    from mapseg.training.state import build_state
+    from mapseg.training.step import make_step
 
     label = np.where(label < 65, label, VOID).astype(np.uint8)
     config = TrainConfig(
@@ -114,7 +115,7 @@ def overfit(image, label, encoder: str, precision: str, every_steps: int = 20):
             loss, _ = step(*batch)
         _ = float(loss)
         secs = (time.perf_counter() - started) / every_steps
-        ids, _, _ = segment_array(predictor, image)
+        ids = predictor.segment(image).ids
         scores = Scores(confusion_matrix(label, ids, len(labels.classes)), labels)
         if scores.pixel_accuracy >= GOAL:
             return done, scores, secs

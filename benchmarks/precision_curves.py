@@ -167,7 +167,7 @@ def convert(camvid_dir: Path, work_dir: Path) -> None:
 def train(work_dir: Path, name: str, options: Mapping[str, Any], stopping: Any) -> Course:
     """Trains a run, or goes on with it; returns its course so far."""
     from mapseg.estimator import Estimator
-    from mapseg.runs.checkpoints import read_history
+    from mapseg.runs.history import read_history
 
     def tell(line: str) -> None:
         step = line.removeprefix("step ").split("/")[0]

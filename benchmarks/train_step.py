@@ -150,12 +150,14 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     import tensorflow as tf
 
     from mapseg.config import ModelConfig, TrainConfig
+    from mapseg.data.sharing import onto_device, share_batches
     from mapseg.labels import LabelClass, make_label_set
     from mapseg.machine import gpus, taken_bytes
-    from mapseg.runs.checkpoints import Run
-    from mapseg.training.devices import Workers, onto_device, share_batches
-    from mapseg.training.loop import resolve_precision
-    from mapseg.training.step import build_state, make_step, make_steps, steps_per_call
+    from mapseg.runs.folder import Run
+    from mapseg.training.devices import Workers
+    from mapseg.training.prepare import resolve_precision
+    from mapseg.training.state import build_state
+    from mapseg.training.step import make_step, make_steps, steps_per_call
 
     crop, batch = case["crop"], case["batch"]
     names = ("xla", "steps_per_call", "accumulate_steps", "recompute")

@@ -130,26 +130,25 @@ def _sum_up(
     }
 
 
-def write_audit(records_dir: Path, manifest: Manifest, progress: Callable[[str], None]) -> None:
+def write_audit(manifest: Manifest, progress: Callable[[str], None]) -> None:
     """Writes the audit of a records folder beside its manifest, first the picture.
 
     Args:
-      records_dir: the folder.
-      manifest: of it.
+      manifest: of the folder.
       progress: told of a split whose samples are not known, as its notes are gone.
     """
-    from mapseg.pictures import plot_audit  # here: the conversion's workers need no matplotlib
+    from mapseg.charts import plot_audit  # here: the conversion's workers need no matplotlib
 
     facts = {}
-    for name, split in manifest.splits.items():
-        parts = [read_part(records_dir / shard.file) for shard in split.shards]
+    for name in manifest.splits:
+        parts = [read_part(path) for path in manifest.shard_paths(name)]
         if all(parts):
             facts[name] = [sample for part in parts if part for sample in part.facts]
         else:
             progress(f"split {name} is not in {AUDIT_NAME}: what was noted of it is gone")
     audit = make_audit(manifest, facts)
-    plot_audit(manifest.classes, *_drawn(manifest, audit), records_dir / PICTURE_NAME)
-    write_text(records_dir / AUDIT_NAME, json.dumps(with_sha256(audit), indent=1) + "\n")
+    plot_audit(manifest.classes, *_drawn(manifest, audit), manifest.records_dir / PICTURE_NAME)
+    write_text(manifest.records_dir / AUDIT_NAME, json.dumps(with_sha256(audit), indent=1) + "\n")
 
 
 def _drawn(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, list[str]]:

@@ -12,7 +12,7 @@ be converted are left out, and reported.
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -22,19 +22,12 @@ from data_prep import sources
 from data_prep.audit import AUDIT_NAME, audit_lines, has_audit, remove_audit, write_audit
 from data_prep.convert import PARTS_DIR, Job, Resize
 from data_prep.facts import join_facts
-from data_prep.plan import (
-    amount,
-    check_made_from,
-    check_space,
-    discard_others,
-    finished_part,
-    plan_shards,
-)
+from data_prep.plan import check_made_from, check_space, discard_others, finished_part, plan_shards
 from data_prep.workers import convert_shards
 from mapseg import cli
 from mapseg.data.manifest import MANIFEST_NAME, Manifest, Split, read_manifest, write_manifest
 from mapseg.files import locked, write_bytes
-from mapseg.progress import duration, show
+from mapseg.progress import amount, duration, show
 
 _SHOWN = 5  # of a list that is printed
 
@@ -76,36 +69,61 @@ def build_records(
         check_space(records_dir, jobs)  # before anything is written
     refusal = f"{records_dir}: another conversion is writing here. Remedy: wait for it"
     with locked(records_dir / PARTS_DIR / "lock", refusal):
-        has_manifest = (records_dir / MANIFEST_NAME).is_file()
-        old = read_manifest(records_dir, check_shards=False) if has_manifest else None
-        if old is not None and old.classes != source.classes:
-            raise ValueError(
-                f"{records_dir}: a class table must serve all splits; these records have another "
-                "one. Remedy: give the same table, or another --records_dir"
-            )
-        for name, plan in plans.items():
-            if old is not None and name in old.splits:
-                check_made_from(records_dir, old.splits[name], plan)
-            else:
-                discard_others(records_dir, name, [job for job in plan if finished_part(job)])
-        for folder in (records_dir, records_dir / PARTS_DIR):
-            for partial in folder.glob(".*.partial*"):  # of a conversion that was killed
-                partial.unlink()
+        old = _open_former(records_dir, source)
+        _discard_leftovers(records_dir, old, plans)
         todo = [job for job in jobs if not finished_part(job)]
         if todo:
             progress(check_space(records_dir, todo))
             done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in todo)
             convert_shards(todo, done, workers, progress)
-        manifest, tables = _merge(old, source, resize, jobs)
+        manifest, tables = _merge(records_dir, old, source, resize, jobs)
         finished = not todo and manifest == old and not _lost(records_dir, tables)
         if manifest.splits and not finished:
             remove_audit(records_dir)
             for name, table in tables.items():
                 write_bytes(records_dir / name, table)
-            write_manifest(records_dir, manifest)
-            write_audit(records_dir, manifest, progress)
+            write_manifest(manifest)
+            write_audit(manifest, progress)
             for name, plan in plans.items():  # of a split that was cut otherwise before
                 discard_others(records_dir, name, plan)
+    _check_not_empty(manifest, source)
+    if finished:
+        progress(f"nothing to do: {records_dir} is finished")
+    return manifest
+
+
+def _open_former(records_dir: Path, source: sources.Source) -> Manifest | None:
+    """Returns what an earlier conversion finished here; its class table must be the same."""
+    if not (records_dir / MANIFEST_NAME).is_file():
+        return None
+    former = read_manifest(records_dir, check_shards=False)
+    if former.classes != source.classes:
+        raise ValueError(
+            f"{records_dir}: a class table must serve all splits; these records have another "
+            "one. Remedy: give the same table, or another --records_dir"
+        )
+    return former
+
+
+def _discard_leftovers(
+    records_dir: Path, old: Manifest | None, plans: Mapping[str, Sequence[Job]]
+) -> None:
+    """Removes unfinished work of other options or files, and half-written files.
+
+    Raises:
+      ValueError: a split that is finished was made otherwise.
+    """
+    for name, plan in plans.items():
+        if old is not None and name in old.splits:
+            check_made_from(records_dir, old.splits[name], plan)
+        else:
+            discard_others(records_dir, name, [job for job in plan if finished_part(job)])
+    for folder in (records_dir, records_dir / PARTS_DIR):
+        for partial in folder.glob(".*.partial*"):  # of a conversion that was killed
+            partial.unlink()
+
+
+def _check_not_empty(manifest: Manifest, source: sources.Source) -> None:
     empty = [split.name for split in source.splits if split.name not in manifest.splits]
     if empty:
         raise ValueError(
@@ -113,9 +131,6 @@ def build_records(
             f"{manifest.skipped[empty[0]]}. Remedy: mend such files, or take the split away, and "
             "run the same command again; splits that have others are finished"
         )
-    if finished:
-        progress(f"nothing to do: {records_dir} is finished")
-    return manifest
 
 
 def _check_records_dir(records_dir: Path) -> None:
@@ -130,7 +145,11 @@ def _check_records_dir(records_dir: Path) -> None:
 
 
 def _merge(
-    old: Manifest | None, source: sources.Source, resize: Resize, jobs: Sequence[Job]
+    records_dir: Path,
+    old: Manifest | None,
+    source: sources.Source,
+    resize: Resize,
+    jobs: Sequence[Job],
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Returns the manifest of what was there before and all jobs, which are finished.
 
@@ -164,6 +183,7 @@ def _merge(
         content, table = join_facts(split.name, shards, facts, left_out, source.classes, options)
         splits[split.name], tables[content.tile_table] = content, table
     manifest = Manifest(
+        records_dir=records_dir,
         mapseg_version=mapseg.__version__,
         classes=source.classes,
         splits=splits,

@@ -20,9 +20,11 @@ from PIL import Image, ImageOps
 
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts, note_facts
 from data_prep.sources import Pair
-from mapseg.data.manifest import Shard, encode_sample, read_checked_json, with_sha256, write_shard
+from mapseg.data.manifest import Shard, read_checked_json, with_sha256
+from mapseg.data.resizing import resize_image, resize_label
+from mapseg.data.samples import encode_sample
+from mapseg.data.shards import write_shard
 from mapseg.data.tiles import encode_tiles
-from mapseg.data.transforms import resize_image
 from mapseg.files import write_text
 from mapseg.labels import LabelClass
 
@@ -102,22 +104,12 @@ def convert_pair(
         with _naming(pair.image_path):
             image.draft("L", (1, 1))  # an eighth of a JPEG's size reads all its bytes, and faster
             image.load()
-    ids = np.asarray(label)
+    ids = resize_label(np.asarray(label), target)
     if target != size:
-        ids = resize_label(ids, target)
         label_png = _to_png(ids)
     tiles = encode_tiles(ids)
     record = encode_sample(pair.key, data, image_format, target, channels, label_png, tiles)
     return record, note_facts(pair.key, ids, data, orientation)
-
-
-def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a label [H, W] to (height, width): each pixel is the one under its own centre."""
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for new, old in zip(size, label.shape, strict=True)
-    )
-    return label[np.ix_(rows, columns)]
 
 
 @contextlib.contextmanager

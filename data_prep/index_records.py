@@ -25,7 +25,8 @@ from data_prep.convert import PARTS_DIR, Part, read_part, write_part
 from data_prep.facts import SampleFacts, join_facts
 from data_prep.verify_records import inspect_record
 from mapseg import cli
-from mapseg.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, read_shard, write_manifest
+from mapseg.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, write_manifest
+from mapseg.data.shards import read_shard
 from mapseg.files import locked, write_bytes
 from mapseg.labels import LabelClass, read_class_table
 from mapseg.machine import cores
@@ -69,9 +70,9 @@ def index_records(
             split, table = _join(name, [parts[path] for path in paths], classes)
             write_bytes(records_dir / split.tile_table, table)
             splits[name] = split
-        manifest = Manifest(mapseg.__version__, tuple(classes), splits, skipped={})
-        write_manifest(records_dir, manifest)
-        write_audit(records_dir, manifest, progress)
+        manifest = Manifest(records_dir, mapseg.__version__, tuple(classes), splits, skipped={})
+        write_manifest(manifest)
+        write_audit(manifest, progress)
     return manifest
 
 

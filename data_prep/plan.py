@@ -13,6 +13,8 @@ from PIL import Image
 from data_prep.convert import PARTS_DIR, Job, Part, Resize, part_path, read_part
 from data_prep.sources import Pair, Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
+from mapseg.data.resizing import LABEL_RULE
+from mapseg.progress import amount
 
 _SHARD_BYTES = 256 << 20
 _MIN_SHARDS = 16  # so that a small data set keeps that many cores busy
@@ -40,6 +42,8 @@ def plan_shards(
             "classes": [c.to_json() for c in source.classes],
             "inputs": {pair.key: inputs[pair.key] for pair in pairs},
         }
+        if resize != Resize():
+            made_from["label_rule"] = LABEL_RULE
         path = records_dir / shard_name(split.name, number, len(groups))
         jobs.append(Job(path, split.name, pairs, resize, source.classes, made_from, skip))
     return jobs
@@ -114,6 +118,9 @@ def _difference(records_dir: Path, split: Split, jobs: Sequence[Job]) -> str:
     then, now = (
         {k: v for m in made.values() for k, v in m["inputs"].items()} for made in (old, new)
     )
+    rule = jobs[0].made_from.get("label_rule")
+    if any(made.get("label_rule") != rule for made in old.values()):
+        return "its labels were resized by the rule of another version"
     keys = sorted(
         k for k in (then.keys() | now.keys()) - split.left_out.keys() if then.get(k) != now.get(k)
     )
@@ -181,9 +188,3 @@ def _resized_bytes(pair: Pair, resize: Resize, stored: float) -> float:
         return stored  # the conversion will say what is wrong with it
     target = resize.target(size)
     return stored if target == size else _RESIZED_PIXEL_BYTES * target[0] * target[1]
-
-
-def amount(size: float) -> str:
-    """Writes a number of bytes for people: 61.2 GB, 3.4 MB, 0.7 kB."""
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
-    return f"{size / unit:.1f} {name}"

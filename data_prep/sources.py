@@ -3,11 +3,11 @@
 Knows Mapillary Vistas, flat (v1.2) and nested (v2.0), and any two folders of images and labels.
 """
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mapseg.files import walk
 from mapseg.labels import LabelClass, read_class_table
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -169,7 +169,7 @@ def _find_split(name: str, image_dir: Path, label_dir: Path, skip: bool) -> Sour
 def find_pairs(image_dir: Path, label_dir: Path) -> tuple[tuple[Pair, ...], dict[str, str]]:
     """Pairs the images below one folder with the labels below another.
 
-    Hidden files and other suffixes are passed over.
+    Hidden files and folders and other suffixes are ignored.
 
     Args:
       image_dir: JPEG or PNG images, in sub-folders too.
@@ -212,15 +212,13 @@ def _files_by_key(
         raise FileNotFoundError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
     wrong: dict[str, str] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in sorted(names):
-            path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in suffixes:
-                continue
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in files:
-                wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
-            elif not path.is_file():
-                wrong[key] = f"{path}: must be a file; got a link to nothing"
-            files.setdefault(key, path)
+    for path in walk(folder):
+        if path.suffix.lower() not in suffixes:
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
+        elif not path.is_file():
+            wrong[key] = f"{path}: must be a file; got a link to nothing"
+        files.setdefault(key, path)
     return files, wrong

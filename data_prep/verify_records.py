@@ -26,13 +26,12 @@ from mapseg.data.manifest import (
     Shard,
     Split,
     check_shard,
-    decode_image,
     read_checked_json,
     read_manifest,
-    read_shard,
 )
+from mapseg.data.samples import decode_image, parse_sample
+from mapseg.data.shards import read_shard
 from mapseg.data.tiles import Window, decode_window, fill_tiles, read_tile_table, tile_grid
-from mapseg.data.windows import parse_sample
 from mapseg.labels import VOID
 from mapseg.machine import cores
 from mapseg.progress import make_reporter, show

@@ -98,7 +98,7 @@ def _cases_at_hand(values: flags.FlagValues, options: Mapping[str, Any]) -> list
     Raises:
       FileNotFoundError: the weights of the base cannot be had.
     """
-    from mapseg.model.encoders import find_weights
+    from mapseg.model.pretrained import find_weights
 
     cases = []
     for case in dict.fromkeys([BASE, *values.only]):

@@ -63,7 +63,7 @@ def work(values: flags.FlagValues) -> int:
     from data_prep.sources import find_vistas
     from mapseg.estimator import Estimator
     from mapseg.inference.infer import infer_run
-    from mapseg.runs.checkpoints import open_run
+    from mapseg.runs.folder import open_run
 
     run_dirs = [Path(run_dir) for run_dir in values.run_dirs]
     label_sets = {open_run(run_dir).label_set for run_dir in run_dirs}

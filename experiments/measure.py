@@ -100,7 +100,7 @@ def measure(
 
     from mapseg.data.manifest import read_manifest
     from mapseg.estimator import Estimator
-    from mapseg.runs.checkpoints import read_history, training_secs
+    from mapseg.runs.history import read_history, training_secs
 
     keras.backend.clear_session()
     estimator = Estimator(run_dir, cli.report)

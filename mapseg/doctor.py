@@ -18,23 +18,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 
 from mapseg import cli, machine
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+from mapseg.data.manifest import read_manifest
 from mapseg.labels import VOID, LabelClass, LabelSet, make_label_set
-from mapseg.progress import duration, telling
+from mapseg.model import pretrained
+from mapseg.progress import amount, duration
+from mapseg.runs.checkpoints import saved_steps
+from mapseg.runs.folder import Run
+from mapseg.training.prepare import check_same_records, resolve_precision, resume_run
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and may not be there
-    import tensorflow as tf
-
     from mapseg.data.manifest import Manifest
-    from mapseg.runs.checkpoints import Run
-    from mapseg.training.devices import Workers
-    from mapseg.training.step import TrainState
+    from mapseg.training.trial import Trial
 
 OK, WARN, FAIL, SKIP = "ok", "WARN", "FAIL", "skip"
 
@@ -48,8 +49,6 @@ _BUSY_SHARE = 0.1  # of a GPU's memory
 _CLASSES_ASSUMED = 66  # where no records say how many there are
 _LABELS_READ = 8
 _INPUT_SECS = 3.0
-_STEPS_TIMED, _TIMED_SECS = 5, 60.0
-_MOST_OVERFLOWS = 20  # until the loss scale of float16 has found its height
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class Case:
     progress: Callable[[str], None]
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    stored: "Run | None" = None  # that goes on
-    saved: list[int] = field(default_factory=list)  # its steps
+    stored: Run | None = None  # that is resumed
     weights_at_hand: bool = False
     manifest: "Manifest" = field(init=False)
     labels: LabelSet | None = None
@@ -77,13 +75,9 @@ class Case:
     batch: tuple[np.ndarray, np.ndarray] | None = None  # as the pipeline gives it
     samples: str = "a synthetic batch"  # what is in it
     input_secs: float = 0.0  # for a batch of the records
-    run: "Run" = field(init=False)  # what this process makes of it
-    workers: "Workers" = field(init=False)
-    state: "TrainState" = field(init=False)
-    step: "Callable[[], tuple[tf.Tensor, tf.Tensor]]" = field(init=False)  # (loss, finite)
-    step_crops: int = 0  # of the batch, those that fit
-    idle_bytes: int = 0  # taken of the device between steps
-    free_bytes: int = 0  # of the host, at that time
+    start_step: int = 0
+    trial: "Trial" = field(init=False)
+    config: TrainConfig = field(init=False)  # of this process: its share of the batch
 
     @property
     def run_dir(self) -> Path:
@@ -94,16 +88,6 @@ class Case:
     def records_dir(self) -> Path:
         """The folder of the records, if one is given."""
         return Path(self.values.records_dir)
-
-    @property
-    def start_step(self) -> int:
-        """The step that training begins with."""
-        return self.saved[-1] if self.saved else 0
-
-    @property
-    def weight_bytes(self) -> int:
-        """What the network's weights take in float32."""
-        return sum(4 * math.prod(v.shape) for v in self.state.model.variables)
 
 
 def check_versions(case: Case) -> Finding:
@@ -125,26 +109,16 @@ def check_flags(case: Case) -> Finding:
 
 
 def check_run_dir(case: Case) -> Finding:
-    """Looks whether the run folder is new, or can go on with these options."""
-    from mapseg.runs import checkpoints
-    from mapseg.training import loop as train
-
+    """Looks whether the run folder is new, or can be resumed with these options."""
     run_dir = case.run_dir
     if not case.values.run_dir:
         return Finding(OK, "no --run_dir is given; the run is taken as a new one")
     _writable(run_dir, "another --run_dir")
-    case.saved = checkpoints.saved_steps(run_dir / "checkpoints")
-    if not case.saved:
-        train.check_new(run_dir)
+    case.stored = resume_run(run_dir, cli.given(case.values, ModelConfig, TrainConfig))
+    if case.stored is None:
         return Finding(OK, f"{run_dir} will be that of a new run")
-    asked = cli.given(case.values, ModelConfig, TrainConfig)
-    case.stored = checkpoints.amend_run(checkpoints.open_run(run_dir), asked)
     case.model, case.train = case.stored.model, case.stored.train
-    if case.train.steps < case.start_step:
-        raise ValueError(
-            f"{run_dir}: steps must not be below the saved ones, {case.start_step}; got "
-            f"{case.train.steps}. Remedy: leave --steps out, or give another --run_dir"
-        )
+    case.start_step = saved_steps(run_dir / "checkpoints")[-1]
     return Finding(OK, f"{run_dir} goes on from step {case.start_step} of {case.train.steps}")
 
 
@@ -159,14 +133,9 @@ def _writable(goal: Path, remedy: str) -> Path:
 
 def check_gpu(case: Case) -> Finding:
     """Looks for GPUs, whether TensorFlow sees them, and whether they are free."""
-    seen, reports = machine.gpus(), machine.driver_reports()
-    if not seen and (reports or machine.has_nvidia_driver()):
-        return Finding(
-            WARN,
-            "this machine has an NVIDIA GPU that TensorFlow cannot see: tens of times slower. "
-            "Remedy: pip install 'mapseg[cuda]'; check that nvidia-smi works, and that "
-            "CUDA_VISIBLE_DEVICES does not hide it",
-        )
+    seen, reports, hidden = machine.gpus(), machine.driver_reports(), machine.hidden_gpu()
+    if hidden:
+        return Finding(WARN, hidden)
     if not seen:
         return Finding(OK, f"none; training runs on the CPU, {machine.cores()} cores")
     text = ", ".join(gpu.name for gpu in seen)
@@ -186,7 +155,7 @@ def check_memory(case: Case) -> Finding:
         needed += _CPU_STEP_BYTES_PER_PX * pixels
         what += " and, on a CPU, the step"
     available = machine.available_bytes()
-    text = f"{_gb(available)} available; {what} may take about {_gb(needed)}"
+    text = f"{amount(available)} available; {what} may take about {amount(needed)}"
     if needed > available:
         remedy = "Remedy: lower --input_memory_mb, --batch_size or the crop"
         return Finding(WARN, f"{text}: the program may be killed. {remedy}")
@@ -195,8 +164,6 @@ def check_memory(case: Case) -> Finding:
 
 def check_precision(case: Case) -> Finding:
     """Says what the precision comes to, and whether the devices have its arithmetic."""
-    from mapseg.training.loop import resolve_precision
-
     asked, gpus = case.train.precision, machine.gpus()
     precision, device = resolve_precision(asked), "GPU" if gpus else "CPU"
     case.train = replace(case.train, precision=precision)
@@ -210,8 +177,6 @@ def check_precision(case: Case) -> Finding:
 
 def check_weights(case: Case) -> Finding:
     """Looks for the weights that the run starts from, without a download."""
-    from mapseg.model import encoders
-
     if case.stored is not None:
         case.weights_at_hand = True
         return Finding(OK, f"those of step {case.start_step}")
@@ -223,8 +188,8 @@ def check_weights(case: Case) -> Finding:
         )
     if source and model.encoder_weights == "auto":
         model = replace(model, encoder_weights="none")
-    if encoders.resolve_encoder_weights(model) == "imagenet":
-        path, url = encoders.imagenet_weights(model.encoder)
+    if pretrained.resolve_encoder_weights(model) == "imagenet":
+        path, url = pretrained.imagenet_weights(model.encoder)
         if not path.is_file():
             _writable(path.parent, f"put {url} there, or --encoder_weights=none")
             return Finding(
@@ -232,15 +197,13 @@ def check_weights(case: Case) -> Finding:
                 f"not at {path}: training will first download them from {url}. Remedy, without a "
                 "network: put the file there, or --encoder_weights=none",
             )
-    found = [source, str(encoders.find_weights(model) or "")]
+    found = [source, str(pretrained.find_weights(model) or "")]
     case.weights_at_hand = True
     return Finding(OK, " and ".join(filter(None, found)) or "random ones, as asked")
 
 
 def check_records(case: Case) -> Finding:
     """Looks for the manifest, every shard at its size, and the splits."""
-    from mapseg.data.manifest import read_manifest
-
     if not case.values.records_dir:
         return Finding(SKIP, "no --records_dir is given; the step is tried on a synthetic batch")
     case.manifest = read_manifest(case.records_dir)
@@ -248,9 +211,7 @@ def check_records(case: Case) -> Finding:
     if case.values.mode != "train":
         case.manifest.split(case.train.eval_split)
     if case.stored is not None:
-        from mapseg.training.loop import begin_run
-
-        begin_run(case.run_dir, case.records_dir, {})
+        check_same_records(case.stored, case.manifest)
     epochs = case.train.steps * case.train.batch_size / split.samples
     return Finding(
         OK,
@@ -261,12 +222,13 @@ def check_records(case: Case) -> Finding:
 
 def check_ids(case: Case) -> Finding:
     """Applies the label set, and looks in some labels for ids that the class table has not."""
-    from mapseg.data.manifest import index_split, read_record
-    from mapseg.data.windows import parse_sample
+    from mapseg.data.samples import parse_sample
+    from mapseg.data.shards import index_split, read_record
 
     classes = case.manifest.classes
-    labels = case.labels = make_label_set(classes, case.train.label_set)
-    index = index_split(case.records_dir, case.train.train_split)
+    stored = case.stored
+    labels = stored.label_set if stored else make_label_set(classes, case.train.label_set)
+    case.labels, index = labels, index_split(case.manifest, case.train.train_split)
     places = np.unique(np.linspace(0, len(index) - 1, _LABELS_READ).astype(int))
     for place in places:
         sample = parse_sample(read_record(index, int(place)))
@@ -290,10 +252,13 @@ def check_ids(case: Case) -> Finding:
 
 def check_batch(case: Case) -> Finding:
     """Makes batches of the records for some seconds."""
-    from mapseg.data.batches import batch_keys, train_batches
+    from mapseg.data.batches import CropStream
 
+    if case.labels is None:
+        raise ValueError("the label set must be known before batches are made")
     started, count = time.perf_counter(), 1
-    batches = iter(train_batches(case.records_dir, case.train, case.start_step))
+    stream = CropStream(case.manifest, case.train, case.labels)
+    batches = iter(stream.batches(case.start_step))
     image, label = (pixels.numpy() for pixels in next(batches))
     first_secs = time.perf_counter() - started
     while time.perf_counter() - started < _INPUT_SECS:
@@ -301,7 +266,7 @@ def check_batch(case: Case) -> Finding:
         count += 1
     case.input_secs = (time.perf_counter() - started) / count
     case.batch = image, label
-    case.samples = ", ".join(batch_keys(case.records_dir, case.train, case.start_step))
+    case.samples = ", ".join(stream.keys(case.start_step))
     void = (label == VOID).mean()
     text = (
         f"the first took {first_secs:.1f} s, in all {len(label) / case.input_secs:.1f} crops/s; "
@@ -314,38 +279,34 @@ def check_batch(case: Case) -> Finding:
 
 def check_network(case: Case) -> Finding:
     """Builds the network on the devices, with the weights of the checkpoint if there is one."""
-    from mapseg.runs import checkpoints
-    from mapseg.training import devices as strategy
-    from mapseg.training import step
+    from mapseg.training import devices, state
+    from mapseg.training.summary import trained_parameters
+    from mapseg.training.trial import Trial
 
     run, share, count = _run_of(case), "", 1
     config = run.train
-    cluster = strategy.find_cluster(config)
+    cluster = devices.find_cluster(config)
     if cluster is not None:  # the other workers need not be there
         count = len(cluster.workers)
         local = "mirrored" if len(machine.gpus()) > 1 else "one_device"
         config = replace(config, strategy=local, batch_size=max(config.batch_size // count, 1))
         share = f"as one of {count} workers, "
-    case.run = replace(run, train=config)
-    case.workers = cast("Workers", strategy.join(config, {}, case.progress, lambda: False))
-    strategy.check_batch_norm(run.train, case.workers.replicas * count)
-    with case.workers.strategy.scope():
-        case.state = step.build_state(run, lambda _: None, fresh=case.stored is None)
-    if case.stored is not None:
-        latest = checkpoints.find_checkpoint(run.run_dir, "latest")
-        checkpoints.read_state(latest, case.state.checkpoint)
-    parameters = sum(math.prod(v.shape) for v in case.state.model.trainable_variables)
+    workers = devices.join(config, {}, case.progress, lambda: False)
+    if workers is None:
+        raise ValueError("devices must be joined without waiting")
+    devices.check_batch_norm(config, workers.replicas * count)
+    built = state.open_state(replace(run, train=config), workers.strategy, lambda _: None)
+    case.config, case.trial = config, Trial(built, config, workers)
     random = "" if case.weights_at_hand else ", random ones for these checks"
     return Finding(
         OK,
-        f"{run.model.encoder}, {parameters / 1e6:.2f} M trained parameters{random}; {share}"
-        f"{config.batch_size} crops on {case.workers.replicas} devices",
+        f"{run.model.encoder}, {trained_parameters(built) / 1e6:.2f} M trained parameters{random}; "
+        f"{share}{config.batch_size} crops on {workers.replicas} devices",
     )
 
 
-def _run_of(case: Case) -> "Run":
-    from mapseg.runs.checkpoints import Run
-
+def _run_of(case: Case) -> Run:
+    """The run as far as it is known: without records, with as many classes as Vistas has."""
     if case.stored is not None:
         return case.stored
     count = 2 if case.train.label_set == "lane_marking" else _CLASSES_ASSUMED
@@ -364,85 +325,47 @@ def check_disk(case: Case) -> Finding:
     # The state has the weights and the optimizer's slots, weights.npz the weights again. Beside
     # those that are kept lie the best one and one that is being written.
     copies = 2 + _SLOTS.get(case.train.optimizer, 2)
-    count = max(case.train.keep_checkpoints + 2 - len(case.saved), 1)
-    needed, free = case.weight_bytes * copies * count, shutil.disk_usage(folder).free
-    text = f"{_gb(free)} free at {folder}; checkpoints will take about {_gb(needed)}"
+    count = max(case.train.keep_checkpoints + 2 - len(saved_steps(case.run_dir / "checkpoints")), 1)
+    needed, free = case.trial.weight_bytes * copies * count, shutil.disk_usage(folder).free
+    text = f"{amount(free)} free at {folder}; checkpoints will take about {amount(needed)}"
     if free < needed:
         return Finding(FAIL, f"{text}. Remedy: free some, or lower --keep_checkpoints")
     return Finding(OK, text)
 
 
 def check_step(case: Case) -> Finding:
-    """Makes a step, with half the crops again and again where memory is too little."""
-    import tensorflow as tf
-
-    from mapseg.training import step
-
-    config = case.run.train
-    image, label = case.batch or _synthetic_batch(case.run)
+    """Takes a step, with half the crops again and again where memory is too little."""
+    run = _run_of(case)
+    batch = case.batch or _synthetic_batch(run.label_set, case.config)
     pixels = case.class_pixels
     if pixels is None:  # without records; class weights of one
-        pixels = np.ones(len(case.run.label_set.classes))
-    compiled = step.make_step(case.state, config, case.workers.strategy, pixels)
-    case.step_crops = config.batch_size
-    while True:
-        started = time.perf_counter()
-        try:
-            crops = [_on_devices(case, pixels[: case.step_crops]) for pixels in (image, label)]
-            with telling(f"compiling the step for {case.step_crops} crops", case.progress):
-                loss, finite = map(float, compiled(*crops))
-            break
-        except tf.errors.ResourceExhaustedError:
-            least = case.workers.replicas * config.accumulate_steps
-            if case.step_crops < 2 * least:
-                raise
-            case.step_crops = case.step_crops // 2 // least * least
-    secs = time.perf_counter() - started
-    for _ in range(_MOST_OVERFLOWS):
-        if finite or case.state.loss_scale.scale.numpy() <= 1:
-            break
-        loss, finite = map(float, compiled(*crops))
-    if not finite:
+        pixels = np.ones(len(run.label_set.classes))
+    first = case.trial.take_first_step(batch, pixels, case.progress)
+    if not first.finite:
         return Finding(
             FAIL,
-            f"the loss, {loss:.4g}, or a gradient is not finite, of {case.samples}. Remedy: look "
-            "at these samples; other initial weights, or --precision=float32",
+            f"the loss, {first.loss:.4g}, or a gradient is not finite, of {case.samples}. Remedy: "
+            "look at these samples; other initial weights, or --precision=float32",
         )
-    case.step = lambda: compiled(*crops)
     what = "" if case.input_secs else f"{case.samples}, "
-    return Finding(OK, f"{what}loss {loss:.4f}, all gradients finite; the first took {secs:.1f} s")
+    text = f"{what}loss {first.loss:.4f}, all gradients finite; the first took {first.secs:.1f} s"
+    return Finding(OK, text)
 
 
-def _on_devices(case: Case, pixels: np.ndarray) -> Any:
-    """Gives each device its share of the crops."""
-    import tensorflow as tf
-
-    each = len(pixels) // case.workers.replicas
-    return case.workers.strategy.experimental_distribute_values_from_function(
-        lambda replica: tf.constant(pixels[replica.replica_id_in_sync_group * each :][:each])
-    )
-
-
-def _synthetic_batch(run: "Run") -> tuple[np.ndarray, np.ndarray]:
+def _synthetic_batch(labels: LabelSet, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    size = (run.train.batch_size, *run.train.crop_size)
-    label = rng.integers(0, len(run.label_set.classes), size, np.uint8)
+    size = (config.batch_size, *config.crop_size)
+    label = rng.integers(0, len(labels.classes), size, np.uint8)
     return rng.integers(0, 256, (*size, 3), np.uint8), label
 
 
 def check_speed(case: Case) -> Finding:
     """Times steps, and says how long all of them will take."""
-    machine.reset_peak()
-    case.idle_bytes, case.free_bytes = machine.taken_bytes("current"), machine.available_bytes()
-    started, count = time.perf_counter(), 0
-    while count < _STEPS_TIMED and time.perf_counter() - started < _TIMED_SECS:
-        loss, _ = case.step()
-        count += 1
-    float(loss)  # waits for the device
-    secs = (time.perf_counter() - started) / count
-    text = f"{1 / secs:.2f} steps/s, {case.step_crops / secs:.1f} images/s ({count} steps)"
+    secs, count = case.trial.time_steps()
+    crops = case.trial.crops
+    text = f"{1 / secs:.2f} steps/s, {crops / secs:.1f} images/s ({count} steps)"
     # A GPU trains while the cores read; on a CPU the two share the cores.
-    input_secs = case.input_secs * case.step_crops / case.train.batch_size
+    input_secs = case.input_secs * crops / case.train.batch_size
     both = max(secs, input_secs) if machine.gpus() else secs + input_secs
     left = case.train.steps - case.start_step
     time_left = f"{duration(left * both)} for {left} steps, evaluations not counted"
@@ -456,31 +379,18 @@ def check_speed(case: Case) -> Finding:
 
 def check_largest_batch(case: Case) -> Finding:
     """Says about how many crops a batch can have, from the memory that the steps took."""
-    # Fixed are weights and slots, which lay there before, and gradients.
-    gradients, replicas = case.weight_bytes, case.workers.replicas
-    taken = machine.taken_bytes("peak") - case.idle_bytes - gradients
-    crop_bytes = taken * replicas / case.step_crops
-    if machine.gpus():
-        spare = machine.gpu_limit_bytes() - case.idle_bytes - gradients
-    else:
-        spare = case.free_bytes - case.train.input_memory_mb * 2**20 - gradients
+    most, crop_bytes = case.trial.largest_batch()
     about = "how many more would is not known"
-    if crop_bytes > 0 and spare > 0:
-        most = max(int(spare * replicas / crop_bytes), case.step_crops)
-        about = f"about {most} would; a crop takes {_gb(crop_bytes)}"
-    asked = case.run.train.batch_size
-    if case.step_crops < asked:
+    if most:
+        about = f"about {most} would; a crop takes {amount(crop_bytes)}"
+    asked, fitting = case.config.batch_size, case.trial.crops
+    if fitting < asked:
         return Finding(
             FAIL,
-            f"batch_size={asked} does not fit into the device's memory, "
-            f"{case.step_crops} fit; {about}. Remedy: a smaller --batch_size or crop, "
-            "--accumulate_steps, --recompute",
+            f"batch_size={asked} does not fit into the device's memory, {fitting} fit; {about}. "
+            "Remedy: a smaller --batch_size or crop, --accumulate_steps, --recompute",
         )
     return Finding(OK, f"{asked} crops fit; {about}")
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 0.995e9 else f"{count / 1e6:.0f} MB"
 
 
 # In this order: name, the checks without whose success it cannot be made, the check.

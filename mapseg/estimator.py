@@ -1,21 +1,24 @@
-"""The one object a notebook needs: train, evaluate, predict, export, bound to one run folder."""
+"""The one object a notebook needs: train, evaluate, predict, export, bound to one run folder.
+
+TensorFlow is imported by the methods that need it: what is wrong with a folder or an option is
+reported before.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mapseg.config import PredictConfig, to_json
 from mapseg.data.manifest import read_manifest
-from mapseg.evaluation import evaluate as evaluation
-from mapseg.evaluation.scores import Scores
-from mapseg.inference import export as exporting
-from mapseg.inference.infer import Segmentation, segment_frame
-from mapseg.inference.predictor import Predictor, load_predictor
-from mapseg.runs import checkpoints
-from mapseg.runs.checkpoints import Run
-from mapseg.training import loop as training
+from mapseg.runs.checkpoints import find_checkpoint
+from mapseg.runs.folder import Run, amend_run, check_classes, open_run
+from mapseg.training.prepare import begin_run
+
+if TYPE_CHECKING:
+    from mapseg.evaluation.scores import Scores
+    from mapseg.inference.predictor import Predictor, Segmentation
 
 
 class Estimator:
@@ -42,7 +45,7 @@ class Estimator:
         Raises:
           FileNotFoundError: nothing was trained here yet.
         """
-        return checkpoints.open_run(self.run_dir)
+        return open_run(self.run_dir)
 
     def amended(self, options: Mapping[str, Any]) -> Run:
         """The stored run with options of a later call.
@@ -51,7 +54,7 @@ class Estimator:
           FileNotFoundError: nothing was trained here yet.
           ValueError: an option that makes the run what it is has another value.
         """
-        return checkpoints.amend_run(self.run, options)
+        return amend_run(self.run, options)
 
     def train(
         self,
@@ -71,10 +74,14 @@ class Estimator:
           stopping: asked after each step; where true, saves and returns.
           **options: fields of ModelConfig and TrainConfig; a later call needs only what it changes.
         """
-        run = training.begin_run(self.run_dir, Path(records_dir), options)
-        training.train(
+        manifest = read_manifest(records_dir)
+        run = begin_run(self.run_dir, manifest, options)
+
+        from mapseg.training.loop import train
+
+        train(
             run,
-            Path(records_dir),
+            manifest,
             self._progress,
             predicting=predicting,
             evaluating=evaluating,
@@ -90,7 +97,7 @@ class Estimator:
         panels: int = 8,
         *,
         again: bool = True,
-    ) -> Scores:
+    ) -> "Scores":
         """Scores a checkpoint on a split and writes `evaluation/<split>.json` and panels.
 
         Args:
@@ -106,36 +113,40 @@ class Estimator:
           ValueError: no such split, or records of other classes.
         """
         run, config = self.run, config or PredictConfig()
-        manifest = read_manifest(Path(records_dir))
-        checkpoints.check_classes(run, manifest.classes, Path(records_dir))
+        manifest = read_manifest(records_dir)
+        check_classes(run, manifest.classes, Path(records_dir))
         split = split or run.train.eval_split
+        path = find_checkpoint(self.run_dir, checkpoint)
         facts = {
-            "checkpoint": checkpoints.find_checkpoint(self.run_dir, checkpoint).name,
+            "checkpoint": path.name,
             "records_digest": manifest.split(split).digest,
             **to_json(config),
         }
+
+        from mapseg.evaluation.evaluate import evaluate, read_evaluation, write_evaluation
+
         if not again:
-            stored = evaluation.read_evaluation(self.run_dir, split, run.label_set, **facts)
+            stored = read_evaluation(self.run_dir, split, run.label_set, **facts)
             if stored is not None:
                 return stored
-        scores = evaluation.evaluate(
-            self._predictor(run, config, checkpoint),
-            Path(records_dir),
+        scores = evaluate(
+            self._predictor(run, config, path),
+            manifest,
             split,
             run.label_set,
             self._progress,
             panels_dir=self.run_dir / "evaluation" / "panels",
             panels=panels,
         )
-        evaluation.write_evaluation(self.run_dir, split, scores, **facts)
+        write_evaluation(self.run_dir, split, scores, **facts)
         return scores
 
     def predict(
         self, frame: np.ndarray, config: PredictConfig | None = None, checkpoint: str = "best"
-    ) -> Segmentation:
+    ) -> "Segmentation":
         """Segments one frame [H, W, 3] uint8 RGB; ids come at its own size."""
-        predictor = self._predictor(self.run, config or PredictConfig(), checkpoint)
-        return segment_frame(predictor, frame)
+        path = find_checkpoint(self.run_dir, checkpoint)
+        return self._predictor(self.run, config or PredictConfig(), path).segment(frame)
 
     def export(
         self,
@@ -144,13 +155,18 @@ class Estimator:
         checkpoint: str = "best",
     ) -> Path:
         """Writes a SavedModel, by default to `export` in the run folder; returns its folder."""
-        run = self.run
-        predictor = load_predictor(run, config or PredictConfig(), checkpoint)
-        return exporting.export(run, predictor, Path(export_dir or self.run_dir / "export"))
+        run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
 
-    def _predictor(self, run: Run, config: PredictConfig, checkpoint: str) -> Predictor:
+        from mapseg.inference.export import export
+        from mapseg.inference.predictor import load_predictor
+
+        predictor = load_predictor(run, config or PredictConfig(), path)
+        return export(run, predictor, Path(export_dir or self.run_dir / "export"))
+
+    def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
         """Keeps the last network, so that frames one by one do not load it again."""
-        path = checkpoints.find_checkpoint(self.run_dir, checkpoint)
         if self._loaded is None or self._loaded[:2] != (config, path):
-            self._loaded = (config, path, load_predictor(run, config, checkpoint))
+            from mapseg.inference.predictor import load_predictor
+
+            self._loaded = (config, path, load_predictor(run, config, path))
         return self._loaded[2]

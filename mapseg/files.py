@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: a temporary name, flush, rename."""
+"""Files: written whole or not at all, locked, found below a folder."""
 
 import fcntl
 import os
@@ -46,6 +46,20 @@ def whole_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(former, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Yields the files below a folder in order of their names, folders after files.
+
+    Links to folders are followed, each folder once. Hidden files and folders are skipped.
+    """
+    seen = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = Path(folder).resolve()
+        below[:] = [] if real in seen else sorted(name for name in below if name[0] != ".")
+        if real not in seen:
+            yield from (Path(folder) / name for name in sorted(names) if name[0] != ".")
+        seen.add(real)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

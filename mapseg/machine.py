@@ -70,6 +70,17 @@ def driver_reports() -> list[DriverReport]:
     return [DriverReport(version, int(used), int(total)) for version, used, total in rows]
 
 
+def hidden_gpu() -> str:
+    """Says that the machine has a GPU which TensorFlow cannot see, and the remedy; else empty."""
+    if gpus() or not (has_nvidia_driver() or driver_reports()):
+        return ""
+    return (
+        "this machine has an NVIDIA GPU that TensorFlow cannot see; training runs on the CPU, tens "
+        "of times slower. Remedy: pip install 'mapseg[cuda]'; check that nvidia-smi works, and "
+        "that CUDA_VISIBLE_DEVICES does not hide it"
+    )
+
+
 def available_bytes() -> int:
     """Returns how much more memory this process may take: of the machine, and of its container."""
     try:

@@ -1,4 +1,4 @@
-"""How long work takes, in words for people: durations, a rate now and then, one line at a time."""
+"""Words for people while work goes on: durations, numbers of bytes, a rate now and then."""
 
 import sys
 import threading
@@ -18,6 +18,12 @@ def duration(secs: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def amount(size: float) -> str:
+    """Writes a number of bytes for people: 61.2 GB, 3.4 MB, 0.7 kB."""
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:.1f} {name}"
 
 
 def make_reporter(

@@ -86,11 +86,9 @@ def small(monkeypatch):
     """Puts a network of two layers in the place of the one asked for."""
     from take_steps import SmallState
 
-    from mapseg.training import loop as train
-    from mapseg.training import step
+    from mapseg.training import state
 
-    for user in (step, train):
-        monkeypatch.setattr(user, "build_state", lambda run, progress, fresh: SmallState(run.train))
+    monkeypatch.setattr(state, "build_state", lambda run, progress, fresh: SmallState(run.train))
 
 
 def free_ports(count):

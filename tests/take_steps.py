@@ -18,14 +18,8 @@ from mapseg.config import TrainConfig
 from mapseg.model.resampling import Upsample
 from mapseg.training import devices as strategy
 from mapseg.training.optimizers import LossScale, build_optimizer
-from mapseg.training.step import (
-    DropoutSeed,
-    freeze_batch_norm,
-    make_averaging,
-    make_step,
-    make_steps,
-    synchronize_batch_norm,
-)
+from mapseg.training.state import DropoutSeed, freeze_batch_norm, synchronize_batch_norm
+from mapseg.training.step import make_averaging, make_step, make_steps
 
 BATCH = TrainConfig(schedule_steps=100, learning_rate=0.1, batch_size=4)
 FROZEN = replace(BATCH, batch_norm="frozen")

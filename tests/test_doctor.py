@@ -15,13 +15,17 @@ from conftest import ROOT, TINY, tf_config
 import train_main
 from mapseg import doctor, machine
 from mapseg.config import ModelConfig, TrainConfig
-from mapseg.data.batches import batch_keys
+from mapseg.data.batches import CropStream
 from mapseg.data.manifest import read_manifest, write_manifest
 from mapseg.doctor import Case, Finding
+from mapseg.labels import make_label_set
 from mapseg.machine import DriverReport, Gpu
 from mapseg.runs import checkpoints
-from mapseg.training import step
-from mapseg.training.loop import begin_run
+from mapseg.runs.folder import store_run
+from mapseg.training import state as building
+from mapseg.training import trial as trying
+from mapseg.training.prepare import begin_run
+from mapseg.training.trial import Trial
 
 FLAGS = [f"--{name}={value}" for name, value in TINY.items()]
 
@@ -60,13 +64,20 @@ def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
 
 
+def first_keys(records_dir):
+    manifest = read_manifest(records_dir)
+    return CropStream(
+        manifest, TrainConfig(batch_size=2), make_label_set(manifest.classes, "all")
+    ).keys(0)
+
+
 def fake_step(monkeypatch, answer):
     """Puts `answer(crops)` in the place of the compiled step."""
 
     def make_step(state, config, strategy, class_pixels):
         return lambda image, label: answer(len(image))
 
-    monkeypatch.setattr(step, "make_step", make_step)
+    monkeypatch.setattr(trying, "make_step", make_step)
 
 
 @pytest.mark.usefixtures("small")
@@ -109,9 +120,9 @@ def test_a_run_goes_on_from_its_checkpoint_and_stays_as_it_is(
     records_dir, tmp_path, capsys, monkeypatch
 ):
     run_dir = tmp_path / "run"
-    run = begin_run(run_dir, records_dir, {**TINY, "steps": 10})
-    checkpoints.store_run(run)
-    state = step.build_state(run, print, fresh=True)
+    run = begin_run(run_dir, read_manifest(records_dir), {**TINY, "steps": 10})
+    store_run(run)
+    state = building.build_state(run, print, fresh=True)
     state.step.assign(7)
     checkpoints.write_checkpoint(run.checkpoints_dir, 7, state.checkpoint, {}, keep=1)
     before = contents(run_dir)
@@ -215,7 +226,7 @@ def test_a_shard_that_is_missing_is_named(records_dir, tmp_path, capsys):
 def test_an_id_that_is_not_in_the_class_table_is_named(records_dir, tmp_path, capsys):
     shutil.copytree(records_dir, tmp_path / "records")
     manifest = read_manifest(records_dir)
-    write_manifest(tmp_path / "records", replace(manifest, classes=manifest.classes[:3]))
+    write_manifest(replace(manifest, classes=manifest.classes[:3]))
     _, found = call(capsys, f"--records_dir={tmp_path / 'records'}")
     assert found["ids"][0] == "FAIL"
     assert "training-" in found["ids"][1]
@@ -230,7 +241,7 @@ def test_a_batch_without_labelled_pixels_is_a_warning(records_dir, tmp_path, cap
     code, found = call(capsys, *arguments)
     assert code == 0
     assert levels(found, "WARN") == ["batch"]
-    keys = batch_keys(records_dir, TrainConfig(batch_size=2), 0)
+    keys = first_keys(records_dir)
     assert ", ".join(keys) in found["batch"][1]
 
 
@@ -257,7 +268,7 @@ def test_a_loss_that_is_not_finite_names_the_samples(records_dir, capsys, monkey
     code, found = call(capsys, f"--records_dir={records_dir}")
     assert code == 1
     assert levels(found, "FAIL") == ["step"]
-    assert ", ".join(batch_keys(records_dir, TrainConfig(batch_size=2), 0)) in found["step"][1]
+    assert ", ".join(first_keys(records_dir)) in found["step"][1]
     assert levels(found, "skip") == ["speed", "largest batch"]
 
 
@@ -273,29 +284,34 @@ def make_case(*arguments, **known):
 GPU = Gpu("GPU", (7, 5))
 
 
+def make_trial(config, replicas=1, values=0):
+    kernel = SimpleNamespace(shape=(values,))
+    state = SimpleNamespace(model=SimpleNamespace(variables=[kernel]))
+    return Trial(state, config, SimpleNamespace(replicas=replicas))
+
+
 def test_the_largest_batch_by_hand(monkeypatch):
     # 4 crops take 3.1 GB above 1 GB, of which 0.1 GB are gradients: 0.75 GB each.
-    monkeypatch.setattr(machine, "taken_bytes", lambda which: 4.1e9)
-    kernel = SimpleNamespace(shape=(25, 1_000_000))
-    known = {
-        "state": SimpleNamespace(model=SimpleNamespace(variables=[kernel])),
-        "train": TrainConfig(input_memory_mb=1024),
-        "run": SimpleNamespace(train=TrainConfig(batch_size=4)),
-        "workers": SimpleNamespace(replicas=1),
-        "step_crops": 4,
-        "idle_bytes": 1e9,
-        "free_bytes": 7.7e9 + 2**30,
-    }
-    finding = doctor.check_largest_batch(make_case(**known))
-    assert finding == Finding("ok", "4 crops fit; about 10 would; a crop takes 750 MB")
+    monkeypatch.setattr(
+        machine, "taken_bytes", lambda which: {"current": 1e9, "peak": 4.1e9}[which]
+    )
+    monkeypatch.setattr(machine, "available_bytes", lambda: 7.7e9 + 2**30)
+    monkeypatch.setattr(machine, "reset_peak", lambda: None)
+    config = TrainConfig(batch_size=4, input_memory_mb=1024)
+
+    def examine(replicas):
+        trial = make_trial(config, replicas, values=25_000_000)
+        trial._step = lambda: (tf.constant(1.0), tf.constant(True))
+        trial.time_steps()
+        return doctor.check_largest_batch(make_case(config=config, trial=trial))
+
+    assert examine(1) == Finding("ok", "4 crops fit; about 10 would; a crop takes 750.0 MB")
     # Two GPUs of 11 GB take two crops each: 1.5 GB a crop.
     monkeypatch.setattr(machine, "gpus", lambda: [GPU, GPU])
     monkeypatch.setattr(machine, "gpu_limit_bytes", lambda: 11e9)
-    known["workers"] = SimpleNamespace(replicas=2)
-    finding = doctor.check_largest_batch(make_case(**known))
-    assert finding == Finding("ok", "4 crops fit; about 13 would; a crop takes 1.5 GB")
+    assert examine(2) == Finding("ok", "4 crops fit; about 13 would; a crop takes 1.5 GB")
     monkeypatch.setattr(machine, "gpu_limit_bytes", lambda: 0)
-    assert "not known" in doctor.check_largest_batch(make_case(**known)).text
+    assert "not known" in examine(2).text
 
 
 def test_each_device_gets_its_own_crops():
@@ -303,8 +319,8 @@ def test_each_device_gets_its_own_crops():
         return [value_of(SimpleNamespace(replica_id_in_sync_group=i)) for i in range(3)]
 
     strategy = SimpleNamespace(experimental_distribute_values_from_function=distribute)
-    case = make_case(workers=SimpleNamespace(replicas=3, strategy=strategy))
-    found = doctor._on_devices(case, np.arange(6))
+    trial = Trial(None, TrainConfig(), SimpleNamespace(replicas=3, strategy=strategy))
+    found = trial.on_devices(np.arange(6))
     assert [share.numpy().tolist() for share in found] == [[0, 1], [2, 3], [4, 5]]
 
 
@@ -323,10 +339,11 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
     monkeypatch.setattr(machine, "reset_peak", lambda: None)
     monkeypatch.setattr(machine, "taken_bytes", lambda which: 1e9)
     now = SimpleNamespace(perf_counter=lambda: next(clock) * 10 / 6)
-    monkeypatch.setattr(doctor, "time", now)  # looked at 7 times: 6 intervals, 10 s for 5 steps
+    monkeypatch.setattr(trying, "time", now)  # looked at 7 times: 6 intervals, 10 s for 5 steps
     config = TrainConfig(batch_size=4, steps=3700)
-    case = make_case(train=config, saved=[100], input_secs=input_secs, step_crops=4)
-    case.step = lambda: (tf.constant(1.0), tf.constant(True))
+    trial = make_trial(config)
+    trial._step = lambda: (tf.constant(1.0), tf.constant(True))
+    case = make_case(train=config, start_step=100, input_secs=input_secs, trial=trial)
     finding = doctor.check_speed(case)
     assert finding.level == level
     assert "0.50 steps/s, 2.0 images/s (5 steps)" in finding.text
@@ -390,12 +407,13 @@ def test_the_network_is_that_of_the_options_and_its_checkpoints_have_room(tmp_pa
     case = make_case(*flags)
     doctor.check_flags(case)
     finding = doctor.check_network(case)
-    model = case.state.model
+    state = case.trial._state
+    model = state.model
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     assert f"mobilenet_v2, {trained / 1e6:.2f} M" in finding.text
     # An optimizer state and a weights.npz in each of 2 checkpoints, the best one and the next.
     weights = sum(np.array(v).nbytes for v in model.variables)
-    optimizer = sum(np.array(v).nbytes for v in case.state.optimizer.variables)
+    optimizer = sum(np.array(v).nbytes for v in state.optimizer.variables)
     needed = 4 * (2 * weights + optimizer)
 
     def room(share):

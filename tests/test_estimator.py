@@ -6,8 +6,6 @@ from conftest import tiny_scene
 
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
-from mapseg.inference.infer import predict
-from mapseg.runs import checkpoints
 
 
 @pytest.mark.addons
@@ -27,7 +25,7 @@ def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
     assert found.ids.shape == (60, 80)
     assert 1 / 3 <= found.confidence <= 1
     assert found.scale == 1
-    again = predict(checkpoints.open_run(run_dir), image)
+    again = Estimator(run_dir).predict(image)  # loads the network anew
     np.testing.assert_array_equal(again.ids, found.ids)
 
 

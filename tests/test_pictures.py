@@ -1,11 +1,8 @@
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from mapseg import pictures as plots
+from mapseg import pictures
 from mapseg.labels import VOID, LabelClass, LabelSet
 
 COLORS = [(128, 64, 128), (255, 255, 255), (0, 200, 0), (200, 0, 0)]
@@ -28,7 +25,7 @@ def colors_in(picture):
 
 def test_colorize_looks_up_each_id_and_void_is_black(label_set):
     ids = np.array([[0, 1, 2], [3, VOID, 0]], np.uint8)
-    drawn = plots.colorize(ids, label_set.palette)
+    drawn = pictures.colorize(ids, label_set.palette)
     expected = [[COLORS[0], COLORS[1], COLORS[2]], [COLORS[3], (0, 0, 0), COLORS[0]]]
     np.testing.assert_array_equal(drawn, expected)
 
@@ -36,7 +33,7 @@ def test_colorize_looks_up_each_id_and_void_is_black(label_set):
 def test_overlay_mixes_by_alpha_and_leaves_void_alone(label_set):
     image = np.full((1, 3, 3), 100, np.uint8)
     ids = np.array([[1, 2, VOID]], np.uint8)
-    mixed = plots.overlay(image, ids, label_set.palette, alpha=0.2)
+    mixed = pictures.overlay(image, ids, label_set.palette, alpha=0.2)
     # 0.8 * 100 + 0.2 * (255, 255, 255) and 0.8 * 100 + 0.2 * (0, 200, 0)
     assert mixed.tolist() == [[[131, 131, 131], [80, 120, 80], [100, 100, 100]]]
     assert image.min() == image.max() == 100  # the frame itself is not drawn on
@@ -45,21 +42,21 @@ def test_overlay_mixes_by_alpha_and_leaves_void_alone(label_set):
 def test_overlay_of_chosen_classes_dims_the_rest(label_set):
     image = np.full((1, 3, 3), 100, np.uint8)
     ids = np.array([[1, 2, VOID]], np.uint8)
-    mixed = plots.overlay(image, ids, label_set.palette, label_set.select(["marking"]))
+    mixed = pictures.overlay(image, ids, label_set.palette, label_set.select(["marking"]))
     assert mixed[0, 1].tolist() == mixed[0, 2].tolist() == [50, 50, 50]
     assert abs(int(mixed[0, 0, 0]) - 177) <= 1  # (100 + 255) / 2
 
 
 def test_count_ids_equals_bincount():
     ids = np.random.default_rng(0).integers(0, 256, (37, 53), np.uint8)
-    np.testing.assert_array_equal(plots.count_ids(ids), np.bincount(ids.ravel(), minlength=256))
+    np.testing.assert_array_equal(pictures.count_ids(ids), np.bincount(ids.ravel(), minlength=256))
 
 
 def test_panel_shows_pictures_and_only_the_classes_present(label_set):
     image = np.full((300, 500, 3), (10, 20, 30), np.uint8)
     guess = np.zeros((300, 500), np.uint8)
     label = np.full((300, 500), 2, np.uint8)
-    picture = plots.panel(image, guess, label_set, label)
+    picture = pictures.panel(image, guess, label_set, label)
     assert picture.dtype == np.uint8
     assert picture.shape[1] >= 3 * 500 and picture.shape[0] > 300
     seen = colors_in(picture)
@@ -69,7 +66,7 @@ def test_panel_shows_pictures_and_only_the_classes_present(label_set):
     assert len(third) == 500  # the ground truth, the last of three, at its own size
     assert third.min() > 2 * 500
 
-    without = plots.panel(image, guess, label_set)
+    without = pictures.panel(image, guess, label_set)
     assert without.shape[1] < picture.shape[1]
     assert COLORS[2] not in colors_in(without)
 
@@ -80,11 +77,11 @@ def test_panel_names_void_and_leaves_out_what_is_not_drawn(label_set):
     guess[:100] = 1
     label = np.zeros_like(guess)
     label[:200] = VOID
-    plain = plots.panel(image, guess, label_set, label)
+    plain = pictures.panel(image, guess, label_set, label)
     label[:200] = 0
-    assert plain.shape[0] >= plots.panel(image, guess, label_set, label).shape[0]
+    assert plain.shape[0] >= pictures.panel(image, guess, label_set, label).shape[0]
     assert (plain == 0).all(-1).sum() > 200 * 500  # void: the picture and its swatch
-    chosen = plots.panel(image, guess, label_set, drawn=label_set.select(["marking"]))
+    chosen = pictures.panel(image, guess, label_set, drawn=label_set.select(["marking"]))
     assert COLORS[3] not in colors_in(chosen)
     assert (chosen == 0).all(-1).sum() == 300 * 500
 
@@ -93,8 +90,8 @@ def test_panel_names_void_and_leaves_out_what_is_not_drawn(label_set):
 def test_panel_fits_frames_of_any_size(size, label_set):
     image = np.zeros((*size, 3), np.uint8)
     ids = np.zeros(size, np.uint8)
-    picture = plots.panel(image, ids, label_set, ids)
-    assert 450 < max(picture.shape) < 3.2 * plots.PICTURE_PX
+    picture = pictures.panel(image, ids, label_set, ids)
+    assert 450 < max(picture.shape) < 3.2 * pictures.PICTURE_PX
 
 
 def test_panel_of_many_classes_has_a_legend_that_fits():
@@ -107,103 +104,30 @@ def test_panel_of_many_classes_has_a_legend_that_fits():
     )
     label_set = LabelSet("many", classes, tuple(range(256)))
     ids = (np.arange(62 * 200).reshape(62, 200) % 124).astype(np.uint8)
-    picture = plots.panel(np.zeros((62, 200, 3), np.uint8), ids, label_set)
+    picture = pictures.panel(np.zeros((62, 200, 3), np.uint8), ids, label_set)
     block = picture[160:]  # the pictures, twice as large as the frame, end before
     assert {c.color for c in classes} <= colors_in(block)  # a swatch for each, none cut off
 
 
 def test_legend_has_a_swatch_for_each_class(label_set):
-    assert set(COLORS) <= colors_in(plots.legend(label_set))
-
-
-def test_smoothed_is_worked_by_hand():
-    # 1st: 0.5 * 2 / 0.5 = 2; 2nd: (0.5 * 1 + 0.5 * 4) / 0.75; 3rd: (0.5 * 2.5 + 0.5 * 8) / 0.875
-    np.testing.assert_allclose(plots.smoothed([2, 4, 8], 0.5), [2, 2.5 / 0.75, 5.25 / 0.875])
-    np.testing.assert_array_equal(plots.smoothed([2, 4, 8], 0), [2, 4, 8])
-    np.testing.assert_allclose(plots.smoothed([3.0] * 50, 0.95), 3)
-    assert plots.smoothed([], 0.9).shape == (0,)
-
-
-def test_smoothed_passes_over_what_is_not_finite():
-    result = plots.smoothed([np.nan, 2, np.inf, 4, -np.inf], 0.5)
-    np.testing.assert_allclose(result, [np.nan, 2, 2, 2.5 / 0.75, 2.5 / 0.75])
-
-
-@pytest.mark.parametrize("weight", [1, -0.1])
-def test_smoothed_refuses_a_weight_that_is_none(weight):
-    with pytest.raises(ValueError, match="weight must be"):
-        plots.smoothed([1.0], weight)
-
-
-def make_rows(count, scored=True):
-    rows = [{"step": 10.0 * i, "loss": 4.0 / i, "learning_rate": 0.01 / i} for i in range(1, count)]
-    return rows + [{"step": 10.0 * count, "mean_iou": 0.5}] * scored
-
-
-def test_figure_draws_raw_and_smoothed_loss_rate_and_score():
-    rows = make_rows(40)
-    rows[3]["loss"], rows[7]["loss"] = np.nan, np.inf
-    loss, rate, score = plots._figure({"": rows}, 0.9).axes
-    raw, smooth = loss.lines
-    values = np.array([row["loss"] for row in rows[:-1]])
-    np.testing.assert_array_equal(raw.get_ydata()[:3], values[:3])
-    assert np.isnan(raw.get_ydata()[[3, 7]]).all()
-    np.testing.assert_allclose(smooth.get_ydata(), plots.smoothed(values, 0.9))
-    assert rate.lines[0].get_ydata()[1] == 0.005
-    assert score.lines[0].get_xydata().tolist() == [[400, 50]]
-    labels = [axis.get_ylabel() for axis in (loss, rate, score)]
-    assert labels == ["training loss", "learning rate", "mean IoU, %"]
-    assert score.get_xlabel() == "step"
-    assert len(plots._figure({"": make_rows(40, scored=False)}, 0.9).axes) == 2
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        make_rows(30),
-        make_rows(2),
-        [{"step": 1.0, "loss": np.nan, "learning_rate": 0.1}],
-        [{"step": 5.0, "mean_iou": 0.1}],
-    ],
-    ids=["many", "one", "not-finite", "score-only"],
-)
-def test_plot_history_writes_a_picture_and_nothing_else(tmp_path, rows):
-    path = tmp_path / "run" / "loss.png"
-    plots.plot_history(rows, path, 0.9)
-    assert cv2.imread(str(path)).std() > 5
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_plot_runs_draws_each_run_in_its_own_colour(tmp_path):
-    runs = {"first": make_rows(40), "second": make_rows(50, scored=False)}
-    axis = plots._figure(runs, 0.9).axes[0]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["first", "second"]
-    assert len({line.get_color() for line in axis.lines}) == 2
-    plots.plot_runs(runs, tmp_path / "runs.png", 0.9)
-    assert (tmp_path / "runs.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="runs must be"):
-        plots.plot_runs({}, tmp_path / "none.png", 0.9)
+    assert set(COLORS) <= colors_in(pictures.legend(label_set))
 
 
 def test_write_png_keeps_ids_as_indices(tmp_path, label_set):
     ids = np.array([[0, 3, 255], [7, 1, 2]], np.uint8)
     path = tmp_path / "deep" / "er" / "ids.png"
-    plots.write_png(path, ids, label_set.palette)
+    pictures.write_png(path, ids, label_set.palette)
     with Image.open(path) as picture:
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.asarray(picture), ids)
         rgb = np.asarray(picture.convert("RGB"))
-    np.testing.assert_array_equal(rgb, plots.colorize(ids, label_set.palette))
+    np.testing.assert_array_equal(rgb, pictures.colorize(ids, label_set.palette))
 
 
 def test_write_png_and_jpg_keep_the_order_of_the_channels(tmp_path):
     image = np.full((32, 32, 3), (200, 30, 60), np.uint8)
-    plots.write_png(tmp_path / "a.png", image)
-    plots.write_jpg(tmp_path / "a.jpg", image)
+    pictures.write_png(tmp_path / "a.png", image)
+    pictures.write_jpg(tmp_path / "a.jpg", image)
     with Image.open(tmp_path / "a.png") as png, Image.open(tmp_path / "a.jpg") as jpg:
         np.testing.assert_array_equal(np.asarray(png), image)
         assert np.abs(np.asarray(jpg).astype(int) - image).max() <= 4
-
-
-def test_pyplot_is_never_touched():
-    assert "pyplot" not in Path(plots.__file__).read_text().replace("never through pyplot", "")

@@ -14,7 +14,7 @@ from mapseg.config import ModelConfig, TrainConfig
 from mapseg.data.manifest import read_manifest
 from mapseg.evaluation.scores import Scores
 from mapseg.labels import LabelClass, make_label_set
-from mapseg.model.encoders import resolve_encoder_weights
+from mapseg.model.pretrained import resolve_encoder_weights
 
 EXPERIMENTS = Path(recipes.__file__).parent
 SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2}.items()]
@@ -58,7 +58,7 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     assert (work_dir / "results.md").read_text().startswith("| val | seed 1 | mean |")
 
     # Again: nothing is trained or scored anew.
-    monkeypatch.setattr("mapseg.estimator.load_predictor", None)
+    monkeypatch.setattr("mapseg.inference.predictor.load_predictor", None)
     before = (work_dir / "results.json").read_text()
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
     assert (work_dir / "results.json").read_text() == before

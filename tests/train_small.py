@@ -5,7 +5,8 @@ import sys
 from take_steps import SmallState
 
 import train_main
-from mapseg.training import loop as train
+from mapseg.config import TrainConfig
+from mapseg.training import state, validation
 
 
 def build_state(run, progress, *, fresh):
@@ -13,9 +14,9 @@ def build_state(run, progress, *, fresh):
 
 
 def build_model(config, num_classes, *, precision):
-    return SmallState(train.TrainConfig(schedule_steps=1)).model
+    return SmallState(TrainConfig(schedule_steps=1)).model
 
 
 if __name__ == "__main__":
-    train.build_state, train.build_model = build_state, build_model
+    state.build_state, validation.build_model = build_state, build_model
     sys.exit(train_main.main([*sys.argv, "--compile_cache_dir="]))

@@ -82,28 +82,6 @@ def pad(pixels: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
     return cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=border)
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width), by area where it shrinks."""
-    if image.shape[:2] == size:
-        return image
-    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, size[::-1], interpolation=method)
-
-
-def resize_pair(
-    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes both to (height, width); they may be of different sizes, of the same view.
-
-    A pixel of the label gets the id that is nearest to its centre.
-    """
-    image = resize_image(image, size)
-    if label.shape != size:
-        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return image, label
-
-
 def random_flip(
     image: np.ndarray, label: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,14 @@
-"""Reads windows out of records: what a training crop needs of a sample, and no more.
+"""Decodes a window of a sample: what a training crop needs of it, and no more.
 
 Of a JPEG, the code is read down to the window's last row, and only the window's blocks become
 pixels; of the label, only the tiles that the window touches are decoded.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from mapseg.data.manifest import decode_image
+from mapseg.data.samples import Sample
 from mapseg.data.tiles import TILE_PX, Window, decode_window, tile_grid
 
 # A part of a JPEG, of whole blocks, equals that part of the whole but for its rim: there the next
@@ -19,71 +16,6 @@ from mapseg.data.tiles import TILE_PX, Window, decode_window, tile_grid
 _BLOCK_PX, _RIM_PX = 16, 2
 
 _JPEG = b"\xff\xd8\xff"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record whose image and label are still encoded.
-
-    Attributes:
-      key: of the sample.
-      size: (height, width) of both image and label.
-      image: a JPEG or PNG.
-      label: a greyscale PNG of source ids.
-      tiles: the same in tiles; none in records of other programs.
-    """
-
-    key: str
-    size: tuple[int, int]
-    image: bytes
-    label: bytes
-    tiles: tuple[bytes, ...]
-
-    # Kept, as several windows may be cut out of what cannot be decoded in part.
-
-    @cached_property
-    def whole_image(self) -> np.ndarray:
-        """The image decoded, [H, W, 3] uint8."""
-        with tf.device("CPU"):
-            return decode_image(self.image).numpy()
-
-    @cached_property
-    def whole_label(self) -> np.ndarray:
-        """The label decoded, [H, W] uint8 source ids."""
-        return cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
-
-
-def parse_sample(record: bytes) -> Sample:
-    """Takes a record apart.
-
-    Raises:
-      ValueError: it lacks a field, or its tiles are of another size than this version's.
-    """
-    features = tf.train.Example.FromString(record).features.feature
-    fields = sorted(features)  # now: asking for one that is not there adds it
-
-    def number(name: str, default: int = 0) -> int:
-        values = features[name].int64_list.value
-        return int(values[0]) if values else default
-
-    def data(name: str) -> bytes:
-        values = features[name].bytes_list.value
-        if not values:
-            raise ValueError(f"a record must have the field {name}; got {', '.join(fields)}")
-        return bytes(values[0])
-
-    tile_px = number("image/segmentation/class/tile_px", TILE_PX)
-    if tile_px != TILE_PX:
-        raise ValueError(
-            f"label tiles must be of {TILE_PX} pixels; got {tile_px}. Remedy: convert again"
-        )
-    return Sample(
-        key=data("image/filename").decode(errors="replace"),
-        size=(number("image/height"), number("image/width")),
-        image=data("image/encoded"),
-        label=data("image/segmentation/class/encoded"),
-        tiles=tuple(features["image/segmentation/class/tiles"].bytes_list.value),
-    )
 
 
 def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.ndarray:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mapseg.data.manifest import read_manifest, read_samples
+from mapseg.data.batches import stream_samples
+from mapseg.data.manifest import Manifest
 from mapseg.evaluation.scores import Scores, confusion_matrix, dump_scores
 from mapseg.files import write_text
-from mapseg.inference.predictor import Predictor, segment_array
+from mapseg.inference.predictor import Predictor
 from mapseg.labels import LabelSet
 from mapseg.pictures import panel, write_jpg
 from mapseg.progress import make_reporter
@@ -17,7 +18,7 @@ from mapseg.progress import make_reporter
 
 def evaluate(
     predictor: Predictor,
-    records_dir: Path,
+    manifest: Manifest,
     split: str,
     label_set: LabelSet,
     progress: Callable[[str], None],
@@ -32,7 +33,7 @@ def evaluate(
 
     Args:
       predictor: any; it sees one image at a time.
-      records_dir: a folder made by `data_prep.build_records`.
+      manifest: of the records.
       split: name of a split.
       label_set: what the predictor's ids mean.
       progress: takes a line every few seconds.
@@ -48,14 +49,14 @@ def evaluate(
     Raises:
       ValueError: no such split.
     """
-    total = read_manifest(records_dir).split(split).samples
+    total = manifest.split(split).samples
     total = min(total, max_samples) if max_samples else total
     classes = len(label_set.classes)
     confusion = np.zeros((classes, classes), np.int64)
     report = make_reporter(0, total, f"images of {split}", progress)
-    samples = read_samples(records_dir, split, label_set, first=total, share=share).prefetch(1)
+    samples = stream_samples(manifest, split, label_set, first=total, share=share).prefetch(1)
     for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
-        ids, _, _ = segment_array(predictor, image)
+        ids = predictor.segment(image).ids
         confusion += confusion_matrix(label, ids, classes)
         if panels_dir is not None and done <= panels:
             picture = panel(image, ids, label_set, label)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from mapseg.data.manifest import decode_image
+from mapseg.data.samples import decode_image
 from mapseg.files import whole_dir
-from mapseg.inference.predictor import Predictor, segment_array
-from mapseg.runs.checkpoints import Run
+from mapseg.inference.predictor import Predictor
+from mapseg.runs.folder import Run
 
 _OWN_FILES = {
     *("assets", "fingerprint.pb", "keras_metadata.pb", "labels.json", "saved_model.pb"),
@@ -35,7 +35,7 @@ class _Exported(tf.Module):
         }
         batch = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
         file = tf.TensorSpec([], tf.string, name="encoded")
-        segment_one = predictor.segment
+        segment_one = predictor.graph
 
         @tf.function(input_signature=[batch])
         def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -91,7 +91,7 @@ def _check(predictor: Predictor, saved_dir: Path) -> None:
     for size in ((97, 131), (64, 48)):
         image = rng.integers(0, 256, (*size, 3), np.uint8)
         ids = loaded.segment(image[np.newaxis])["ids"][0].numpy()
-        differing = int((ids != segment_array(predictor, image)[0]).sum())
+        differing = int((ids != predictor.segment(image).ids).sum())
         if differing:
             raise ValueError(
                 f"{saved_dir}: the export must give the model's ids; {differing} of {ids.size} "

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from mapseg.config import OUTPUTS, InferConfig
+from mapseg.files import walk
 
 RESULTS_MARK = "inference.json"  # says whose results a folder holds
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -130,7 +131,7 @@ def _search(config: InferConfig) -> _Found:
 
 
 def _search_folder(root: Path, cameras: str) -> _Found:
-    files = _without_results(list(_walk(root)), root)
+    files = _without_results(list(walk(root)), root)
     images = [path for path in files if _is_image(path)]
     lines = _other_types([path for path in files if not _is_image(path)])
     if any(_camera(path, root) for path in images):
@@ -142,17 +143,6 @@ def _search_folder(root: Path, cameras: str) -> _Found:
             "Remedy: leave --cameras out"
         )
     return _Found(images, root, tuple(lines))
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the files below a folder, links to folders included, each folder once."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = Path(folder).resolve()
-        below[:] = [] if real in seen else sorted(name for name in below if name[0] != ".")
-        if real not in seen:
-            yield from (Path(folder) / name for name in files if name[0] != ".")
-        seen.add(real)
 
 
 def _camera(path: Path, root: Path) -> str:

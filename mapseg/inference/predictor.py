@@ -13,13 +13,28 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg.config import PredictConfig
-from mapseg.model.deeplab import assign_weight_arrays, build_model
-from mapseg.runs.checkpoints import Run, find_checkpoint, read_weights
+from mapseg.model.deeplab import build_model
+from mapseg.model.weights import assign_weight_arrays, read_weights
+from mapseg.runs.folder import Run
 
 # Values that exist at once at the image's own size; more would not be faster.
 _BAND_VALUES = 2**24
 # The share of a tile on each side that only gives context.
 _MARGIN = 1 / 8
+
+
+class Segmentation(NamedTuple):
+    """What a network predicts for one frame.
+
+    Attributes:
+      ids: [H, W] uint8 train ids, at the frame's own size.
+      confidence: mean over the pixels of the highest softmax probability.
+      scale: the factor by which the frame was resized for the network.
+    """
+
+    ids: np.ndarray
+    confidence: float
+    scale: float
 
 
 class _View(NamedTuple):
@@ -52,9 +67,15 @@ class Predictor(tf.Module):
         self.config = config
         self.long_side_px = long_side_px
 
+    def segment(self, frame: np.ndarray) -> Segmentation:
+        """Segments one frame [H, W, 3] uint8 RGB of any size; see `graph`."""
+        result = self.graph(tf.convert_to_tensor(frame, tf.uint8))
+        confidence, scale = float(result["confidence"]), float(result["scale"])
+        return Segmentation(result["ids"].numpy(), confidence, scale)
+
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
-    def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Segments one image, in memory that is bounded but for the resized images.
+    def graph(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `segment` runs, for other graphs; its memory is bounded but for the resized images.
 
         The image is resized by each scale, one after the other, and segmented region by region:
         what lies deep within a tile of the largest scale. The network sees that tile and those of
@@ -157,29 +178,24 @@ class Predictor(tf.Module):
         return self.model(tile[tf.newaxis], training=False)[0]
 
 
-def load_predictor(run: Run, config: PredictConfig, checkpoint: str = "best") -> Predictor:
+def load_predictor(run: Run, config: PredictConfig, checkpoint_path: Path) -> Predictor:
     """Builds a run's network with the weights of a checkpoint.
 
     Args:
       run: from `open_run`.
       config: scales, flip and tile size.
-      checkpoint: `best`, `latest` or a step.
+      checkpoint_path: from `find_checkpoint`.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
       ValueError: its weights do not fit.
     """
-    return load_weights(run, config, find_checkpoint(run.run_dir, checkpoint))
-
-
-def load_weights(run: Run, config: PredictConfig, weights_path: Path) -> Predictor:
-    """Builds a run's network with the weights of a checkpoint's folder or file."""
     model = build_model(
         replace(run.model, encoder_weights="none"),
         len(run.label_set.classes),
         precision=device_precision(run.train.precision),
     )
-    assign_weight_arrays(model, read_weights(weights_path))
+    assign_weight_arrays(model, read_weights(checkpoint_path))
     return Predictor(model, config, run.long_side_px)
 
 
@@ -275,9 +291,3 @@ def _interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tenso
     below = tf.gather(values, low, axis=axis)
     above = tf.gather(values, tf.minimum(low + 1, last), axis=axis)
     return below + (above - below) * share
-
-
-def segment_array(predictor: Predictor, image: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Runs the predictor on an array: (ids [H, W] uint8, confidence, scale)."""
-    result = predictor.segment(tf.convert_to_tensor(image, tf.uint8))
-    return result["ids"].numpy(), float(result["confidence"]), float(result["scale"])

@@ -7,17 +7,17 @@ on pixel i * s, so every up-sampling reads between samples at exactly known plac
 is never up-sampled. An encoder with a context module of its own goes without the pyramid.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mapseg.config import ModelConfig
 from mapseg.model.blocks import conv, separable_conv
-from mapseg.model.encoders import LOW_LEVEL_STRIDE, Normalization, build_encoder, named_weights
+from mapseg.model.encoders import LOW_LEVEL_STRIDE, build_encoder
+from mapseg.model.layers import Normalize, StatelessDropout
 from mapseg.model.recompute import recomputed
 from mapseg.model.resampling import Upsample
 
@@ -128,85 +128,3 @@ def _decoder(x: Any, low_level: Any, config: ModelConfig, norm: dict[str, float]
     x = keras.layers.Concatenate(name="decoder-concat")([x, low_level])
     x = separable_conv(x, "decoder-decoder_conv0", channels, norm=norm)
     return separable_conv(x, "decoder-decoder_conv1", channels, norm=norm)
-
-
-class Normalize(keras.layers.Layer):
-    """Turns uint8 RGB into an encoder's input, zero-padded to a multiple of a stride plus one.
-
-    The padding is at bottom and right, and the padded sides are at least one stride plus one.
-    """
-
-    def __init__(self, normalization: Normalization, stride: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.normalization = normalization
-        self.stride = stride
-
-    def call(self, image: tf.Tensor) -> tf.Tensor:
-        """Maps [B, H, W, 3] uint8 to [B, H', W', 3] in the compute dtype."""
-        x = (tf.cast(image, tf.float32) - self.normalization.mean) / self.normalization.scale
-        x = tf.cast(x[..., ::-1] if self.normalization.bgr else x, self.compute_dtype)
-        size = tf.shape(image)[1:3]
-        steps = tf.maximum((size + self.stride - 2) // self.stride, 1)
-        border = steps * self.stride + 1 - size
-        return tf.pad(x, [[0, 0], [0, border[0]], [0, border[1]], [0, 0]])
-
-
-class StatelessDropout(keras.layers.Layer):
-    """Dropout without state: the same seed drops the same values, replicas drop different ones.
-
-    XLA's generator is another one: compiled, the same seed drops other values, always the same.
-    """
-
-    def __init__(self, rate: float, seed: Callable[[], tf.Tensor] | None, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.rate = rate
-        self.draw_seed = seed
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Maps [...] float to the same shape; in training some are zero, the others larger.
-
-        Raises:
-          ValueError: training without a seed.
-        """
-        if not training or self.rate == 0:
-            return x
-        if self.draw_seed is None:
-            raise ValueError(
-                "dropout_seed must be given to build_model for training with dropout; got None"
-            )
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        seed = tf.random.experimental.stateless_fold_in(self.draw_seed(), replica)
-        kept = tf.random.stateless_uniform(tf.shape(x), seed) >= self.rate
-        return tf.where(kept, x / tf.cast(1 - self.rate, x.dtype), tf.zeros_like(x))
-
-
-def weight_arrays(model: keras.Model) -> dict[str, np.ndarray]:
-    """Reads a model's weights by names that every version of Keras shares; see `named_weights`."""
-    return {name: np.array(weight) for name, weight in named_weights(model).items()}
-
-
-def assign_weight_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets all weights of a model.
-
-    Args:
-      model: it is changed, if everything fits.
-      arrays: as `weight_arrays` gives them.
-
-    Raises:
-      ValueError: a weight is missing, unknown or of another shape; all such are listed.
-    """
-    weights = named_weights(model)
-    expected = {name: tuple(weight.shape) for name, weight in weights.items()}
-    found = {name: np.shape(array) for name, array in arrays.items()}
-    differing = [
-        f"{name}: {expected.get(name, 'unknown to the model')} expected, "
-        f"{found.get(name, 'none')} found"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"weights must be the model's own; {len(differing)} differ: " + "; ".join(differing)
-        )
-    for name, weight in weights.items():
-        weight.assign(arrays[name])

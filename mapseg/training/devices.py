@@ -13,11 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg.config import TrainConfig
-from mapseg.data.batches import train_batches
 from mapseg.progress import duration
-from mapseg.training import rendezvous as cluster
+from mapseg.training import rendezvous
 
-_BATCHES_ON_DEVICE = 2
 _CONNECT_SECS = 60.0
 
 
@@ -36,12 +34,17 @@ class Workers:
     count: int = 1
 
     @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run folder, and speaks for all."""
+        return self.index == 0
+
+    @property
     def replicas(self) -> int:
         """The devices of all processes."""
         return int(self.strategy.num_replicas_in_sync)
 
 
-def find_cluster(config: TrainConfig) -> cluster.Cluster | None:
+def find_cluster(config: TrainConfig) -> rendezvous.Cluster | None:
     """Returns the processes that are to train together; None where it is this one alone.
 
     Raises:
@@ -49,7 +52,7 @@ def find_cluster(config: TrainConfig) -> cluster.Cluster | None:
     """
     if config.strategy not in ("auto", "multi_worker"):
         return None
-    found = cluster.read_cluster()
+    found = rendezvous.read_cluster()
     if found is not None and len(found.workers) > 1:
         return found
     if config.strategy == "multi_worker":
@@ -87,7 +90,7 @@ def join(
         workers = Workers(_local_strategy(config))
     else:
         arguments = (greeting, config.peer_timeout_secs, progress, stopping)
-        if not cluster.meet(found, *arguments):
+        if not rendezvous.meet(found, *arguments):
             return None
         workers = Workers(_connect(progress), found.index, len(found.workers))
     if config.batch_size % (workers.replicas * config.accumulate_steps):
@@ -169,42 +172,6 @@ def _local_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     if config.strategy == "one_device" or len(devices) < 2:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([d.name for d in devices])
-
-
-def share_batches(
-    workers: Workers, records_dir: Path, config: TrainConfig, start_step: int
-) -> tf.data.Dataset:
-    """Reads this process's shares of the training batches, onto its devices.
-
-    Args:
-      workers: one share for each of their devices.
-      records_dir: a folder made by `data_prep.build_records`.
-      config: see `train_batches`.
-      start_step: the first batch is the one of this step.
-
-    Returns:
-      What `strategy.run` takes: (image, label), for several devices one of each.
-    """
-
-    def read(_: object = None) -> tf.data.Dataset:
-        batches = train_batches(records_dir, config, start_step, workers.index, workers.count)
-        local = workers.replicas // workers.count
-
-        def split(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return tuple(tf.reshape(x, [local, -1, *x.shape[1:]]) for x in (image, label))
-
-        return batches.map(split).unbatch() if local > 1 else batches
-
-    if workers.replicas > 1:
-        return workers.strategy.distribute_datasets_from_function(read)
-    return onto_device(read())
-
-
-def onto_device(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Copies batches onto the GPU, where there is one, ahead of the steps that take them."""
-    if not tf.config.list_logical_devices("GPU"):
-        return batches
-    return batches.apply(tf.data.experimental.prefetch_to_device("/GPU:0", _BATCHES_ON_DEVICE))
 
 
 def make_sum(workers: Workers) -> Callable[[np.ndarray], np.ndarray]:

@@ -13,6 +13,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor, int], tuple[tf.Tensor, tf.Tensor]]
 # (logits [N, C] float32, ids [N] int32 below C, labelled [N] float32 0 or 1) -> [] float32 mean
 _Mean = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
+_PIXEL_TERMS = ("ce", "ohem", "focal")  # each a mean over pixels; lovasz ranks them by class
 _FOCUS = 2.0  # gamma of the focal loss, as in its paper
 
 
@@ -50,6 +51,26 @@ def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()
       ValueError: class weights without pixels to count.
     """
     weights = class_weights(class_pixels) if config.class_weights else None
+    chosen = config.loss.split("+")
+    terms = [_make_term(name, config, weights) for name in _PIXEL_TERMS if name in chosen]
+
+    def mean(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
+        return tf.add_n([term(logits, ids, labelled) for term in terms])
+
+    def loss(logits: tf.Tensor, label: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
+        ids = _by_offset(logits, label, factor)
+        pixels, total = tf.reduce_sum(tf.cast(label != VOID, tf.float32)), tf.zeros([])
+        if terms:
+            total += _sum_over_offsets(mean, logits, ids, factor)
+        if "lovasz" in chosen:
+            total += pixels * _lovasz_softmax(*_flat(logits, ids[0]))
+        return total, pixels
+
+    return loss
+
+
+def _make_term(name: str, config: TrainConfig, weights: np.ndarray | None) -> _Mean:
+    """Makes the mean over pixels that one of `_PIXEL_TERMS` takes."""
 
     def weigh(losses: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
         return losses * (labelled if weights is None else labelled * tf.gather(weights, ids))
@@ -70,24 +91,7 @@ def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()
         losses = weigh(found * (1 - tf.exp(-found)) ** _FOCUS, ids, labelled)
         return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(labelled))
 
-    chosen = config.loss.split("+")
-    terms = [
-        term for name, term in (("ce", ce), ("ohem", ohem), ("focal", focal)) if name in chosen
-    ]
-
-    def mean(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([term(logits, ids, labelled) for term in terms])
-
-    def loss(logits: tf.Tensor, label: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
-        ids = _by_offset(logits, label, factor)
-        pixels, total = tf.reduce_sum(tf.cast(label != VOID, tf.float32)), tf.zeros([])
-        if terms:
-            total += _sum_over_offsets(mean, logits, ids, factor)
-        if "lovasz" in chosen:
-            total += pixels * _lovasz_softmax(*_flat(logits, ids[0]))
-        return total, pixels
-
-    return loss
+    return {"ce": ce, "ohem": ohem, "focal": focal}[name]
 
 
 def class_weights(pixels: Sequence[int] | np.ndarray) -> np.ndarray:

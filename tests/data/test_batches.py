@@ -12,16 +12,23 @@ from conftest import ROOT, make_tiny_records
 from mapseg import cli
 from mapseg.config import TrainConfig
 from mapseg.data import batches as pipeline
-from mapseg.data.batches import batch_keys, make_crop, parallel_reads, train_batches
-from mapseg.data.manifest import index_split, read_manifest, read_record, read_samples
+from mapseg.data.batches import CropStream, parallel_reads, read_samples, train_batches
+from mapseg.data.crops import make_crop
+from mapseg.data.manifest import read_manifest
+from mapseg.data.samples import parse_sample
+from mapseg.data.shards import index_split, read_record
 from mapseg.data.transforms import random_scale, random_window
-from mapseg.data.windows import parse_sample
 from mapseg.labels import VOID, make_label_set
 from mapseg.machine import cores
 
 
 def config(**options):
     return TrainConfig(**{"crop_height": 33, "crop_width": 41, "batch_size": 2, **options})
+
+
+def crop_stream(records_dir, asked):
+    manifest = read_manifest(records_dir)
+    return CropStream(manifest, asked, make_label_set(manifest.classes, asked.label_set))
 
 
 def batches(records_dir, count, start_step=0, **options):
@@ -83,16 +90,16 @@ def test_two_hundred_steps_do_not_depend_on_restarts_or_readers(records_dir, mon
 def test_workers_read_shares_that_make_up_the_batch(records_dir, crops_per_read):
     asked = config(batch_size=8, crops_per_read=crops_per_read)
     whole = batches(records_dir, 3, batch_size=8, crops_per_read=crops_per_read)
+    stream = crop_stream(records_dir, asked)
     shares = [
-        list(itertools.islice(train_batches(records_dir, asked, 0, w, 4).as_numpy_iterator(), 3))
-        for w in range(4)
+        list(itertools.islice(stream.batches(0, w, 4).as_numpy_iterator(), 3)) for w in range(4)
     ]
     joined = [
         tuple(map(np.concatenate, zip(*step, strict=True))) for step in zip(*shares, strict=True)
     ]
     equal(joined, whole)
     with pytest.raises(ValueError, match=r"must be a multiple of .* workers, . x 3; got 8"):
-        train_batches(records_dir, asked, 0, 0, 3)
+        stream.batches(0, 0, 3)
 
 
 def test_crops_of_one_read_differ_and_share_their_sample(records_dir, monkeypatch):
@@ -107,7 +114,7 @@ def test_crops_of_one_read_differ_and_share_their_sample(records_dir, monkeypatc
 @pytest.mark.parametrize("options", [{}, {"class_balance": 0.5, "crops_per_read": 2}])
 def test_the_samples_of_a_batch_can_be_named(records_dir, monkeypatch, options):
     read, asked = [], config(batch_size=4, **options)
-    keys = batch_keys(records_dir, asked, 5)
+    keys = crop_stream(records_dir, asked).keys(5)
 
     def parse(record):
         read.append(parse_sample(record))
@@ -126,7 +133,7 @@ def plain_config(**options):
 
 
 def test_an_unscaled_crop_is_cut_out_of_the_decoded_sample(records_dir):
-    index = index_split(records_dir, "training")
+    index = index_split(read_manifest(records_dir), "training")
     samples = list(read_samples(records_dir, "training").as_numpy_iterator())
     labels = make_label_set(read_manifest(records_dir).classes, "all")
     for i, (whole, ids, _) in enumerate(samples):
@@ -160,7 +167,7 @@ def test_class_balance_shows_every_class(records_dir, label_set):
 
 
 def test_a_table_that_does_not_belong_to_the_labels_is_an_error(records_dir):
-    sample = parse_sample(read_record(index_split(records_dir, "training"), 0))
+    sample = parse_sample(read_record(index_split(read_manifest(records_dir), "training"), 0))
     nowhere = np.full(256, VOID, np.uint8)
     with pytest.raises(ValueError, match=r"training-0: tile 0 must hold class 1.*verify_records"):
         make_crop(sample, nowhere, config(), np.random.default_rng(0), focus=(0, 1))
@@ -193,7 +200,7 @@ def test_a_broken_record_ends_a_program_in_one_clear_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("scale", [0.1, 0.75])
 def test_a_crop_larger_than_its_image_takes_no_memory_for_what_is_beyond(records_dir, scale):
-    sample = parse_sample(read_record(index_split(records_dir, "training"), 0))
+    sample = parse_sample(read_record(index_split(read_manifest(records_dir), "training"), 0))
     asked = config(crop_height=1000, crop_width=1200, min_scale=scale, max_scale=scale, flip=False)
     labels = make_label_set(read_manifest(records_dir).classes, "all")
     tracemalloc.start()

@@ -12,19 +12,10 @@ import tensorflow as tf
 from conftest import ROOT, SHARED
 from PIL import Image
 
-from mapseg.data.manifest import (
-    Manifest,
-    Split,
-    encode_sample,
-    index_split,
-    read_manifest,
-    read_record,
-    read_samples,
-    read_shard,
-    shard_name,
-    write_manifest,
-    write_shard,
-)
+from mapseg.data.batches import read_samples
+from mapseg.data.manifest import Manifest, Split, read_manifest, shard_name, write_manifest
+from mapseg.data.samples import encode_sample
+from mapseg.data.shards import index_split, read_record, read_shard, write_shard
 from mapseg.data.tiles import encode_tiles
 from mapseg.labels import VOID, LabelClass, LabelSet
 
@@ -76,8 +67,8 @@ def write_records(folder, records=None):
         "training-tiles.npz",
         "",
     )
-    manifest = Manifest("0", CLASSES, {"training": split}, {"testing": "no labels"})
-    write_manifest(folder, manifest)
+    manifest = Manifest(folder, "0", CLASSES, {"training": split}, {"testing": "no labels"})
+    write_manifest(manifest)
     return manifest
 
 
@@ -180,7 +171,7 @@ def test_grey_images_get_three_channels(tmp_path, image_format):
 
 def test_the_index_finds_every_record(tmp_path):
     write_records(tmp_path)
-    index = index_split(tmp_path, "training")
+    index = index_split(read_manifest(tmp_path), "training")
     assert len(index) == 3
     assert index.shard.tolist() == [0, 0, 1]
     assert index.offset.tolist() == [12, 12 + len(sample(0)) + 4 + 12, 12]
@@ -191,7 +182,7 @@ def test_the_index_finds_every_record(tmp_path):
 def test_the_index_serves_threads_and_gives_its_descriptors_back(tmp_path):
     write_records(tmp_path)
 
-    index = index_split(tmp_path, "training")
+    index = index_split(read_manifest(tmp_path), "training")
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(partial(read_record, index), [i % 3 for i in range(240)]))
     assert found == [sample(i) for i in range(3)] * 80
@@ -206,13 +197,13 @@ def test_a_truncated_shard_is_named(tmp_path, keep):
     path = tmp_path / shard_name("training", 1, 2)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"training-00001-of-00002.*must have"):
-        index_split(tmp_path, "training")
+        index_split(read_manifest(tmp_path), "training")
     whole = manifest.split("training").shards[1]
     cut = type(whole)(whole.file, 1, path.stat().st_size, whole.sha256)
     split = Split("training", (cut,), {}, {(4, 6): 1}, {}, "", "")
-    write_manifest(tmp_path, Manifest("0", CLASSES, {"training": split}, {}))
+    write_manifest(Manifest(tmp_path, "0", CLASSES, {"training": split}, {}))
     with pytest.raises(ValueError, match=r"training-00001-of-00002.*truncated"):
-        index_split(tmp_path, "training")
+        index_split(read_manifest(tmp_path), "training")
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -224,7 +215,7 @@ def test_every_flipped_bit_is_found(tmp_path):
         broken[place] ^= 0x10
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="training-00000-of-00002"):
-            read_record(index_split(tmp_path, "training"), 0)
+            read_record(index_split(read_manifest(tmp_path), "training"), 0)
 
 
 def test_no_records_there(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mapseg.config import TrainConfig
+from mapseg.data.resizing import resize_image, resize_pair
 from mapseg.data.tiles import Window
 from mapseg.data.transforms import (
     augment,
@@ -10,8 +11,6 @@ from mapseg.data.transforms import (
     random_flip,
     random_scale,
     random_window,
-    resize_image,
-    resize_pair,
     shrink_of,
 )
 

@@ -7,15 +7,9 @@ import tensorflow as tf
 from conftest import SHARED
 from PIL import Image
 
-from mapseg.data.manifest import encode_sample
+from mapseg.data.samples import Sample, encode_sample, parse_sample
 from mapseg.data.tiles import Window, encode_tiles
-from mapseg.data.windows import (
-    Sample,
-    decode_image_window,
-    decode_label_tile,
-    decode_label_window,
-    parse_sample,
-)
+from mapseg.data.windows import decode_image_window, decode_label_tile, decode_label_window
 
 DATA = SHARED / "data"
 SIZES = [(97, 131), (160, 240), (700, 523)]

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from PIL import Image
 from data_prep.audit import make_audit
 from data_prep.build_records import main
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, join_facts, note_facts
+from mapseg.charts import plot_audit
 from mapseg.data.manifest import Manifest
 from mapseg.labels import LabelClass
-from mapseg.pictures import plot_audit
 
 CLASSES = (
     LabelClass(0, "road", (128, 64, 128)),
@@ -31,7 +32,7 @@ def audit_of(**splits):
         name: join_facts(name, [], facts, {"lost": "why"} if name == "b" else {}, CLASSES, {})[0]
         for name, facts in splits.items()
     }
-    return make_audit(Manifest("0", CLASSES, found, {}), splits)
+    return make_audit(Manifest(Path(), "0", CLASSES, found, {}), splits)
 
 
 def suspicious(**splits):

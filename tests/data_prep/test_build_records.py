@@ -22,11 +22,14 @@ from PIL import Image
 
 from data_prep import convert, workers
 from data_prep.build_records import build_records, main
-from data_prep.convert import Resize, resize_label
+from data_prep.convert import Resize
 from data_prep.plan import partition
 from data_prep.sources import find_pairs, find_vistas
-from mapseg import pictures as plots
-from mapseg.data.manifest import read_manifest, read_samples, read_shard
+from mapseg import charts
+from mapseg.data.batches import read_samples
+from mapseg.data.manifest import read_manifest
+from mapseg.data.resizing import resize_label
+from mapseg.data.shards import read_shard
 from mapseg.labels import VOID
 
 DATA = SHARED / "data"
@@ -73,7 +76,7 @@ def save_pair(image_path, label_path, seed, size=(30, 40)):
 @pytest.fixture(autouse=True)
 def picture(monkeypatch):
     """The audit's picture takes longer than these conversions; test_audit.py looks at it."""
-    monkeypatch.setattr(plots, "plot_audit", lambda *_, **__: _[-1].write_bytes(b"picture"))
+    monkeypatch.setattr(charts, "plot_audit", lambda *_, **__: _[-1].write_bytes(b"picture"))
 
 
 @pytest.fixture

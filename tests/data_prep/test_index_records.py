@@ -9,8 +9,9 @@ import tensorflow as tf
 from data_prep import verify_records
 from data_prep.build_records import main as convert
 from data_prep.index_records import find_shards, main
-from mapseg import pictures as plots
-from mapseg.data.manifest import read_manifest, read_samples, read_split_tiles
+from mapseg import charts
+from mapseg.data.batches import read_samples
+from mapseg.data.manifest import read_manifest, read_split_tiles
 from mapseg.labels import VOID
 
 LABELS = [{"name": name, "color": [9, 9, 9]} for name in ("road", "car")]
@@ -19,7 +20,7 @@ LABEL = "image/segmentation/class/encoded"
 
 @pytest.fixture(autouse=True)
 def picture(monkeypatch):
-    monkeypatch.setattr(plots, "plot_audit", lambda *_: _[-1].write_bytes(b"picture"))
+    monkeypatch.setattr(charts, "plot_audit", lambda *_: _[-1].write_bytes(b"picture"))
 
 
 def sample(seed, size=(30, 300)):
@@ -96,7 +97,7 @@ def test_shards_of_others_are_read_in_place(shards, capsys):
         for place, name in enumerate(("road", "car"))
     }
     assert split.sizes == {(30, 300): 5}
-    table = read_split_tiles(shards, "val")
+    table = read_split_tiles(read_manifest(shards), "val")
     assert table.sizes.tolist() == [[30, 300]]
     assert table.holding([0, 1]).tolist() == [0, 1]
     assert verify_records.main(["", f"--records_dir={shards}"]) == 0

@@ -11,8 +11,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from data_prep import make_sample
-from data_prep.make_sample import TRAINING, VALIDATION, draw_scene, make_key, write_sample
+from data_prep import canvas, make_sample
+from data_prep.make_sample import make_key, write_sample
+from data_prep.scenes import TRAINING, VALIDATION, draw_scene
 
 SPLITS = ("training", "validation")
 COUNTS = {"training": 4, "validation": 8, "testing": 1, "frames": 3}
@@ -111,10 +112,10 @@ def test_frames_are_wide(sample):
 def test_camera_drives_through_one_scene():
     scenes = [draw_scene(VALIDATION, (94, 310), (1, 3), frame) for frame in (0, 1, 8)]
     start, soon, late = (label for _, label, _ in scenes)
-    standing = np.isin(start, [make_sample.POLE, make_sample.SIGN])
+    standing = np.isin(start, [canvas.POLE, canvas.SIGN])
     moved = [(start != label)[standing].mean() for label in (soon, late)]
     assert 0.2 < moved[0] < moved[1]
-    sky = (start == make_sample.SKY) & (late == make_sample.SKY)
+    sky = (start == canvas.SKY) & (late == canvas.SKY)
     assert np.abs(scenes[0][0].astype(int) - scenes[2][0])[sky].mean() < 12  # noise alone
 
 
@@ -136,7 +137,7 @@ def test_classes_of_many_scenes_are_about_twenty():
 def test_lane_markings_are_wide_in_the_foreground():
     for index in range(4):
         label = draw_scene(VALIDATION, (288, 384), (2, index))[1]
-        near = label[200:240] == make_sample.MARKING
+        near = label[200:240] == canvas.MARKING
         runs = np.diff(np.flatnonzero(np.diff(np.pad(near, ((0, 0), (1, 1))).ravel()))).tolist()[
             ::2
         ]
@@ -145,7 +146,7 @@ def test_lane_markings_are_wide_in_the_foreground():
 
 def test_two_cars_are_two_instances(sample):
     numbers = [
-        {n for n in np.unique(Image.open(path)).tolist() if n // 256 == make_sample.CAR}
+        {n for n in np.unique(Image.open(path)).tolist() if n // 256 == canvas.CAR}
         for split in SPLITS
         for _, _, path in pairs(sample, split)
     ]
@@ -156,7 +157,7 @@ def test_two_cars_are_two_instances(sample):
 def test_image_and_label_show_the_same_things():
     image, label, _ = draw_scene(TRAINING, (288, 384), (3, 1))
     brightness = image.mean(axis=-1)
-    assert brightness[label == make_sample.MARKING].mean() > 1.4 * brightness[label == 13].mean()
+    assert brightness[label == canvas.MARKING].mean() > 1.4 * brightness[label == 13].mean()
     sky, plants = (image[label == kind].mean(axis=0) for kind in (27, 30))
     assert sky[2] > sky[0]
     assert plants[1] > max(plants[0], plants[2])

@@ -13,14 +13,9 @@ from PIL import Image
 
 from data_prep.build_records import main as convert
 from data_prep.verify_records import main as verify
-from mapseg import pictures as plots
-from mapseg.data.manifest import (
-    read_manifest,
-    read_shard,
-    read_split_tiles,
-    write_manifest,
-    write_shard,
-)
+from mapseg import charts
+from mapseg.data.manifest import read_manifest, read_split_tiles, write_manifest
+from mapseg.data.shards import read_shard, write_shard
 from mapseg.data.tiles import TileTable, encode_tile_table, encode_tiles
 
 
@@ -28,7 +23,7 @@ from mapseg.data.tiles import TileTable, encode_tile_table, encode_tiles
 def picture():
     """The audit's picture takes longer than these conversions; test_audit.py looks at it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "plot_audit", lambda *_: _[-1].write_bytes(b"picture"))
+        patched.setattr(charts, "plot_audit", lambda *_: _[-1].write_bytes(b"picture"))
         yield
 
 
@@ -159,7 +154,7 @@ def test_a_manifest_that_says_other_things_is_named(records_dir, capsys, field, 
     manifest = read_manifest(records_dir)
     split = dataclasses.replace(manifest.split("a"), **{field: value})
     splits = {**manifest.splits, "a": split}
-    write_manifest(records_dir, dataclasses.replace(manifest, splits=splits))
+    write_manifest(dataclasses.replace(manifest, splits=splits))
     assert check(records_dir) == 1
     error = capsys.readouterr().err
     assert "manifest.json" in error
@@ -199,7 +194,7 @@ def rewrite(records_dir, shard, change):
         )
         for name, split in manifest.splits.items()
     }
-    write_manifest(records_dir, dataclasses.replace(manifest, splits=splits))
+    write_manifest(dataclasses.replace(manifest, splits=splits))
 
 
 LABEL = "image/segmentation/class"
@@ -273,14 +268,14 @@ def test_a_sample_that_contradicts_itself_is_named(records_dir, capsys, case):
 
 def test_a_table_of_other_tiles_is_named(records_dir, capsys):
     manifest = read_manifest(records_dir)
-    table = read_split_tiles(records_dir, "a")
+    table = read_split_tiles(read_manifest(records_dir), "a")
     data = encode_tile_table(TileTable(table.sizes, table.held ^ 64))
     (records_dir / "a-tiles.npz").write_bytes(data)
     split = dataclasses.replace(
         manifest.split("a"), tile_table_sha256=hashlib.sha256(data).hexdigest()
     )
     splits = {**manifest.splits, "a": split}
-    write_manifest(records_dir, dataclasses.replace(manifest, splits=splits))
+    write_manifest(dataclasses.replace(manifest, splits=splits))
     assert check(records_dir) == 1
     assert "a-tiles.npz: must say what the labels hold" in capsys.readouterr().err
 
@@ -298,7 +293,7 @@ def test_a_lost_table_is_named_and_made_again(source, records_dir, capsys):
 
 def test_ids_outside_the_class_table_are_found(records_dir, capsys):
     manifest = read_manifest(records_dir)
-    write_manifest(records_dir, dataclasses.replace(manifest, classes=manifest.classes[:1]))
+    write_manifest(dataclasses.replace(manifest, classes=manifest.classes[:1]))
     assert check(records_dir) == 1
     assert "a1: ids must be in the class table; got [1]" in capsys.readouterr().err
 

@@ -3,7 +3,8 @@ import tensorflow as tf
 from PIL import Image
 
 from mapseg.config import PredictConfig
-from mapseg.data.manifest import read_manifest, read_samples
+from mapseg.data.batches import read_samples
+from mapseg.data.manifest import read_manifest
 from mapseg.evaluation.evaluate import evaluate, read_evaluation, write_evaluation
 from mapseg.evaluation.scores import Scores
 from mapseg.inference.predictor import Predictor

@@ -10,6 +10,7 @@ from mapseg.inference.export import export
 from mapseg.inference.frames import read_image
 from mapseg.inference.predictor import load_predictor
 from mapseg.pictures import write_jpg
+from mapseg.runs.checkpoints import find_checkpoint
 
 # What a server does: TensorFlow alone, mapseg hidden.
 _SERVE = """
@@ -54,7 +55,7 @@ def test_a_folder_with_other_files_is_refused(run_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     (tmp_path / "saved_model.pb").write_text("somebody else's")
     estimator = Estimator(run_dir)
-    predictor = load_predictor(estimator.run, PredictConfig())
+    predictor = load_predictor(estimator.run, PredictConfig(), find_checkpoint(run_dir))
     with pytest.raises(ValueError, match="export_dir must be new"):
         export(estimator.run, predictor, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt", "saved_model.pb"}

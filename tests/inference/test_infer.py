@@ -9,12 +9,13 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from mapseg import pictures as plots
+from mapseg import pictures
 from mapseg.config import InferConfig
 from mapseg.inference import frames as finding
-from mapseg.inference import infer
+from mapseg.inference import infer, videos
 from mapseg.inference.frames import find_frames, read_image
-from mapseg.inference.infer import Counts, Segmentation, infer_frames
+from mapseg.inference.infer import Counts, infer_frames
+from mapseg.inference.predictor import Segmentation
 from mapseg.labels import LabelClass, LabelSet
 
 LABEL_SET = LabelSet(
@@ -361,13 +362,13 @@ def test_reading_stays_a_few_frames_ahead_and_writing_a_few_behind(tmp_path, mon
         write_image(tmp_path / "in" / f"{i}.png")
     read, written, ahead, behind = [], [], [], []
     monkeypatch.setattr(finding, "read_image", lambda path: read.append(path) or read_image(path))
-    write_png = plots.write_png
+    write_png = pictures.write_png
 
     def count_writes(path, *rest):
         write_png(path, *rest)
         written.extend([path] * (path.name != "legend.png"))
 
-    monkeypatch.setattr(plots, "write_png", count_writes)
+    monkeypatch.setattr(pictures, "write_png", count_writes)
     segmented = []
 
     def note(image):
@@ -539,11 +540,11 @@ def test_a_folder_of_two_videos_is_read_by_a_glob_and_continued(tmp_path):
 
 def test_mixed_sizes_fit_into_the_videos_first_without_distortion():
     white = np.full((10, 40, 3), 255, np.uint8)
-    fitted = infer._fit(white, (20, 20))  # to 5 x 20, in the middle
+    fitted = videos._fit(white, (20, 20))  # to 5 x 20, in the middle
     np.testing.assert_array_equal(
         (fitted == 255).all((1, 2)), [False] * 7 + [True] * 5 + [False] * 8
     )
-    assert infer._fit(white, (10, 40)) is white
+    assert videos._fit(white, (10, 40)) is white
 
 
 def test_a_full_disk_stops_the_run_and_it_can_be_continued(tmp_path, monkeypatch):
@@ -579,8 +580,8 @@ def test_progress_tells_rate_and_time_left_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(infer.time, "monotonic", lambda: float(next(clock)))
     lines = []
     run(tmp_path / "in", tmp_path / "out", outputs="ids", lines=lines)
-    assert lines[0] == "frame 3 of 10, 0.5 frames/s, 14s left"
-    assert len(lines) == 4  # after 3, 6, 9 frames and at the end
+    assert lines[0] == "1/10 frames, 0.2 frames/s, 36s left"
+    assert len(lines) == 6  # after every other frame and at the end
 
 
 def test_a_video_that_did_not_arrive_whole_is_an_error(tmp_path, monkeypatch):
@@ -595,7 +596,7 @@ def test_a_video_that_did_not_arrive_whole_is_an_error(tmp_path, monkeypatch):
             pass
 
     write_image(tmp_path / "in" / "1.png")
-    monkeypatch.setattr(infer.cv2, "VideoWriter", Deaf)
+    monkeypatch.setattr(videos.cv2, "VideoWriter", Deaf)
     with pytest.raises(
         OSError, match=r"video/in\.mp4: cannot be written: not all of 1 frames.*Remedy"
     ):

@@ -4,8 +4,9 @@ import pytest
 import tensorflow as tf
 
 from mapseg.config import ModelConfig, TrainConfig
-from mapseg.model.deeplab import build_model, coarse_model, weight_arrays
-from mapseg.model.encoders import build_encoder, named_weights
+from mapseg.model.deeplab import build_model, coarse_model
+from mapseg.model.encoders import build_encoder
+from mapseg.model.weights import named_weights, weight_arrays
 from mapseg.training.losses import make_loss
 
 CONFIG = ModelConfig(encoder="ddrnet23_slim", output_stride=8, decoder_channels=8)

@@ -4,13 +4,9 @@ import pytest
 import tensorflow as tf
 
 from mapseg.config import ModelConfig
-from mapseg.model.deeplab import (
-    StatelessDropout,
-    assign_weight_arrays,
-    build_model,
-    weight_arrays,
-)
-from mapseg.model.encoders import deeplab_names
+from mapseg.model.deeplab import build_model
+from mapseg.model.layers import StatelessDropout
+from mapseg.model.weights import assign_weight_arrays, deeplab_names, weight_arrays
 
 CONFIG = ModelConfig(encoder="mobilenet_v2", encoder_weights="none", decoder_channels=16)
 RNG = np.random.default_rng(0)

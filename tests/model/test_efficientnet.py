@@ -12,8 +12,10 @@ from matplotlib import cbook
 from PIL import Image
 
 from mapseg.config import ModelConfig
-from mapseg.model.encoders import build_encoder, find_weights, imagenet_weights, named_weights
+from mapseg.model.encoders import build_encoder
+from mapseg.model.pretrained import find_weights, imagenet_weights
 from mapseg.model.torch_files import read_tensors
+from mapseg.model.weights import named_weights
 
 NAMES = ("efficientnet_lite0", "efficientnet_lite2")
 UNIFORM = 652  # the class "military uniform" of ImageNet

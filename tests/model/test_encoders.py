@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from mapseg.config import ENCODERS, ModelConfig
-from mapseg.model import encoders
-from mapseg.model.encoders import build_encoder, named_weights, resolve_encoder_weights
+from mapseg.model import pretrained
+from mapseg.model.encoders import build_encoder
+from mapseg.model.pretrained import resolve_encoder_weights
+from mapseg.model.weights import named_weights
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 65, 97, 3)).astype(np.float32)
 
@@ -180,7 +182,7 @@ def test_auto_is_imagenet_where_there_are_such_weights():
 
 def test_a_silent_network_ends_in_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(encoders, "_NETWORK_TIMEOUT_SECS", 0.2)
+    monkeypatch.setattr(pretrained, "_NETWORK_TIMEOUT_SECS", 0.2)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
     start = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
@@ -216,7 +218,7 @@ def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/weights.h5"
-        monkeypatch.setitem(encoders._IMAGENET_URLS, "mobilenet_v2", url)
+        monkeypatch.setitem(pretrained._IMAGENET_URLS, "mobilenet_v2", url)
         with pytest.raises(FileNotFoundError, match=r"IncompleteRead.*--encoder_weights=none"):
             build_encoder(config("mobilenet_v2", encoder_weights="imagenet"))
         assert not models_dir.exists()

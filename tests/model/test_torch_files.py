@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from mapseg.model.encoders import imagenet_weights
+from mapseg.model.pretrained import imagenet_weights
 from mapseg.model.torch_files import read_tensors
 
 PATH, _ = imagenet_weights("efficientnet_lite0")

@@ -7,8 +7,11 @@ import tensorflow as tf
 
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.labels import LabelClass, make_label_set
+from mapseg.model.weights import read_weights
 from mapseg.runs import checkpoints
-from mapseg.runs.checkpoints import Best, Run
+from mapseg.runs.checkpoints import Best
+from mapseg.runs.folder import Run, amend_run, check_classes, lock_run, open_run, store_run
+from mapseg.runs.history import append_history, cut_history, read_history, training_secs
 
 
 def make_run(run_dir, **train):
@@ -34,13 +37,13 @@ def save(run, step, value=0.0, keep=3):
 
 def test_a_run_is_read_back_as_stored(tmp_path):
     run = make_run(tmp_path / "run", seed=5)
-    checkpoints.store_run(run)
-    assert checkpoints.open_run(run.run_dir) == run
+    store_run(run)
+    assert open_run(run.run_dir) == run
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*Remedy"):
-        checkpoints.open_run(tmp_path)
+        open_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +51,19 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 )
 def test_a_damaged_or_newer_run_is_refused(tmp_path, text, message):
     run = make_run(tmp_path)
-    checkpoints.store_run(run)
+    store_run(run)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        checkpoints.open_run(tmp_path)
+        open_run(tmp_path)
 
 
 def test_changeable_options_change_and_others_are_refused(tmp_path):
     run = make_run(tmp_path, steps=10)
-    later = checkpoints.amend_run(run, {"steps": 20, "seed": 1, "precision": "auto"})
+    later = amend_run(run, {"steps": 20, "seed": 1, "precision": "auto"})
     assert later == dataclasses.replace(run, train=dataclasses.replace(run.train, steps=20))
     for name, value in (("seed", 2), ("encoder", "resnet50"), ("precision", "mixed_float16")):
         with pytest.raises(ValueError, match=f"{name}=.*stored.*{name}={value} is asked"):
-            checkpoints.amend_run(run, {name: value})
+            amend_run(run, {name: value})
 
 
 def test_state_and_weights_come_back(tmp_path):
@@ -69,7 +72,7 @@ def test_state_and_weights_come_back(tmp_path):
     variable = tf.Variable(0.0)
     checkpoints.read_state(path, tf.train.Checkpoint(v=variable))
     assert float(variable) == 1.25
-    assert checkpoints.read_weights(path)["w"].tolist() == [1.25, 1.25]
+    assert read_weights(path)["w"].tolist() == [1.25, 1.25]
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
@@ -129,10 +132,10 @@ def test_best_is_bound_to_what_it_was_measured_on(tmp_path):
 
 def test_records_of_other_classes_are_refused(tmp_path):
     run = make_run(tmp_path)
-    checkpoints.check_classes(run, run.source_classes, tmp_path)
+    check_classes(run, run.source_classes, tmp_path)
     others = [dataclasses.replace(c, name=f"v2-{c.name}") for c in run.source_classes]
     with pytest.raises(ValueError, match="classes must be those"):
-        checkpoints.check_classes(run, others, tmp_path)
+        check_classes(run, others, tmp_path)
 
 
 def test_best_without_an_evaluation_is_the_newest(tmp_path):
@@ -151,24 +154,24 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     with (
-        checkpoints.locked(tmp_path),
+        lock_run(tmp_path),
         pytest.raises(ValueError, match="one process"),
-        checkpoints.locked(tmp_path),
+        lock_run(tmp_path),
     ):
         pass
-    with checkpoints.locked(tmp_path):
+    with lock_run(tmp_path):
         pass
 
 
 def test_history_is_cut_where_a_run_goes_on(tmp_path):
     path = tmp_path / "history.csv"
     for step in (10, 20, 30):
-        checkpoints.append_history(path, {"step": step, "loss": step / 10})
-    checkpoints.append_history(path, {"step": 30, "mean_iou": 0.5})
-    rows = checkpoints.cut_history(path, 20)
+        append_history(path, {"step": step, "loss": step / 10})
+    append_history(path, {"step": 30, "mean_iou": 0.5})
+    rows = cut_history(path, 20)
     assert (
         rows
-        == checkpoints.read_history(path)
+        == read_history(path)
         == [
             {"step": 10, "loss": 1.0},
             {"step": 20, "loss": 2.0},
@@ -176,22 +179,22 @@ def test_history_is_cut_where_a_run_goes_on(tmp_path):
     )
     with path.open("a") as file:
         file.write("30,3.")  # as a killed process leaves it
-    assert checkpoints.read_history(path) == rows
+    assert read_history(path) == rows
 
 
 def test_a_history_that_is_not_there_or_not_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="train first"):
-        checkpoints.read_history(tmp_path / "history.csv")
+        read_history(tmp_path / "history.csv")
     (tmp_path / "history.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="columns step, loss"):
-        checkpoints.read_history(tmp_path / "history.csv")
+        read_history(tmp_path / "history.csv")
 
 
 def test_a_history_without_numbers_is_refused(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("step,loss\n1,much\n")
     with pytest.raises(ValueError, match=r"history\.csv: must hold numbers"):
-        checkpoints.read_history(path)
+        read_history(path)
 
 
 def test_training_secs_adds_up_what_the_steps_took():
@@ -201,4 +204,4 @@ def test_training_secs_adds_up_what_the_steps_took():
         {"step": 10, "mean_iou": 0.5},
         {"step": 20, "loss": 1.0, "images_per_s": 8.0},
     ]
-    assert checkpoints.training_secs(rows, batch_size=2) == 8 * 2 / 4 + 10 * 2 / 8
+    assert training_secs(rows, batch_size=2) == 8 * 2 / 4 + 10 * 2 / 8

@@ -11,10 +11,13 @@ from conftest import ROOT, TINY, tiny_scene
 from take_steps import SmallState, small_batch
 
 from mapseg.config import ADDON_OPTIMIZERS, TrainConfig
+from mapseg.data.manifest import read_manifest
 from mapseg.estimator import Estimator
 from mapseg.runs import checkpoints
+from mapseg.runs.history import read_history
 from mapseg.training import loop as train
 from mapseg.training.optimizers import build_optimizer
+from mapseg.training.prepare import begin_run
 
 HAS_ADDONS = tf.__version__.startswith("2.15")
 needs_addons = pytest.mark.skipif(not HAS_ADDONS, reason="TensorFlow Addons is not installed")
@@ -42,9 +45,10 @@ def test_every_slot_exists_before_the_first_step(name):
 @pytest.mark.parametrize("name", ADDON_OPTIMIZERS)
 def test_a_run_trains(name, records_dir, tmp_path):
     options = {**TINY, "optimizer": name, "learning_rate": 0.01, "steps": 10}
-    run = train.begin_run(tmp_path / "run", records_dir, options)
-    train.train(run, records_dir, print, evaluating=False)
-    history = checkpoints.read_history(run.history_path)
+    manifest = read_manifest(records_dir)
+    run = begin_run(tmp_path / "run", manifest, options)
+    train.train(run, manifest, print, evaluating=False)
+    history = read_history(run.history_path)
     assert history[-1]["loss"] < history[0]["loss"]
 
 

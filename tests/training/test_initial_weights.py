@@ -11,15 +11,16 @@ from PIL import Image
 
 import infer_main
 from mapseg.config import ModelConfig, PredictConfig
-from mapseg.inference import infer
 from mapseg.inference.frames import read_image
-from mapseg.inference.predictor import Predictor, segment_array
+from mapseg.inference.predictor import Predictor
 from mapseg.labels import LabelClass, make_label_set
-from mapseg.model.deeplab import assign_weight_arrays, build_model, weight_arrays
-from mapseg.model.encoders import deeplab_names
+from mapseg.model import published as published_networks
+from mapseg.model.deeplab import build_model
+from mapseg.model.published import load_deeplab
+from mapseg.model.weights import assign_weight_arrays, deeplab_names, read_weights, weight_arrays
 from mapseg.runs import checkpoints
-from mapseg.training import initial_weights as transfer
-from mapseg.training.initial_weights import init_weights, load_deeplab
+from mapseg.runs.folder import open_run, store_run
+from mapseg.training.initial_weights import init_weights
 
 LABELS = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(21)], "all")
 XCEPTION = ModelConfig(encoder="xception65", encoder_weights="none")
@@ -77,14 +78,14 @@ def test_what_is_not_there_or_does_not_fit_is_named(xception, run_dir, tmp_path)
         init_weights(xception, str(tmp_path / "other.npz"), LABELS)
     for key, value in weight_arrays(xception).items():
         np.testing.assert_array_equal(value, before[key])
-    untrained = replace(checkpoints.open_run(run_dir), run_dir=tmp_path / "run")
-    checkpoints.store_run(untrained)
+    untrained = replace(open_run(run_dir), run_dir=tmp_path / "run")
+    store_run(untrained)
     with pytest.raises(FileNotFoundError, match="train first"):
         init_weights(xception, str(untrained.run_dir), LABELS)
 
 
 def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir):
-    run = checkpoints.open_run(run_dir)
+    run = open_run(run_dir)
     model = build_model(replace(run.model, encoder_weights="none"), len(run.label_set.classes))
     assert len(init_weights(model, str(run_dir), run.label_set)) == 1
     renamed = [replace(c, name=f"other-{c.name}") for c in run.label_set.classes]
@@ -97,10 +98,10 @@ def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir):
 
 def test_another_encoder_is_refused_though_the_decoders_fit(run_dir):
     """Names and shapes of many weights agree; a random encoder would be left beside them."""
-    run = checkpoints.open_run(run_dir)
+    run = open_run(run_dir)
     other = replace(run.model, encoder="ddrnet23_slim", encoder_weights="none", output_stride=8)
     model = build_model(other, len(run.label_set.classes))
-    shared = set(weight_arrays(model)) & set(checkpoints.read_weights(latest(run_dir)))
+    shared = set(weight_arrays(model)) & set(read_weights(latest(run_dir)))
     assert "decoder-decoder_conv1_pointwise/kernel" in shared
     with pytest.raises(ValueError, match=r"whole encoder.*, \.\.\.\. Remedy: the same --encoder"):
         init_weights(model, str(run_dir), run.label_set)
@@ -112,7 +113,7 @@ def latest(run_dir):
 
 def test_a_deeplab_checkpoint_for_another_encoder_is_named(published, run_dir):
     prefix, _, _ = published
-    run = checkpoints.open_run(run_dir)
+    run = open_run(run_dir)
     model = build_model(replace(run.model, encoder_weights="none"), len(run.label_set.classes))
     with pytest.raises(ValueError, match=r"model\.ckpt: .*xception65"):
         init_weights(model, str(prefix), run.label_set)
@@ -141,7 +142,7 @@ def _array(good, path):
 def test_a_damaged_weights_file_is_named(run_dir, tmp_path, damage):
     damage((latest(run_dir) / "weights.npz").read_bytes(), tmp_path / "bad.npz")
     with pytest.raises(ValueError, match=r"bad\.npz: must be a whole weights file.*Remedy"):
-        checkpoints.read_weights(tmp_path / "bad.npz")
+        read_weights(tmp_path / "bad.npz")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_a_published_network_segments_frames_without_training(
 
     predictor = Predictor(model, PredictConfig(), 2048)
     for name in "ab":
-        expected, _, _ = segment_array(predictor, read_image(tmp_path / "in" / f"{name}.png"))
+        expected, _, _ = predictor.segment(read_image(tmp_path / "in" / f"{name}.png"))
         with Image.open(out_dir / "ids" / f"{name}.png") as found:
             np.testing.assert_array_equal(np.asarray(found), expected)
             palette = np.reshape(found.getpalette()[: 3 * 19], [19, 3]).tolist()
@@ -200,14 +201,14 @@ def test_a_published_network_segments_frames_without_training(
 
     assert prefix in json.loads((out_dir / "inference.json").read_text())["fingerprint"]
     write_deeplab_checkpoint(prefix, stored | {"aspp0/weights": 2 * stored["aspp0/weights"]})
-    monkeypatch.setattr(infer, "load_deeplab", lambda _: (model, LABELS))
+    monkeypatch.setattr(published_networks, "load_deeplab", lambda _: (model, LABELS))
     assert infer_main.main(["infer_main.py", *flags]) == 1  # other weights, of the same name
     assert "another --out_dir" in capsys.readouterr().err
 
 
 def test_what_is_not_a_published_network_is_named(published, tmp_path, monkeypatch):
     prefix, stored, model = published
-    monkeypatch.setattr(transfer, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(published_networks, "build_model", lambda *_, **__: model)
     other = str(tmp_path / "model.ckpt")
     for wrong in (other, f"{prefix}.index", str(prefix.parent), f"{prefix.parent}.tar.gz"):
         with pytest.raises(FileNotFoundError, match=r"the prefix of.*unpack the archive"):
@@ -236,7 +237,7 @@ def test_what_is_not_a_published_network_is_named(published, tmp_path, monkeypat
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
 def test_a_checkpoint_that_is_cut_off_is_refused(published, tmp_path, monkeypatch, ending):
     prefix, _, model = published
-    monkeypatch.setattr(transfer, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(published_networks, "build_model", lambda *_, **__: model)
     for path in prefix.parent.glob("model.ckpt.*"):
         shutil.copy(path, tmp_path)
     cut = tmp_path / f"model.ckpt{ending}"

@@ -11,12 +11,17 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY, make_tiny_records
 
-from mapseg.data.batches import batch_keys, train_batches
-from mapseg.model.deeplab import weight_arrays
+from mapseg.data.batches import CropStream
+from mapseg.data.manifest import read_manifest
+from mapseg.model.weights import read_weights, weight_arrays
 from mapseg.runs import checkpoints
+from mapseg.runs.folder import open_run
+from mapseg.runs.history import read_history
 from mapseg.training import loop as train
 from mapseg.training.devices import Workers
-from mapseg.training.step import build_state
+from mapseg.training.prepare import begin_run
+from mapseg.training.state import build_state
+from mapseg.training.summary import describe
 
 
 def quiet(_):
@@ -56,9 +61,9 @@ def assert_same_state(one, other, step):
 
 def test_a_warmup_as_long_as_the_schedule_is_told(records_dir, tmp_path):
     def told(**options):
-        run = train.begin_run(tmp_path, records_dir, {**TINY, **options})
+        run = begin_run(tmp_path, read_manifest(records_dir), {**TINY, **options})
         state = SimpleNamespace(model=SimpleNamespace(trainable_variables=[]))
-        lines = train.describe(run, state, 2, Workers(tf.distribute.get_strategy()))
+        lines = describe(run, state, 2, Workers(tf.distribute.get_strategy()))
         return [line for line in lines if "warmup_steps" in line]
 
     assert told(steps=20, warmup_steps=19) == []
@@ -68,9 +73,9 @@ def test_a_warmup_as_long_as_the_schedule_is_told(records_dir, tmp_path):
 
 
 def test_a_batch_of_one_crop_is_refused_before_anything_is_written(records_dir, tmp_path):
-    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "batch_size": 1})
+    run = begin_run(tmp_path / "run", read_manifest(records_dir), {**TINY, "batch_size": 1})
     with pytest.raises(ValueError, match="batch_norm=train must see two crops or more"):
-        train.train(run, records_dir, quiet)
+        train.train(run, read_manifest(records_dir), quiet)
     assert not checkpoints.saved_steps(run.checkpoints_dir)
     assert not (run.run_dir / "config.json").exists()
 
@@ -95,7 +100,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stdout
     assert_same_state(whole, cut, 12)
-    assert [r["step"] for r in checkpoints.read_history(cut / "history.csv")] == [
+    assert [r["step"] for r in read_history(cut / "history.csv")] == [
         2,
         4,
         6,
@@ -130,14 +135,14 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     told = []
 
     def go(**more):
-        run = train.begin_run(run_dir, records_dir, {**options, **more})
-        train.train(run, records_dir, told.append)
+        run = begin_run(run_dir, read_manifest(records_dir), {**options, **more})
+        train.train(run, read_manifest(records_dir), told.append)
         return run
 
     run = go()
     assert run.train.schedule_steps == 4
     assert any("M trained parameters" in t for t in told)
-    history = checkpoints.read_history(run.history_path)
+    history = read_history(run.history_path)
     assert [(r["step"], "mean_iou" in r) for r in history] == [
         (2, False), (2, True), (4, False), (4, True),
     ]  # fmt: skip
@@ -156,25 +161,25 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
 
     raised = go(steps=6)
     assert raised.train.schedule_steps == 4
-    last = checkpoints.read_history(run.history_path)[-2]
+    last = read_history(run.history_path)[-2]
     assert (last["step"], last["learning_rate"]) == (6, 0.0)
 
     other = make_tiny_records(tmp_path / "other", seed=7)
     with pytest.raises(ValueError, match="records that it began with"):
-        train.begin_run(run_dir, other, options)
+        begin_run(run_dir, read_manifest(other), options)
     with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is asked"):
         go(seed=5)
     with pytest.raises(ValueError, match="steps must not be below the saved ones; got 5"):
         go(steps=5)
-    assert checkpoints.open_run(run_dir).train.steps == 6
+    assert open_run(run_dir).train.steps == 6
 
 
 def test_fine_tuning_keeps_what_fits(records_dir, run_dir, tmp_path):
     told = []
     options = {**TINY, "label_set": "lane_marking", "init_from": str(run_dir)}
-    run = train.begin_run(tmp_path / "second", records_dir, options)
+    run = begin_run(tmp_path / "second", read_manifest(records_dir), options)
     own = weight_arrays(build_state(run, told.append, fresh=True).model)
-    weights = checkpoints.read_weights(checkpoints.find_checkpoint(run_dir))
+    weights = read_weights(checkpoints.find_checkpoint(run_dir))
     same = [k for k in own if own[k].shape == weights[k].shape]
     assert len(same) == len(own) - 2  # all but the logits' kernel and bias
     for key in same:
@@ -184,11 +189,12 @@ def test_fine_tuning_keeps_what_fits(records_dir, run_dir, tmp_path):
 
 def check_replay(path, records_dir, run, step):
     """The batch that was written is the step's, and its keys are those of the samples."""
+    stream = CropStream(read_manifest(records_dir), run.train, run.label_set)
     with np.load(path) as written:
-        image, label = next(train_batches(records_dir, run.train, step).as_numpy_iterator())
+        image, label = next(stream.batches(step).as_numpy_iterator())
         np.testing.assert_array_equal(written["image"], image)
         np.testing.assert_array_equal(written["label"], label)
-        assert written["keys"].tolist() == batch_keys(records_dir, run.train, step)
+        assert written["keys"].tolist() == stream.keys(step)
         return written["keys"].tolist()
 
 
@@ -197,16 +203,16 @@ def check_replay(path, records_dir, run, step):
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on_nan):
     # The first step's gradient is finite, and leaves weights that are not: no later step is.
     options = {**TINY, "learning_rate": 1e30, "log_steps": 1, "on_nan": on_nan, "steps": 25}
-    run = train.begin_run(tmp_path / "run", records_dir, options)
+    run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
     step = {"stop": 1, "skip": 20}[on_nan]  # twenty in a row are too many
     expected = rf"of step {step} is not finite.*learning_rate"
     with pytest.raises(FloatingPointError, match=expected) as error:
-        train.train(run, records_dir, quiet, evaluating=False)
+        train.train(run, read_manifest(records_dir), quiet, evaluating=False)
     path = tmp_path / f"run/not_finite/step-{step:08d}.npz"
     keys = check_replay(path, records_dir, run, step)
     assert f"Its samples: {', '.join(keys)}; its batch: " in str(error.value)
     # The remedy can be followed in the same folder: nothing was saved yet.
-    again = train.begin_run(tmp_path / "run", records_dir, TINY)
+    again = begin_run(tmp_path / "run", read_manifest(records_dir), TINY)
     assert again.train.learning_rate == 0.01
 
 
@@ -229,20 +235,20 @@ def step_2_is_not_finite(monkeypatch):
 @pytest.mark.usefixtures("small", "step_2_is_not_finite")
 def test_a_step_that_is_not_finite_is_told_before_it_is_saved_over(records_dir, tmp_path):
     options = {**TINY, "log_steps": 4, "checkpoint_steps": 3}
-    run = train.begin_run(tmp_path / "run", records_dir, options)
+    run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
     with pytest.raises(FloatingPointError, match="of step 2 is not finite"):
-        train.train(run, records_dir, quiet, evaluating=False)
+        train.train(run, read_manifest(records_dir), quiet, evaluating=False)
     assert not checkpoints.saved_steps(run.checkpoints_dir)
 
 
 @pytest.mark.usefixtures("small", "step_2_is_not_finite")
 def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path):
     lines = []
-    run = train.begin_run(tmp_path / "run", records_dir, {**TINY, "on_nan": "skip"})
-    train.train(run, records_dir, lines.append, evaluating=False)
+    run = begin_run(tmp_path / "run", read_manifest(records_dir), {**TINY, "on_nan": "skip"})
+    train.train(run, read_manifest(records_dir), lines.append, evaluating=False)
     assert sum(line.startswith("skipped: the loss or a gradient of step 2") for line in lines) == 1
     check_replay(tmp_path / "run/not_finite/step-00000002.npz", records_dir, run, 2)
-    assert checkpoints.read_history(run.history_path)[-1]["skipped_steps"] == 1
+    assert read_history(run.history_path)[-1]["skipped_steps"] == 1
 
 
 @pytest.mark.parametrize(
@@ -256,15 +262,16 @@ def test_a_step_that_is_not_finite_may_be_skipped(records_dir, tmp_path):
     ],
 )
 def test_what_cannot_begin_leaves_no_run_behind(records_dir, tmp_path, options, message):
-    run_dir = tmp_path / "run"
+    run_dir, manifest = tmp_path / "run", read_manifest(records_dir)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train.train(train.begin_run(run_dir, records_dir, {**TINY, **options}), records_dir, quiet)
+        run = begin_run(run_dir, manifest, {**TINY, **options})
+        train.train(run, manifest, quiet)
     assert not (run_dir / "config.json").exists()
-    run = train.begin_run(run_dir, records_dir, TINY)  # and the folder can still be used
+    run = begin_run(run_dir, manifest, TINY)  # and the folder can still be used
     assert dataclasses.is_dataclass(run)
 
 
 def test_a_strangers_folder_is_left_alone(records_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"thesis\.txt"):
-        train.begin_run(tmp_path, records_dir, TINY)
+        begin_run(tmp_path, read_manifest(records_dir), TINY)

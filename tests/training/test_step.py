@@ -15,7 +15,8 @@ from mapseg.config import TrainConfig
 from mapseg.training.devices import Workers, check_batch_norm
 from mapseg.training.losses import make_loss
 from mapseg.training.optimizers import build_optimizer
-from mapseg.training.step import DropoutSeed, freeze_batch_norm, make_step, make_steps, use_xla
+from mapseg.training.state import DropoutSeed, freeze_batch_norm, use_xla
+from mapseg.training.step import make_step, make_steps
 
 
 def one_device():

@@ -14,6 +14,7 @@ import numpy as np
 from conftest import ROOT, TINY, free_ports, tf_config
 from test_loop import flags, stored_variables
 
+from mapseg.model.weights import read_weights
 from mapseg.runs import checkpoints
 
 PROGRAM = str(ROOT / "tests/train_small.py")
@@ -67,9 +68,7 @@ def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
     codes, texts = Pair(records_dir, two).wait()
     assert codes == [0, 0], texts
     assert "step" not in texts[1]  # worker 0 speaks for all
-    expected, found = (
-        checkpoints.read_weights(checkpoints.find_checkpoint(run, "6")) for run in (one, two)
-    )
+    expected, found = (read_weights(checkpoints.find_checkpoint(run, "6")) for run in (one, two))
     assert len(found) == 8
     for name, value in found.items():  # moving statistics included
         np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)

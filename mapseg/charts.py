@@ -1,0 +1,250 @@
+"""Charts: the course of training runs, and what records hold.
+
+Figures are drawn on a canvas of their own, never through pyplot, so threads and notebooks are safe.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mapseg.files import write_bytes
+from mapseg.labels import LabelClass
+
+Row = Mapping[str, float]
+
+
+def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
+    """Averages a curve with exponentially fading weights, without a bias to the start.
+
+    The mean is divided by the sum of its weights, 1 - weight^n, as the moments are in Adam
+    (https://arxiv.org/abs/1412.6980, section 3), so the first value is itself. A value that is not
+    finite is left out: the mean stays where it was.
+
+    Args:
+      values: [N] in order of steps.
+      weight: of the past, at least 0 and below 1; 0 changes nothing.
+
+    Returns:
+      [N] float64; nan before the first finite value.
+    """
+    if not 0 <= weight < 1:
+        raise ValueError(f"weight must be at least 0 and below 1; got {weight}")
+    mean = total = 0.0
+    result = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if math.isfinite(value):
+            mean = weight * mean + (1 - weight) * value
+            total = weight * total + (1 - weight)
+        if total:
+            result[i] = mean / total
+    return result
+
+
+def plot_history(rows: Sequence[Row], out_path: Path, smoothing: float) -> None:
+    """Draws the course of one run: loss raw and smoothed, learning rate, scores on validation.
+
+    Args:
+      rows: as `runs.history.read_history` gives them.
+      out_path: the picture to write, `.png`.
+      smoothing: weight of the past in the smoothed loss; see `smoothed`.
+    """
+    _write_figure(out_path, _figure({"": rows}, smoothing))
+
+
+def plot_runs(runs: Mapping[str, Sequence[Row]], out_path: Path, smoothing: float) -> None:
+    """Draws several runs together, each in a colour of its own; see `plot_history`.
+
+    Args:
+      runs: rows by the name of the run.
+      out_path: the picture to write, `.png`.
+      smoothing: weight of the past in the smoothed loss.
+    """
+    if not runs:
+        raise ValueError("runs must be one or more; got none")
+    _write_figure(out_path, _figure(runs, smoothing))
+
+
+def _figure(runs: Mapping[str, Sequence[Row]], smoothing: float) -> Figure:
+    scored = any("mean_iou" in row for rows in runs.values() for row in rows)
+    ratios = [3, 1, 1.5][: 2 + scored]
+    figure = Figure(figsize=(10, 1.9 * sum(ratios)), dpi=110)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    for i, (name, rows) in enumerate(runs.items()):
+        color = f"C{i % 10}"
+        steps, loss = _column(rows, "loss")
+        faint = {"color": color, "linewidth": 0.8, "alpha": 0.3 if len(runs) == 1 else 0.15}
+        bold = {"color": color, "linewidth": 1.8, "marker": "." if len(steps) < 30 else ""}
+        axes[0].plot(steps, loss, **faint, label="" if name else "raw")
+        label = name or f"smoothed, weight {smoothing:g}"
+        axes[0].plot(steps, smoothed(loss, smoothing), **bold, label=label)
+        axes[1].plot(*_column(rows, "learning_rate"), **bold)
+        if scored:
+            steps, score = _column(rows, "mean_iou")
+            axes[2].plot(steps, 100 * score, **{**bold, "marker": "o"}, markersize=4)
+    for axis, what in zip(axes, ("training loss", "learning rate", "mean IoU, %"), strict=False):
+        _dress(axis, what)
+    axes[0].legend(frameon=False)
+    axes[1].set_ylim(bottom=0)
+    axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-1, 3), useMathText=True)
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_formatter("{x:,.10g}")
+    return figure
+
+
+def plot_audit(
+    classes: Sequence[LabelClass],
+    pixels: Mapping[str, np.ndarray],
+    samples: Mapping[str, np.ndarray],
+    sizes: Mapping[str, Mapping[tuple[int, int], int]],
+    notes: Sequence[str],
+    out_path: Path,
+) -> None:
+    """Draws what records hold: a row for each class by falling share of pixels, sizes, and notes.
+
+    The first split is drawn as bars, others as marks upon them.
+
+    Args:
+      classes: names and colours.
+      pixels: by split, [classes] share of its pixels.
+      samples: by split, [classes] share of its samples that hold the class.
+      sizes: by split, by (height, width), its samples.
+      notes: lines of text.
+      out_path: the picture to write, `.png`.
+    """
+    order = np.lexsort(
+        [np.arange(len(classes)), *(-shares for shares in reversed(list(pixels.values())))]
+    )
+    classes = [classes[i] for i in order]
+    # Inches, as all that follows: room for the names, and rows that can be read.
+    left = 0.4 + 0.057 * max(len(c.name) for c in classes)
+    width, height = left + 10.6, max(6.5, 1.5 + 0.17 * len(classes))
+    tall = min(height - 1.5, 0.45 * len(classes))
+    figure = Figure(figsize=(width, height), dpi=110)
+
+    def place(x: float, wide: float, high: float) -> Axes:
+        return figure.add_axes((x / width, 1 - (0.9 + high) / height, wide / width, high / height))
+
+    _pixel_shares(place(left, 3.8, tall), classes, {k: v[order] for k, v in pixels.items()})
+    _sample_shares(place(left + 4.3, 2.1, tall), classes, {k: v[order] for k, v in samples.items()})
+    _size_marks(place(left + 7.2, 3.0, 3.0), sizes)
+    where = (left + 6.9) / width, 1 - 4.7 / height
+    figure.text(*where, "\n".join(notes), va="top", fontsize=8, linespacing=1.5)
+    _write_figure(out_path, figure)
+
+
+def _pixel_shares(
+    axis: Axes, classes: Sequence[LabelClass], pixels: Mapping[str, np.ndarray]
+) -> None:
+    """Draws what share of the pixels each class has, beside its name."""
+    _class_rows(axis, classes, pixels)
+    least = min((v[v > 0].min() for v in pixels.values() if v.any()), default=1)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlim(100 * min(0.5 * least, 1e-3), 100)
+    axis.set_yticks(range(len(classes)), [c.name for c in classes], fontsize=7)
+    axis.set_title("share of the pixels, %", fontsize=10)
+    marks, names = axis.get_legend_handles_labels()  # bars come last
+    axis.legend(
+        marks[-1:] + marks[:-1],
+        names[-1:] + names[:-1],
+        fontsize=8,
+        frameon=False,
+        ncols=6,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        borderaxespad=2.2,
+    )
+
+
+def _sample_shares(
+    axis: Axes, classes: Sequence[LabelClass], samples: Mapping[str, np.ndarray]
+) -> None:
+    """Draws what share of the samples holds each class."""
+    _class_rows(axis, classes, samples)
+    axis.set_xlim(0, 100)
+    axis.set_yticks([])
+    axis.set_title("samples that hold it, %", fontsize=10)
+
+
+def _class_rows(
+    axis: Axes, classes: Sequence[LabelClass], values: Mapping[str, np.ndarray]
+) -> None:
+    """Draws shares as percent in the colours of the classes, from the top down."""
+    places = np.arange(len(classes))
+    for i, (split, shares) in enumerate(values.items()):
+        seen = places[shares > 0]
+        rim = {"edgecolor": "0.2", "label": split, "zorder": 2 + i}
+        if i == 0:
+            colors = [np.array(classes[k].color) / 255 for k in seen]
+            axis.barh(seen, 100 * shares[seen], 0.78, color=colors, linewidth=0.5, **rim)
+        else:  # white with a rim shows on every colour
+            marker = "Dos^v"[(i - 1) % 5]
+            axis.scatter(100 * shares[seen], seen, 18, "white", marker, clip_on=False, **rim)
+    for place in places[~np.any([shares > 0 for shares in values.values()], axis=0)]:
+        where = {"transform": axis.get_yaxis_transform(), "va": "center"}
+        axis.text(0.01, place, "never", color="0.5", fontsize=7, **where)
+    axis.set_ylim(len(classes) - 0.4, -0.6)
+    axis.grid(axis="x", alpha=0.3, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _size_marks(axis: Axes, sizes: Mapping[str, Mapping[tuple[int, int], int]]) -> None:
+    """Draws a circle for each size of image, its area by how many have it."""
+    most = max((n for found in sizes.values() for n in found.values()), default=1)
+    for i, (split, found) in enumerate(sizes.items()):
+        height, width = np.array(list(found), float).reshape(-1, 2).T
+        area = [12 + 300 * n / most for n in found.values()]
+        axis.scatter(
+            width,
+            height,
+            area,
+            f"C{i}",
+            alpha=0.5,
+            linewidth=0.5,
+            edgecolor="0.25",
+            label=f"{split}: {sum(found.values())}",
+        )
+    longest = max((max(size) for found in sizes.values() for size in found), default=1)
+    axis.set_xlim(0, 1.1 * longest)
+    axis.set_ylim(0, 1.1 * longest)
+    axis.set_aspect("equal")
+    axis.set_title("sizes of the images, pixels", fontsize=10)
+    axis.set_xlabel("width", fontsize=8)
+    axis.set_ylabel("height", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    legend = axis.legend(frameon=False, fontsize=8, loc="upper left")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+
+
+def _column(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (steps, values) of the rows that have the column; not finite becomes a gap."""
+    pairs = [(row["step"], row[name]) for row in rows if name in row]
+    steps, values = np.array(pairs, float).reshape(-1, 2).T
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _dress(axis: Axes, what: str) -> None:
+    axis.set_ylabel(what)
+    axis.grid(alpha=0.3, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.01)
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    FigureCanvasAgg(figure)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_bytes(path, data.getvalue())

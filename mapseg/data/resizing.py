@@ -1,0 +1,35 @@
+"""Resizing of images and labels, in conversion and training alike."""
+
+import cv2
+import numpy as np
+
+# Noted in records whose labels were resized; another rule for `resize_label` takes another number.
+# Before there were numbers, a pixel whose centre lay on a border took the last of its neighbours.
+LABEL_RULE = 2
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width), by area where it shrinks."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, size[::-1], interpolation=method)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a label [H, W] uint8 to (height, width).
+
+    Each pixel gets the id of the pixel under its own centre; where that lies on the border between
+    two pixels, of the first of them.
+    """
+    if label.shape == size:
+        return label
+    return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def resize_pair(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes both to (height, width); they may be of different sizes, of the same view."""
+    return resize_image(image, size), resize_label(label, size)

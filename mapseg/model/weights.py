@@ -1,0 +1,167 @@
+"""A network's weights by name: reading, assigning, and TF DeepLab's names for them.
+
+The names are the same in every version of Keras, so a weights file crosses versions.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_NAMED = 3  # of the weights that are missing, so many are named
+
+
+def named_weights(model: keras.Model) -> dict[str, Any]:
+    """Returns a model's weights by names that are the same in every version of Keras.
+
+    Args:
+      model: its layers' names must be its own, those of nested models included.
+
+    Returns:
+      The variables by `layer/weight`, e.g. `aspp0-BatchNorm/gamma`, in the layers' order.
+    """
+    weights: dict[str, Any] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            weights |= named_weights(layer)
+        else:
+            # Keras 2 writes depthwise/depthwise_kernel:0 where Keras 3 writes kernel.
+            names = (w.name.rpartition("/")[2].partition(":")[0] for w in layer.weights)
+            names = (name.removeprefix("depthwise_") for name in names)
+            weights |= dict(zip((f"{layer.name}/{n}" for n in names), layer.weights, strict=True))
+    return weights
+
+
+def weight_arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """Reads a model's weights by names that every version of Keras shares; see `named_weights`."""
+    return {name: np.array(weight) for name, weight in named_weights(model).items()}
+
+
+def assign_weight_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets all weights of a model.
+
+    Args:
+      model: it is changed, if everything fits.
+      arrays: as `weight_arrays` gives them.
+
+    Raises:
+      ValueError: a weight is missing, unknown or of another shape; all such are listed.
+    """
+    weights = named_weights(model)
+    expected = {name: tuple(weight.shape) for name, weight in weights.items()}
+    found = {name: np.shape(array) for name, array in arrays.items()}
+    differing = [
+        f"{name}: {expected.get(name, 'unknown to the model')} expected, "
+        f"{found.get(name, 'none')} found"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"weights must be the model's own; {len(differing)} differ: " + "; ".join(differing)
+        )
+    for name, weight in weights.items():
+        weight.assign(arrays[name])
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Reads the weights of a checkpoint's folder, or of an `.npz` file of them.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a weights file.
+    """
+    path = path / "weights.npz" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: must be a whole weights file of mapseg (.npz); {error}. Remedy: give another "
+            "checkpoint, or copy it again"
+        ) from error
+
+
+def deeplab_names(model: keras.Model) -> dict[str, str]:
+    """Says what TF DeepLab's checkpoints call the weights of a network on `xception65`.
+
+    Args:
+      model: from `build_model`, or an encoder's.
+
+    Returns:
+      Checkpoint variable by weight name, e.g. `aspp1_depthwise/depthwise_weights` by
+      `aspp1_depthwise/kernel`. Shapes are equal, but for `logits/semantic` with another number of
+      classes.
+
+    Raises:
+      ValueError: the model has another encoder.
+    """
+    names = list(named_weights(model))
+    if not any(name.startswith("xception_65-") for name in names):
+        raise ValueError(
+            "a TF DeepLab checkpoint must be loaded into a network on xception65; got one whose "
+            f"first weight is {names[0]}. Remedy: --encoder=xception65"
+        )
+    return {name: _deeplab_name(name) for name in names}
+
+
+def _deeplab_name(name: str) -> str:
+    layer, weight = name.split("/")
+    kernel = "depthwise_weights" if layer.endswith("_depthwise") else "weights"
+    renamed = {"kernel": kernel, "bias": "biases"}
+    return f"{layer.replace('-', '/')}/{renamed.get(weight, weight)}"
+
+
+def deeplab_shapes(prefix: str) -> dict[str, list[int]]:
+    """Reads the shapes of a TensorFlow checkpoint's variables by name.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    with _whole_checkpoint(prefix):
+        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+
+
+def read_deeplab(model: keras.Model, prefix: str) -> dict[str, np.ndarray]:
+    """Reads what a TF DeepLab checkpoint has of a network's weights.
+
+    Args:
+      model: a network on `xception65`, or its encoder.
+      prefix: of the checkpoint.
+
+    Returns:
+      Arrays by weight name, of the weights that the checkpoint has; shapes may differ.
+
+    Raises:
+      ValueError: the checkpoint is damaged, or the network is another one.
+    """
+    stored = deeplab_shapes(prefix)
+    try:
+        known = deeplab_names(model)
+    except ValueError as error:
+        raise ValueError(f"{prefix}: {error}") from error
+    names = {key: name for key, name in known.items() if name in stored}
+    with _whole_checkpoint(prefix):
+        reader = tf.train.load_checkpoint(prefix)
+        return {key: reader.get_tensor(name) for key, name in names.items()}
+
+
+@contextmanager
+def _whole_checkpoint(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{prefix}: must be a whole TensorFlow checkpoint; {error}") from error
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Names the first few of some weights, for a message."""
+    return ", ".join([*names[:_NAMED], *["..."] * (len(names) > _NAMED)])

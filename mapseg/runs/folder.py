@@ -1,0 +1,153 @@
+"""What a run is: its network, options, classes and records, as its folder stores them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mapseg
+from mapseg import files
+from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
+from mapseg.files import write_text
+from mapseg.labels import LabelClass, LabelSet, parse_class_table
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder is bound to.
+
+    Attributes:
+      run_dir: the folder.
+      model: the network.
+      train: how it is trained; `precision` and `schedule_steps` are resolved.
+      label_set: train ids and their classes.
+      long_side_px: median long side of the images that it is trained on.
+      source_classes: class table of the records, whose ids `label_set` maps.
+      records_digest: of the training split, so that a run never goes on with other samples.
+    """
+
+    run_dir: Path
+    model: ModelConfig
+    train: TrainConfig
+    label_set: LabelSet
+    long_side_px: int
+    source_classes: tuple[LabelClass, ...]
+    records_digest: str
+
+    @property
+    def history_path(self) -> Path:
+        """The CSV of losses, rates and scores by step."""
+        return self.run_dir / "history.csv"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """The folder of checkpoints."""
+        return self.run_dir / "checkpoints"
+
+
+def open_run(run_dir: Path) -> Run:
+    """Reads what a run folder is bound to.
+
+    Raises:
+      FileNotFoundError: not a run folder.
+      ValueError: written by a version that this one does not understand.
+    """
+    config_path, labels_path = run_dir / "config.json", run_dir / "labels.json"
+    for path in (config_path, labels_path):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{run_dir}: not a run folder, {path.name} is missing. Remedy: give the --run_dir "
+                "of a training run"
+            )
+    try:
+        raw, labels = (
+            json.loads(p.read_text(encoding="utf-8")) for p in (config_path, labels_path)
+        )
+        if raw["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"{config_path}: format_version must be {FORMAT_VERSION}; got "
+                f"{raw['format_version']}. Remedy: use the mapseg that wrote it, "
+                f"{raw.get('mapseg', 'unknown')}"
+            )
+        return Run(
+            run_dir,
+            from_json(ModelConfig, raw["model"], str(config_path)),
+            from_json(TrainConfig, raw["train"], str(config_path)),
+            LabelSet.from_json(labels, str(labels_path)),
+            int(raw["long_side_px"]),
+            parse_class_table({"labels": raw["source_classes"]}, str(config_path)),
+            str(raw["records_digest"]),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{config_path}: not written by mapseg, or damaged: {error!r}") from error
+
+
+def store_run(run: Run) -> None:
+    """Writes `config.json` and `labels.json`."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "mapseg": mapseg.__version__,
+        "model": to_json(run.model),
+        "train": to_json(run.train),
+        "long_side_px": run.long_side_px,
+        "records_digest": run.records_digest,
+        "source_classes": [c.to_json() for c in run.source_classes],
+    }
+    write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")
+    write_text(run.run_dir / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) -> None:
+    """Refuses records whose ids mean other classes than those that a run was trained on.
+
+    Raises:
+      ValueError: the class tables differ.
+    """
+    if tuple(classes) != run.source_classes:
+        raise ValueError(
+            f"{records_dir}: the records' classes must be those that {run.run_dir} was trained on; "
+            "they differ. Remedy: give records of the same source, or fine-tune in another "
+            f"--run_dir with --init_from={run.run_dir}"
+        )
+
+
+def amend_run(run: Run, asked: Mapping[str, Any]) -> Run:
+    """Applies the options of a later call to a stored run.
+
+    Args:
+      run: as stored.
+      asked: option name -> value, only those that the user gave.
+
+    Returns:
+      The run with its changeable options replaced.
+
+    Raises:
+      ValueError: an option that makes the run what it is has another value.
+    """
+    asked = {k: v for k, v in asked.items() if not _means_stored(run, k, v)}
+    conflicts = identity_conflicts(run.model, asked) + identity_conflicts(run.train, asked)
+    if conflicts:
+        raise ValueError(
+            f"{run.run_dir}: this run's options must stay: {'; '.join(conflicts)}. "
+            "Remedy: leave them out, or give another --run_dir"
+        )
+    known = to_json(run.train)
+    return replace(run, train=replace(run.train, **{k: v for k, v in asked.items() if k in known}))
+
+
+def _means_stored(run: Run, name: str, value: Any) -> bool:
+    """Whether an option only repeats what was resolved when the run began."""
+    return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
+
+
+def lock_run(run_dir: Path) -> AbstractContextManager[None]:
+    """Holds a run folder for one training process; ValueError where another one has it."""
+    return files.locked(
+        run_dir / ".lock",
+        f"{run_dir}: must be trained by one process at a time; another one is at work. "
+        "Remedy: wait for it, or give another --run_dir",
+    )

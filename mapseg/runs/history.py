@@ -1,0 +1,74 @@
+"""The history of a run: losses, rates and scores by step, in a CSV file."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mapseg.files import whole_file
+
+HISTORY_COLUMNS = (
+    "step",
+    "loss",
+    "learning_rate",
+    "images_per_s",
+    "loss_scale",
+    "skipped_steps",
+    "mean_iou",
+    "pixel_accuracy",
+)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Reads a `history.csv`: one dict a row with the columns that have a value.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a history.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such history. Remedy: train first")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not set(reader.fieldnames or ()) >= {"step", "loss"}:
+            raise ValueError(f"{path}: must be a history.csv of mapseg with columns step, loss")
+        # A process that was killed while it appended leaves a last row without its end.
+        rows = [row for row in reader if row["step"] and None not in row.values()]
+    try:
+        return [{k: float(v) for k, v in row.items() if v} for row in rows]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: must hold numbers only; {error}") from error
+
+
+def training_secs(rows: Sequence[Mapping[str, float]], batch_size: int) -> float:
+    """Adds up how long the steps of a history took, without compiling and evaluating."""
+    secs, before = 0.0, 0.0
+    for row in rows:
+        if "images_per_s" in row:
+            secs += (row["step"] - before) * batch_size / row["images_per_s"]
+        before = row["step"]
+    return secs
+
+
+def append_history(path: Path, row: Mapping[str, float]) -> None:
+    """Adds a row; columns that it lacks stay empty."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, HISTORY_COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def cut_history(path: Path, last_step: int) -> list[dict[str, float]]:
+    """Drops the rows after a step, which a resumed run will write again; returns the others."""
+    rows = [r for r in read_history(path) if r["step"] <= last_step] if path.is_file() else []
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, HISTORY_COLUMNS)
+        writer.writeheader()
+        writer.writerows(_as_written(rows))
+    return rows
+
+
+def _as_written(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    counts = {"step", "skipped_steps"}
+    return [{k: int(v) if k in counts else v for k, v in row.items()} for row in rows]

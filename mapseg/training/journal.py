@@ -1,0 +1,88 @@
+"""What is reported and recorded of a training run: lines, history, TensorBoard, loss.png."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mapseg.charts import plot_history
+from mapseg.progress import duration
+from mapseg.runs.folder import Run
+from mapseg.runs.history import append_history, cut_history, read_history
+from mapseg.training.optimizers import learning_rate
+
+
+class Journal:
+    """Reports and records the course of a run; only the first process writes."""
+
+    def __init__(self, run: Run, progress: Callable[[str], None], *, is_first: bool, step: int):
+        """Cuts off what is recorded after the step that the run resumes from.
+
+        Args:
+          run: its options and its folder.
+          progress: takes lines for people.
+          is_first: whether this process writes files.
+          step: that the run begins or resumes with.
+        """
+        self._run, self._progress, self._is_first = run, progress, is_first
+        self.rows = cut_history(run.history_path, step) if is_first else []
+        if is_first:
+            self._events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
+        self.start_clock(step)
+
+    def start_clock(self, step: int) -> None:
+        """Begins to time the steps after this one."""
+        self._timed_at, self._timed_step = time.monotonic(), step
+
+    def stop_clock(self, secs: float) -> None:
+        """Leaves out some seconds that were not spent on steps."""
+        self._timed_at += secs
+
+    def log(self, step: int, losses: Sequence[float], loss_scale: float, skipped: int) -> None:
+        """Reports and records the steps since the last report.
+
+        Args:
+          step: the last of them.
+          losses: of those that were finite.
+          loss_scale: of float16; else 1.
+          skipped: how many steps of the run were not finite.
+        """
+        config, now = self._run.train, time.monotonic()
+        rate = learning_rate(config, tf.constant(step - 1, tf.int64))
+        row = {
+            "step": step,
+            "loss": float(np.mean(losses)) if losses else math.nan,
+            "learning_rate": float(rate),
+            "loss_scale": loss_scale,
+            "skipped_steps": skipped,
+        }
+        text = f"loss {row['loss']:.4f}  rate {row['learning_rate']:.2e}"
+        if step > self._timed_step:  # else only the step that was compiled, which says nothing
+            steps_per_s = (step - self._timed_step) / (now - self._timed_at)
+            row["images_per_s"] = steps_per_s * config.batch_size
+            left = duration((config.steps - step) / steps_per_s)
+            text += f"  {row['images_per_s']:.1f} images/s  {left} left"
+        self.record(row)
+        self._progress(f"step {step}/{config.steps}  {text}")
+        self._timed_at, self._timed_step = now, step
+
+    def record(self, row: Mapping[str, float]) -> None:
+        """Adds a row to the history and to TensorBoard's events; `step` is one of its columns."""
+        if not self._is_first:
+            return
+        append_history(self._run.history_path, row)
+        with self._events.as_default(step=int(row["step"])):
+            for name, value in row.items():
+                if name != "step":
+                    tf.summary.scalar(name, value)
+        self._events.flush()
+
+    def plot(self) -> None:
+        """Draws `loss.png` anew."""
+        if not self._is_first:
+            return
+        rows = read_history(self._run.history_path)
+        if rows:
+            plot_history(rows, self._run.run_dir / "loss.png", self._run.train.loss_smoothing)

@@ -1,0 +1,156 @@
+"""What a training step changes: network, optimizer, step and loss scale."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mapseg.config import TrainConfig
+from mapseg.machine import gpus
+from mapseg.model.convolutions import use_forms_for_xla
+from mapseg.model.deeplab import build_model
+from mapseg.runs.checkpoints import find_checkpoint, read_state, saved_steps
+from mapseg.runs.folder import Run
+from mapseg.training import optimizers
+from mapseg.training.initial_weights import init_weights
+
+# Keeps dropout's random stream apart from the augmentation's, which is 1.
+_DROPOUT = 2
+
+
+class DropoutSeed:
+    """Gives the seed of dropout: another one in each step and in each part of its batch.
+
+    The run's seed is a variable, not a constant of the graph: what XLA compiled for one seed serves
+    every other.
+    """
+
+    def __init__(self, seed: int, step: tf.Variable):
+        self._seed = tf.Variable(seed, trainable=False, dtype=tf.int32, name="seed")
+        self._step = step
+        self.part: int | tf.Tensor = 0  # set while the step is traced
+
+    def __call__(self) -> tf.Tensor:
+        """Returns [2] int32."""
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.stack([self._seed, _DROPOUT]), self._step
+        )
+        return tf.random.experimental.stateless_fold_in(seed, self.part)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes; `checkpoint` holds all of it."""
+
+    model: keras.Model
+    optimizer: Any
+    step: tf.Variable
+    loss_scale: optimizers.LossScale
+    dropout_seed: DropoutSeed
+    checkpoint: tf.train.Checkpoint
+
+
+def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> TrainState:
+    """Builds network and optimizer; call it in the strategy's scope.
+
+    Args:
+      run: what to build.
+      progress: takes lines on where the weights come from.
+      fresh: load the weights that a new run starts from; otherwise a checkpoint is to follow.
+    """
+    keras.utils.set_random_seed(run.train.seed)
+    step = tf.Variable(0, trainable=False, dtype=tf.int64, name="step")
+    dropout_seed = DropoutSeed(run.train.seed, step)
+    config = run.model
+    if not fresh or (run.train.init_from and config.encoder_weights == "auto"):
+        config = replace(config, encoder_weights="none")
+    model = build_model(
+        config,
+        len(run.label_set.classes),
+        dropout_seed=dropout_seed,
+        precision=run.train.precision,
+    )
+    if fresh and run.train.init_from:
+        for line in init_weights(model, run.train.init_from, run.label_set):
+            progress(line)
+    if run.train.batch_norm == "frozen":
+        freeze_batch_norm(model)
+    if run.train.sync_batch_norm:
+        synchronize_batch_norm(model)
+    if use_xla(run.train, tf.distribute.get_strategy()):
+        use_forms_for_xla(_layers(model))
+    optimizer = optimizers.build_optimizer(run.train, step, model.trainable_variables)
+    loss_scale = optimizers.LossScale(dynamic=run.train.precision == "mixed_float16")
+    checkpoint = tf.train.Checkpoint(
+        model=model, optimizer=optimizer, step=step, loss_scale=loss_scale
+    )
+    return TrainState(model, optimizer, step, loss_scale, dropout_seed, checkpoint)
+
+
+def open_state(
+    run: Run, strategy: tf.distribute.Strategy, progress: Callable[[str], None]
+) -> TrainState:
+    """Builds network and optimizer on some devices, as of the newest checkpoint if there is one.
+
+    Args:
+      run: what to build.
+      strategy: the devices.
+      progress: takes lines on where the weights come from.
+
+    Raises:
+      FileNotFoundError: initial weights that are not there.
+      ValueError: initial weights or a checkpoint that does not fit.
+    """
+    resumed = bool(saved_steps(run.checkpoints_dir))
+    with strategy.scope():
+        state = build_state(run, progress, fresh=not resumed)
+    if resumed:
+        read_state(find_checkpoint(run.run_dir, "latest"), state.checkpoint)
+    return state
+
+
+def freeze_batch_norm(model: keras.Model) -> None:
+    """Keeps every batch norm as it is: its statistics are used and nothing of it is trained."""
+    for norm in _batch_norms(model):
+        norm.trainable = False
+
+
+def synchronize_batch_norm(model: keras.Model) -> None:
+    """Lets every batch norm normalize over the crops of all devices."""
+    for norm in _batch_norms(model):
+        norm.synchronized = True
+        norm.fused = False  # Keras 2 has a form that looks at one device alone
+
+
+def _batch_norms(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+    return (x for x in _layers(model) if isinstance(x, keras.layers.BatchNormalization))
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def use_xla(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
+    """Says whether XLA compiles the step.
+
+    Raises:
+      ValueError: it cannot, but is asked for.
+    """
+    problem, several = "", strategy.num_replicas_in_sync > 1
+    if several and len(strategy.extended.worker_devices) > 1:
+        problem = "one device in each process"
+    elif several and config.sync_batch_norm:
+        problem = "sync_batch_norm off: it cannot compile what devices say to each other"
+    if config.xla == "on" and problem:
+        raise ValueError(
+            f"xla=on must be used with {problem}. Remedy: --xla=auto, or see "
+            "docs/several_machines.md on a process for each device"
+        )
+    on_gpu = bool(gpus())
+    return config.xla == "on" or (config.xla == "auto" and on_gpu and not problem)

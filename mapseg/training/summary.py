@@ -1,0 +1,49 @@
+"""What is about to be trained, in lines for people."""
+
+import math
+
+from mapseg.machine import cores, gpus, hidden_gpu
+from mapseg.model.pretrained import resolve_encoder_weights
+from mapseg.runs.folder import Run
+from mapseg.training.devices import Workers
+from mapseg.training.state import TrainState, use_xla
+
+
+def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> list[str]:
+    """Says what is about to be trained, on what, and how long it is."""
+    names = ", ".join(gpu.name for gpu in gpus())
+    devices = names or f"CPU ({cores()} cores)"
+    if workers.count > 1:
+        devices += f" on this worker, {workers.replicas} devices on {workers.count} workers"
+    epochs = run.train.steps * run.train.batch_size / samples
+    start = run.train.init_from or resolve_encoder_weights(run.model)
+    lines = [
+        f"run folder {run.run_dir}",
+        f"devices: {devices}; precision {run.train.precision}; "
+        f"XLA {'on' if use_xla(run.train, workers.strategy) else 'off'}",
+        f"{run.model.encoder} from {start}, "
+        f"output stride {run.model.output_stride}, "
+        f"{trained_parameters(state) / 1e6:.2f} M trained parameters, "
+        f"{len(run.label_set.classes)} classes ({run.label_set.name})",
+        f"{samples} samples, {run.train.steps} steps of {run.train.batch_size} crops of "
+        f"{run.train.crop_height}x{run.train.crop_width}: {epochs:.1f} epochs",
+    ]
+    if run.model.encoder_weights == "auto" and start == "none":
+        lines.append(
+            f"NOTE: there are no ImageNet weights of {run.model.encoder}: it starts at random"
+        )
+    warmup, end = run.train.warmup_steps, run.train.schedule_steps or run.train.steps
+    if warmup >= end:
+        lines.append(
+            f"WARNING: warmup_steps={warmup} of a schedule of {end} steps: the rate only rises. "
+            "Remedy: fewer --warmup_steps"
+        )
+    problem = hidden_gpu()
+    if problem:
+        lines.append(f"WARNING: {problem}")
+    return lines
+
+
+def trained_parameters(state: TrainState) -> int:
+    """Counts the numbers that training changes by their gradient."""
+    return sum(math.prod(v.shape) for v in state.model.trainable_variables)

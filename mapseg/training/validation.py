@@ -1,0 +1,114 @@
+"""Evaluation of a run while it trains."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import numpy as np
+
+from mapseg.config import PredictConfig, to_json
+from mapseg.data.manifest import Manifest
+from mapseg.evaluation.evaluate import evaluate, write_evaluation
+from mapseg.evaluation.scores import Scores
+from mapseg.inference.predictor import Predictor
+from mapseg.model.deeplab import build_model
+from mapseg.model.weights import assign_weight_arrays, weight_arrays
+from mapseg.runs.checkpoints import Best, note_score
+from mapseg.runs.folder import Run
+from mapseg.training.devices import Workers
+from mapseg.training.journal import Journal
+from mapseg.training.saving import Saver
+from mapseg.training.state import TrainState
+
+
+class Validator:
+    """Evaluates a run at its steps of evaluation, and keeps the best checkpoint.
+
+    All processes call it at the same steps, and share the images.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        manifest: Manifest,
+        state: TrainState,
+        workers: Workers,
+        predicting: PredictConfig,
+        progress: Callable[[str], None],
+        add_up: Callable[[np.ndarray], np.ndarray],
+        evaluated_steps: Collection[int],
+    ):
+        """Binds to a run.
+
+        Args:
+          run: its options and its folder.
+          manifest: of the records.
+          state: whose network is evaluated.
+          workers: the processes and devices.
+          predicting: how whole images are evaluated.
+          progress: takes lines for people.
+          add_up: adds up arrays of all processes.
+          evaluated_steps: of which the first process has the scores already.
+        """
+        self._run, self._manifest, self._workers = run, manifest, workers
+        self._state, self._progress, self._add_up = state, progress, add_up
+        self._evaluated_steps = {*evaluated_steps}
+        model = state.model
+        if workers.replicas > 1:  # a copy: the network itself lies on many devices
+            config = replace(run.model, encoder_weights="none")
+            classes = len(run.label_set.classes)
+            model = build_model(config, classes, precision=run.train.precision)
+        self._predictor = Predictor(model, predicting, run.long_side_px)
+
+    def run_if_due(self, step: int, saver: Saver, journal: Journal) -> None:
+        """Saves and evaluates at a step that is to be evaluated and was not."""
+        config = self._run.train
+        last = step == config.steps
+        due = last or (config.eval_steps and step and step % config.eval_steps == 0)
+        if not due:
+            return
+        [done] = self._add_up(np.array([step in self._evaluated_steps], np.float64))
+        if done:
+            return
+        started = time.monotonic()
+        saver.save(step)
+        if self._predictor.model is not self._state.model:
+            assign_weight_arrays(self._predictor.model, weight_arrays(self._state.model))
+        is_first = self._workers.is_first
+        scores = evaluate(
+            self._predictor,
+            self._manifest,
+            config.eval_split,
+            self._run.label_set,
+            self._progress,
+            max_samples=config.eval_samples,
+            panels_dir=self._run.run_dir / "evaluation" / "panels" if is_first else None,
+            panels=config.eval_panels if last else 0,
+            share=(self._workers.index, self._workers.count),
+            add_up=self._add_up,
+        )
+        self._evaluated_steps.add(step)
+        journal.stop_clock(time.monotonic() - started)
+        if is_first:
+            self._note(step, scores, journal)
+
+    def _note(self, step: int, scores: Scores, journal: Journal) -> None:
+        run, config = self._run, self._run.train
+        write_evaluation(
+            run.run_dir,
+            config.eval_split,
+            scores,
+            step=step,
+            samples=config.eval_samples,
+            **to_json(self._predictor.config),
+        )
+        best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
+        note_score(run.checkpoints_dir, best)
+        # Last: the row says that the evaluation is done.
+        totals = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
+        journal.record({"step": step, **totals})
+        self._progress(
+            f"step {step}: {config.eval_split} mean IoU {scores.mean_iou:.2%}, "
+            f"pixel accuracy {scores.pixel_accuracy:.2%}"
+        )
+        journal.plot()
