@@ -225,7 +225,7 @@ def test_a_shard_that_is_missing_is_named(records_dir, tmp_path, capsys):
 @pytest.mark.usefixtures("cheap")
 def test_an_id_that_is_not_in_the_class_table_is_named(records_dir, tmp_path, capsys):
     shutil.copytree(records_dir, tmp_path / "records")
-    manifest = read_manifest(records_dir)
+    manifest = read_manifest(tmp_path / "records")
     write_manifest(replace(manifest, classes=manifest.classes[:3]))
     _, found = call(capsys, f"--records_dir={tmp_path / 'records'}")
     assert found["ids"][0] == "FAIL"

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 # Noted in records whose labels were resized; another rule for `resize_label` takes another number.
-# Before there were numbers, a pixel whose centre lay on a border took the last of its neighbours.
+# Before there were numbers, conversion always took the later pixel at a border.
 LABEL_RULE = 2
 
 
@@ -20,8 +20,8 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a label [H, W] uint8 to (height, width).
 
-    Each pixel gets the id of the pixel under its own centre; where that lies on the border between
-    two pixels, of the first of them.
+    Each pixel gets the id of the pixel under its own centre. Where that lies on the border between
+    two pixels, OpenCV's integer arithmetic picks one of them, the same on every machine.
     """
     if label.shape == size:
         return label

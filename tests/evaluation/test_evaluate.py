@@ -21,11 +21,12 @@ class ByColor(tf.Module):
 
 
 def test_a_network_that_knows_the_colours_scores_nearly_all(records_dir, tmp_path):
-    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    manifest = read_manifest(records_dir)
+    labels = make_label_set(manifest.classes, "all")
     predictor = Predictor(ByColor(), PredictConfig(scale="1", tile_px=65), 80)
     panels_dir = tmp_path / "panels"
     scores = evaluate(
-        predictor, records_dir, "validation", labels, print, panels_dir=panels_dir, panels=2
+        predictor, manifest, "validation", labels, print, panels_dir=panels_dir, panels=2
     )
     assert scores.mean_iou > 0.9
     assert scores.pixel_accuracy > 0.95
@@ -53,7 +54,8 @@ def test_an_evaluation_is_read_back_if_it_is_the_very_same(records_dir, tmp_path
 
 
 def test_the_first_samples_alone(records_dir):
-    labels = make_label_set(read_manifest(records_dir).classes, "all")
+    manifest = read_manifest(records_dir)
+    labels = make_label_set(manifest.classes, "all")
     predictor = Predictor(ByColor(), PredictConfig(scale="1"), 80)
-    one = evaluate(predictor, records_dir, "validation", labels, print, max_samples=1)
+    one = evaluate(predictor, manifest, "validation", labels, print, max_samples=1)
     assert one.confusion.sum() == 57 * 80  # the last three rows are unlabeled

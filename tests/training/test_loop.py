@@ -166,10 +166,10 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
 
     other = make_tiny_records(tmp_path / "other", seed=7)
     with pytest.raises(ValueError, match="records that it began with"):
-        begin_run(run_dir, read_manifest(other), options)
+        begin_run(run_dir, read_manifest(other), {**options, "steps": 6})
     with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is asked"):
         go(seed=5)
-    with pytest.raises(ValueError, match="steps must not be below the saved ones; got 5"):
+    with pytest.raises(ValueError, match="steps must not be below the saved ones, 6; got 5"):
         go(steps=5)
     assert open_run(run_dir).train.steps == 6
 
