@@ -10,6 +10,7 @@ way. After that, the conversion with one and two workers, and how often rare cla
 and without class balance. Figures of one way against another are of the same run.
 """
 
+# Long: one benchmark of several stages that share its set-up.
 import json
 import os
 import resource

@@ -35,7 +35,7 @@ def define_flags() -> flags.FlagValues:
 def work(values: flags.FlagValues) -> int:
     """Prints a row for every encoder and precision; 1 where one does not reach the goal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from mapseg.inference.frames import read_image
+    from mapseg.inference.reading import read_image
 
     image = read_image(Path(cli.required(values, "image")))
     label = read_label(Path(cli.required(values, "label")))

@@ -148,7 +148,7 @@ def shared_options(values: flags.FlagValues) -> dict[str, Any]:
 
 def convert(camvid_dir: Path, work_dir: Path) -> None:
     """Converts the training split to records, unless that is done."""
-    from data_prep.build_records import build_records
+    from data_prep.conversion import build_records
     from data_prep.convert import Resize
     from data_prep.sources import find_folders
 

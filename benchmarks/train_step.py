@@ -140,6 +140,7 @@ def table_row(row: dict[str, Any], peak_tflops: float) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+# Long: what is measured, in the order in which it is.
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Times one case."""
     if case["compile_cache_dir"]:

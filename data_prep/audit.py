@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.convert import read_part
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts
-from mapseg.data.manifest import Manifest, Split, read_checked_json, with_sha256
-from mapseg.files import write_text
+from data_prep.parts import read_part
+from mapseg.data.manifest import Manifest, Split
+from mapseg.files import read_checked_json, with_sha256, write_text
 from mapseg.labels import LabelClass
 
 AUDIT_NAME, PICTURE_NAME = "audit.json", "audit.png"

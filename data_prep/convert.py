@@ -7,7 +7,6 @@ TensorFlow; see `mapseg.data.manifest`.
 
 import contextlib
 import io
-import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,16 +18,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts, note_facts
+from data_prep.parts import Part, write_part
 from data_prep.sources import Pair
-from mapseg.data.manifest import Shard, read_checked_json, with_sha256
 from mapseg.data.resizing import resize_image, resize_label
 from mapseg.data.samples import encode_sample
 from mapseg.data.shards import write_shard
 from mapseg.data.tiles import encode_tiles
-from mapseg.files import write_text
 from mapseg.labels import LabelClass
-
-PARTS_DIR = ".parts"
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MODES = {"jpeg": ("L", "RGB"), "png": ("1", "L", "LA", "P", "RGB", "RGBA")}
@@ -249,23 +245,6 @@ class Job:
     skip: bool = False
 
 
-@dataclass(frozen=True)
-class Part:
-    """What is noted beside a finished shard, for the manifest and for a resumed conversion.
-
-    Attributes:
-      shard: the file.
-      facts: of its samples, in order.
-      left_out: by key of a pair that could not be converted, the reason.
-      made_from: as in its job.
-    """
-
-    shard: Shard
-    facts: tuple[SampleFacts, ...]
-    left_out: dict[str, str]
-    made_from: dict[str, Any]
-
-
 def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
     """Writes a shard and then its part, each whole or not at all.
 
@@ -296,24 +275,3 @@ def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
 
     shard = write_shard(job.path, records())
     write_part(job.path, Part(shard, tuple(facts), left_out, job.made_from))
-
-
-def part_path(shard_path: Path) -> Path:
-    """Returns where a shard's part is noted."""
-    return shard_path.parent / PARTS_DIR / f"{shard_path.name}.json"
-
-
-def write_part(shard_path: Path, part: Part) -> None:
-    """Writes a shard's part, whole or not at all."""
-    facts = [found.to_json() for found in part.facts]
-    raw = {**vars(part), "shard": vars(part.shard), "facts": facts}
-    write_text(part_path(shard_path), json.dumps(with_sha256(raw)))
-
-
-def read_part(shard_path: Path) -> Part | None:
-    """Reads a shard's part; None where there is none, or it is damaged."""
-    raw = read_checked_json(part_path(shard_path))
-    if raw is None:
-        return None
-    facts = tuple(SampleFacts.from_json(found) for found in raw["facts"])
-    return Part(Shard(**raw["shard"]), facts, raw["left_out"], raw["made_from"])

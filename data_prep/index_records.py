@@ -21,9 +21,9 @@ from absl import flags
 
 import mapseg
 from data_prep.audit import audit_lines, write_audit
-from data_prep.convert import PARTS_DIR, Part, read_part, write_part
 from data_prep.facts import SampleFacts, join_facts
-from data_prep.verify_records import inspect_record
+from data_prep.inspection import inspect_record
+from data_prep.parts import PARTS_DIR, Part, read_part, write_part
 from mapseg import cli
 from mapseg.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, write_manifest
 from mapseg.data.shards import read_shard
@@ -193,7 +193,7 @@ def _work_on(values: flags.FlagValues) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
     flags.DEFINE_string("records_dir", "", "the folder of the shards", flag_values=values)
@@ -207,4 +207,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

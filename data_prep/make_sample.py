@@ -94,7 +94,7 @@ def _work_on(values: flags.FlagValues) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
     flags.DEFINE_string("out_dir", "", "where the data set goes", flag_values=values)
@@ -106,4 +106,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.convert import PARTS_DIR, Job, Part, Resize, part_path, read_part
+from data_prep.convert import Job, Resize
+from data_prep.parts import PARTS_DIR, Part, part_path, read_part
 from data_prep.sources import Pair, Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
 from mapseg.data.resizing import LABEL_RULE

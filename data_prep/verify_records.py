@@ -5,19 +5,18 @@ python -m data_prep.verify_records --records_dir=R
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
-from google.protobuf.message import DecodeError
 
 from data_prep.audit import AUDIT_NAME
-from data_prep.convert import part_path
-from data_prep.facts import SampleFacts, make_tile_table, note_facts
+from data_prep.facts import SampleFacts, make_tile_table
+from data_prep.inspection import inspect_record
+from data_prep.parts import part_path
 from mapseg import cli
 from mapseg.data.manifest import (
     MANIFEST_NAME,
@@ -26,18 +25,15 @@ from mapseg.data.manifest import (
     Shard,
     Split,
     check_shard,
-    read_checked_json,
     read_manifest,
 )
-from mapseg.data.samples import decode_image, parse_sample
 from mapseg.data.shards import read_shard
-from mapseg.data.tiles import Window, decode_window, fill_tiles, read_tile_table, tile_grid
-from mapseg.labels import VOID
+from mapseg.data.tiles import read_tile_table
+from mapseg.files import read_checked_json
 from mapseg.machine import cores
 from mapseg.progress import make_reporter, show
 
 _TOP_CLASSES = 3
-_GREY_8_BIT = b"\x08\x00"  # depth and colour type in a PNG's header
 
 
 @dataclass
@@ -119,59 +115,6 @@ def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
     return found
 
 
-def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
-    """Decodes all of a record and notes its facts.
-
-    Args:
-      record: of `records.encode_sample`, or of TF DeepLab, which has no tiles.
-      ids: of the class table; a record without tiles may have VOID too, as TF DeepLab ignores it.
-
-    Returns:
-      The facts, without an orientation.
-
-    Raises:
-      ValueError: a field that is missing, cannot be decoded or contradicts another; an id that is
-        not in the class table. The message names the sample.
-    """
-    try:
-        sample = parse_sample(record)
-    except DecodeError as error:
-        raise ValueError(f"must be a tf.train.Example; got {error}") from error
-    key = sample.key
-    if sample.label[24:26] != _GREY_8_BIT:
-        raise ValueError(f"{key}: the label must be an 8-bit greyscale PNG of ids; got another")
-    try:
-        image_size = tuple(decode_image(sample.image).shape[:2])
-        label = tf.io.decode_png(sample.label, channels=1)[..., 0].numpy()
-    except tf.errors.OpError as error:
-        raise ValueError(f"{key}: image and label must be decodable; got {error}") from error
-    if not image_size == label.shape == sample.size:
-        raise ValueError(
-            f"{key}: sizes must be equal; got image {image_size}, label {label.shape}, "
-            f"image/height and image/width {sample.size}"
-        )
-    facts = note_facts(key, label, sample.image)
-    unknown = sorted(facts.pixels.keys() - set(ids) - (set() if sample.tiles else {VOID}))
-    if unknown:
-        raise ValueError(f"{key}: ids must be in the class table; got {unknown}")
-    if sample.tiles and not _same(sample.tiles, label):
-        raise ValueError(f"{key}: the label's tiles must be those of the label; got others")
-    return facts
-
-
-def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:
-    """Tells whether tiles are those of a label, and zero beyond it."""
-    rows, columns = tile_grid(label.shape)
-    if len(tiles) != rows * columns:
-        return False
-    filled = fill_tiles(label)
-    try:
-        found = decode_window(tiles, filled.shape, Window(0, 0, *filled.shape))
-        return np.array_equal(found, filled)
-    except ValueError:
-        return False
-
-
 def _check_split(
     records_dir: Path, split: Split, found: _Found, manifest: Manifest
 ) -> Iterator[str]:
@@ -239,7 +182,7 @@ def _work_on(values: flags.FlagValues) -> int:
     return 1 if problems else 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
     flags.DEFINE_string("records_dir", "", "the records to check", flag_values=values)
@@ -247,4 +190,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

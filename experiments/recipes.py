@@ -14,6 +14,7 @@ those of other calls with other seeds or splits are added, and refused if their 
 or data differ. The same command again goes on where it stopped, also in the middle of a run.
 """
 
+# Long: one command from raw folder to tables, read from top to bottom.
 import contextlib
 import json
 import os
@@ -197,7 +198,7 @@ def fold(source: "Source", training: "SourceSplit", number: int, folds: int) -> 
 
 def convert(part: Part, work_dir: Path, recipe: Recipe) -> None:
     """Converts to records, unless that is done."""
-    from data_prep.build_records import build_records
+    from data_prep.conversion import build_records
     from data_prep.convert import Resize
 
     for source in part.sources:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,15 @@ def _check_stack() -> None:
         "Remedy: pip install --upgrade tensorflow",
         name=__name__,
     )
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: a conversion worker imports mapseg too.
+    if name == "Estimator":
+        from mapseg.estimator import Estimator
+
+        return Estimator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _check_stack()

@@ -77,7 +77,7 @@ def use_compile_cache(values: flags.FlagValues) -> None:
 def run(
     main: Callable[[flags.FlagValues], int],
     values: flags.FlagValues,
-    argv: Sequence[str],
+    argv: Sequence[str] | None,
     about: str | None,
 ) -> int:
     """Parses the flags and calls `main`.
@@ -88,7 +88,7 @@ def run(
     Args:
       main: takes the parsed flags, returns an exit code.
       values: the flags that the program has.
-      argv: the program's name and its arguments.
+      argv: the program's name and its arguments; None is those of the command line.
       about: what `--help` says above the flags.
 
     Returns:
@@ -99,7 +99,7 @@ def run(
         "traceback", False, "show where in the program an error came from", flag_values=values
     )
     try:
-        rest = values(_flag_files_first(argv))[1:]
+        rest = values(_flag_files_first(sys.argv if argv is None else argv))[1:]
         if rest:
             raise ValueError(
                 f"arguments must be flags, --name=value; got {' '.join(rest)}. Remedy: write a "

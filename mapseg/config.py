@@ -1,10 +1,11 @@
 """Every option once: its default, what it means, what it may be, and whether it may change.
 
-`cli.py` turns the fields into flags; `checkpoints.py` stores them in the run folder. A field is
+`cli.py` turns the fields into flags; `runs/folder.py` stores them in the run folder. A field is
 *identity* when another value would make another run of it (another model, another order of
 samples): a run folder refuses such a value. All others may change from one call to the next.
 """
 
+# Long: a table of all options more than code.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

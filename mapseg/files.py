@@ -1,11 +1,14 @@
-"""Files: written whole or not at all, locked, found below a folder."""
+"""Files: written whole or not at all, locked, checked, found below a folder."""
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -108,3 +111,24 @@ def naming(path: Path) -> Iterator[None]:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def with_sha256(raw: dict[str, Any]) -> dict[str, Any]:
+    """Adds to JSON the checksum of its fields, as the last of them."""
+    return {**raw, "sha256": hashlib.sha256(json.dumps(raw).encode()).hexdigest()}
+
+
+def read_checked_json(path: Path) -> dict[str, Any] | None:
+    """Reads what `with_sha256` made; None where there is no such file, or it is damaged."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return raw if has_sha256(raw) else None
+
+
+def has_sha256(raw: Any) -> bool:
+    """Returns whether JSON is as `with_sha256` made it."""
+    if not isinstance(raw, dict):
+        return False
+    return raw == with_sha256({name: raw[name] for name in raw if name != "sha256"})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.build_records import build_records
+from data_prep.conversion import build_records
 from data_prep.convert import Resize
 from data_prep.sources import find_vistas
 

@@ -14,10 +14,11 @@ from conftest import ROOT, TINY, tf_config
 
 import train_main
 from mapseg import doctor, machine
+from mapseg.checks import environment, options, records, steps
+from mapseg.checks.case import Finding
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.data.batches import CropStream
 from mapseg.data.manifest import read_manifest, write_manifest
-from mapseg.doctor import Case, Finding
 from mapseg.labels import make_label_set
 from mapseg.machine import DriverReport, Gpu
 from mapseg.runs import checkpoints
@@ -32,7 +33,7 @@ FLAGS = [f"--{name}={value}" for name, value in TINY.items()]
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(doctor, "_INPUT_SECS", 0.2)
+    monkeypatch.setattr(records, "_INPUT_SECS", 0.2)
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_a_package_that_cannot_be_imported_is_told_first(records_dir, capsys, mo
     def refuse(name):
         raise ImportError("tensorflow must be 2.21 or newer")
 
-    monkeypatch.setattr(doctor.importlib, "import_module", refuse)
+    monkeypatch.setattr(environment.importlib, "import_module", refuse)
     code, found = call(capsys, f"--records_dir={records_dir}")
     assert code == 1
     assert found["versions"][0] == "FAIL"
@@ -275,7 +276,7 @@ def test_a_loss_that_is_not_finite_names_the_samples(records_dir, capsys, monkey
 def make_case(*arguments, **known):
     values = doctor.define_flags()
     values(["doctor", *arguments])
-    case = Case(values, progress=print)
+    case = doctor.make_case(values)
     for name, value in known.items():
         setattr(case, name, value)
     return case
@@ -303,7 +304,7 @@ def test_the_largest_batch_by_hand(monkeypatch):
         trial = make_trial(config, replicas, values=25_000_000)
         trial._step = lambda: (tf.constant(1.0), tf.constant(True))
         trial.time_steps()
-        return doctor.check_largest_batch(make_case(config=config, trial=trial))
+        return steps.check_largest_batch(make_case(config=config, trial=trial))
 
     assert examine(1) == Finding("ok", "4 crops fit; about 10 would; a crop takes 750.0 MB")
     # Two GPUs of 11 GB take two crops each: 1.5 GB a crop.
@@ -344,7 +345,7 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
     trial = make_trial(config)
     trial._step = lambda: (tf.constant(1.0), tf.constant(True))
     case = make_case(train=config, start_step=100, input_secs=input_secs, trial=trial)
-    finding = doctor.check_speed(case)
+    finding = steps.check_speed(case)
     assert finding.level == level
     assert "0.50 steps/s, 2.0 images/s (5 steps)" in finding.text
     assert f"{time_left} for 3600 steps" in finding.text
@@ -353,13 +354,13 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
 def test_a_gpu_that_is_not_seen_or_busy_is_a_warning(monkeypatch):
     report = DriverReport("550.1", used_mb=9000, total_mb=80000)
     monkeypatch.setattr(machine, "driver_reports", lambda: [report])
-    hidden = doctor.check_gpu(make_case())
+    hidden = environment.check_gpu(make_case())
     assert (hidden.level, "TensorFlow cannot see" in hidden.text) == ("WARN", True)
     monkeypatch.setattr(machine, "gpus", lambda: [GPU])
-    busy = doctor.check_gpu(make_case())
+    busy = environment.check_gpu(make_case())
     assert (busy.level, "9000 of 80000 MB" in busy.text) == ("WARN", True)
     monkeypatch.setattr(machine, "driver_reports", lambda: [replace(report, used_mb=900)])
-    assert doctor.check_gpu(make_case()).level == "ok"
+    assert environment.check_gpu(make_case()).level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -375,22 +376,24 @@ def test_a_gpu_that_is_not_seen_or_busy_is_a_warning(monkeypatch):
 def test_a_precision_that_the_device_has_not_is_a_warning(gpus, precision, level, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: gpus)
     case = make_case(train=TrainConfig(precision=precision))
-    assert doctor.check_precision(case).level == level
+    assert options.check_precision(case).level == level
     assert case.train.precision == ("float32" if precision == "auto" else precision)
 
 
 def test_too_little_memory_is_a_warning(monkeypatch):
     monkeypatch.setattr(machine, "available_bytes", lambda: 5e9)
     small = TrainConfig(batch_size=1, crop_height=100, crop_width=100)  # 2 + 2.1 + 0.04 GB
-    assert doctor.check_memory(make_case(train=small)).level == "ok"
-    finding = doctor.check_memory(make_case(train=replace(small, batch_size=25)))  # 1 GB for it
+    assert environment.check_memory(make_case(train=small)).level == "ok"
+    finding = environment.check_memory(
+        make_case(train=replace(small, batch_size=25))
+    )  # 1 GB for it
     assert (finding.level, "about 5.1 GB" in finding.text) == ("WARN", True)
 
 
 def test_weights_of_the_cache_are_found_and_none_are_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     case = make_case(model=ModelConfig(encoder="resnet50"))
-    finding = doctor.check_weights(case)
+    finding = options.check_weights(case)
     assert finding.level == "WARN"
     assert "https://" in finding.text
     assert not case.weights_at_hand
@@ -398,15 +401,15 @@ def test_weights_of_the_cache_are_found_and_none_are_downloaded(tmp_path, monkey
     path = tmp_path / "keras" / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     path.parent.mkdir(parents=True)
     path.touch()
-    assert doctor.check_weights(case) == Finding("ok", str(path))
+    assert options.check_weights(case) == Finding("ok", str(path))
     assert case.weights_at_hand
 
 
 def test_the_network_is_that_of_the_options_and_its_checkpoints_have_room(tmp_path, monkeypatch):
     flags = [*FLAGS, "--optimizer=adamw", "--keep_checkpoints=2", f"--run_dir={tmp_path / 'run'}"]
     case = make_case(*flags)
-    doctor.check_flags(case)
-    finding = doctor.check_network(case)
+    options.check_flags(case)
+    finding = steps.check_network(case)
     state = case.trial._state
     model = state.model
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -420,7 +423,7 @@ def test_the_network_is_that_of_the_options_and_its_checkpoints_have_room(tmp_pa
         monkeypatch.setattr(
             shutil, "disk_usage", lambda path: SimpleNamespace(free=int(share * needed))
         )
-        return doctor.check_disk(case)
+        return environment.check_disk(case)
 
     assert room(1.1).level == "ok"
     assert (room(0.9).level, str(tmp_path) in room(0.9).text) == ("FAIL", True)
@@ -435,8 +438,8 @@ def test_flag_files_of_training_are_taken_as_they_are():
     assert paths
     for path in paths:
         case = make_case(f"--flagfile={path}")
-        assert doctor.check_flags(case).level == "ok"
-        assert case.values["steps"].present
+        assert options.check_flags(case).level == "ok"
+        assert "steps" in case.options
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Imports run one way, as DESIGN says; flags and addons stay where they belong."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
+from sizes import long_parts
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -22,7 +25,8 @@ MAY_IMPORT = {
     "training": {"data", "model", "runs", "inference", "evaluation"},
     "estimator": {"data", "model", "runs", "inference", "evaluation", "training"},
     "cli": set(),
-    "doctor": {"data", "model", "runs", "training", "cli"},
+    "checks": {"data", "model", "runs", "training"},
+    "doctor": {"checks", "cli"},
 }
 COMMANDS = {
     "mapseg.cli",
@@ -96,3 +100,83 @@ def test_init_files_hold_a_docstring_alone(folder):
     if folder != ROOT / "mapseg":
         body = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
         assert [type(node) for node in body] == [ast.Expr]
+
+
+def test_long_modules_and_functions_have_their_reason():
+    paths = [*MODULES.values(), ROOT / "train_main.py", ROOT / "infer_main.py"]
+    parts = [part for path in paths for part in long_parts(path)]
+    assert [name for name, _, reason in parts if not reason] == []
+
+
+# What is wrong with a folder or a flag is reported before TensorFlow is imported, which takes
+# seconds; and workers of a conversion would pay for it in memory.
+WITHOUT_TENSORFLOW = [
+    "mapseg",
+    *(f"mapseg.{name}" for name in (*sorted(BASE), "cli", "doctor", "estimator")),
+    *(f"mapseg.checks.{name}" for name in ("environment", "options", "records", "steps")),
+    *(f"mapseg.data.{name}" for name in ("manifest", "shards", "samples", "tiles", "resizing")),
+    *(f"mapseg.runs.{name}" for name in ("folder", "checkpoints", "history")),
+    *(f"mapseg.inference.{name}" for name in ("frames", "reading", "results", "videos", "infer")),
+    "mapseg.evaluation.scores",
+    "mapseg.model.pretrained",
+    "mapseg.training.prepare",
+    *(name for name in MODULES if name.startswith("data_prep.")),
+    "train_main",
+    "infer_main",
+]
+
+
+def run_python(script, *arguments):
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_modules_without_tensorflow():
+    script = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if {"tensorflow", "keras"} & sys.modules.keys():
+        sys.exit(f"{name} imports TensorFlow")
+"""
+    done = run_python(script, *WITHOUT_TENSORFLOW)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "code", "message"),
+    [
+        ("train_main", ["--help"], 0, ""),
+        ("train_main", ["--turbo"], 1, "turbo"),
+        ("train_main", ["--records_dir=/nowhere", "--run_dir=R"], 1, "/nowhere: must be a folder"),
+        ("train_main", ["--mode=evaluate", "--records_dir=/nowhere", "--run_dir=/no"], 1, "/no:"),
+        ("train_main", ["--mode=export", "--run_dir=/nowhere"], 1, "/nowhere: not a run folder"),
+        ("train_main", ["--mode=plot", "--runs=/nowhere"], 1, "/nowhere/history.csv: no such"),
+        ("infer_main", ["--help"], 0, ""),
+        ("infer_main", ["--run_dir=/no", "--frames=F", "--out_dir=P"], 1, "/no: not a run folder"),
+        ("infer_main", ["--init_checkpoint=/no", "--frames=F", "--out_dir=P"], 1, "F: no such"),
+        ("mapseg.doctor", ["--help"], 0, ""),
+        ("data_prep.build_records", ["--vistas_dir=/no", "--records_dir=R"], 1, "/no: no such"),
+        ("data_prep.index_records", ["--records_dir=/no", "--classes=/no"], 1, "/no: no such"),
+        ("data_prep.verify_records", ["--records_dir=/no"], 1, "/no: must be a folder"),
+        ("data_prep.make_sample", ["--help"], 0, ""),
+    ],
+)
+def test_what_needs_no_tensorflow_answers_without_it(program, arguments, code, message):
+    script = """
+import importlib, sys
+code = importlib.import_module(sys.argv[1]).main(sys.argv[1:])
+sys.exit(99 if {"tensorflow", "keras"} & sys.modules.keys() else code)
+"""
+    done = run_python(script, program, *arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+
+
+def test_the_package_gives_the_estimator_lazily():
+    script = """
+import sys, mapseg
+assert "mapseg.estimator" not in sys.modules
+assert mapseg.Estimator.__name__ == "Estimator"
+"""
+    assert run_python(script).returncode == 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mapseg.data.tiles import TileTable, read_tile_table
-from mapseg.files import write_text
+from mapseg.files import has_sha256, with_sha256, write_text
 from mapseg.labels import LabelClass, parse_class_table
 
 FORMAT_VERSION = 2
@@ -191,7 +191,7 @@ class Manifest:
                 f"{path}: format_version must be {FORMAT_VERSION}; got {version}, of {age} "
                 "mapseg. Remedy: convert again into another folder, or use the mapseg that wrote it"
             )
-        if not _has_sha256(raw):
+        if not has_sha256(raw):
             raise ValueError(
                 f"{path}: must be as it was written; its checksum differs. {_MANIFEST_REMEDY}"
             )
@@ -262,26 +262,6 @@ def write_manifest(manifest: Manifest) -> None:
     write_text(
         manifest.records_dir / MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1) + "\n"
     )
-
-
-def with_sha256(raw: dict[str, Any]) -> dict[str, Any]:
-    """Adds to JSON the checksum of its fields, as the last of them."""
-    return {**raw, "sha256": hashlib.sha256(json.dumps(raw).encode()).hexdigest()}
-
-
-def read_checked_json(path: Path) -> dict[str, Any] | None:
-    """Reads what `with_sha256` made; None where there is no such file, or it is damaged."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return raw if _has_sha256(raw) else None
-
-
-def _has_sha256(raw: Any) -> bool:
-    if not isinstance(raw, dict):
-        return False
-    return raw == with_sha256({name: raw[name] for name in raw if name != "sha256"})
 
 
 def read_split_tiles(manifest: Manifest, split: str) -> TileTable:

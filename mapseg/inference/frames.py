@@ -1,7 +1,4 @@
-"""Where frames come from: folders, globs, lists and videos; the layouts of KITTI.
-
-A frame is found once, gets the name of its results, and is decoded when it is needed.
-"""
+"""Finds frames: in folders, globs, lists and videos; in the layouts of KITTI."""
 
 import fnmatch
 import glob
@@ -14,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
-
 from mapseg.config import OUTPUTS, InferConfig
 from mapseg.files import walk
+from mapseg.inference.reading import open_video
 
 RESULTS_MARK = "inference.json"  # says whose results a folder holds
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -253,59 +248,6 @@ def _refuse_equal_names(frames: Iterable[Frame]) -> None:
             )
 
 
-def open_video(path: Path) -> Any:
-    """Opens a video for decoding; ValueError where OpenCV cannot."""
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise ValueError(f"{path}: must be a video that OpenCV can decode")
-    return capture
-
-
 def _count_video_frames(path: Path) -> int:
     capture = open_video(path)
     return sum(1 for _ in iter(capture.grab, False))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Decodes an image file of any kind that OpenCV knows.
-
-    Grey becomes three equal channels, 16 bits become 8, transparency is dropped, and a rotation
-    noted in EXIF is carried out, so that results stand upright.
-
-    Returns:
-      [H, W, 3] uint8 RGB.
-
-    Raises:
-      ValueError: it cannot be read, is cut off, or is no image.
-    """
-    try:
-        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if image is None:
-        raise ValueError(f"{path}: cannot be decoded: cut off, or not an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-class FrameReader:
-    """Decodes frames. A video is decoded once from its start: seeking is not exact."""
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._capture: Any = None
-        self._next = 0
-
-    def read(self, frame: Frame) -> np.ndarray:
-        """Returns a frame as `read_image` does; those of a video in rising order."""
-        if frame.number is None:
-            return read_image(frame.path)
-        if frame.path != self._path:
-            self._path, self._capture, self._next = frame.path, open_video(frame.path), 0
-        while self._next < frame.number:
-            self._capture.grab()
-            self._next += 1
-        whole, image = self._capture.read()
-        self._next += 1
-        if not whole:
-            raise ValueError(f"{frame.path}: frame {frame.number} cannot be decoded")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

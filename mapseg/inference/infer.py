@@ -1,26 +1,17 @@
-"""Camera frames -> label maps, overlays, panels and videos, each at the frame's own size.
-
-Decoding and encoding run in threads around the network, a few frames ahead and behind, so memory
-is bounded and the order of the results is the order of the frames.
-"""
+"""Camera frames -> label maps, overlays, panels and videos, each at the frame's own size."""
 
 import contextlib
 import hashlib
-import math
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from mapseg import pictures
 from mapseg.config import InferConfig, PredictConfig
-from mapseg.inference.frames import Frame, FrameList, FrameReader, find_frames
-from mapseg.inference.results import Journal, Results, Row, claim
+from mapseg.inference.frames import FrameList, find_frames
+from mapseg.inference.results import Journal, Results, claim
+from mapseg.inference.stages import Segment, do_tasks, plan_tasks
 from mapseg.inference.videos import Videos
 from mapseg.labels import LabelSet
 from mapseg.progress import duration, make_reporter
@@ -28,12 +19,7 @@ from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import open_run
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import; what is missing is reported before
-    from mapseg.inference.predictor import Predictor, Segmentation
-
-_AHEAD = 4  # frames decoded before the network needs them, and as many still being written
-_THREADS = min(4, os.cpu_count() or 1)
-
-Segment = Callable[[np.ndarray], "Segmentation"]
+    from mapseg.inference.predictor import Predictor
 
 
 class Counts(NamedTuple):
@@ -156,20 +142,17 @@ def infer_frames(
       ValueError: an option that does not fit, or an `out_dir` with results of another fingerprint.
       OSError: the results cannot be written.
     """
-    drawn = label_set.select(config.classes.split(",")) if config.classes else None
-    results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
     for line in found.skipped:
         progress(line)
-    claim(results.out_dir, fingerprint)
-    pictures.write_png(results.out_dir / "legend.png", pictures.legend(label_set))
+    results = _open_results(label_set, config, fingerprint)
     journal = Journal(results.out_dir / "frames.csv", results.columns)
-    tasks = _plan(found.frames, results, journal.rows)
+    tasks = plan_tasks(found.frames, results, journal.rows)
     report = make_reporter(0, len(tasks), "frames", progress)
     started, done, failed = time.monotonic(), 0, 0
     with (
         journal,
         Videos(lambda name: results.path("video", name), config.every) as videos,
-        contextlib.closing(_work(segment, tasks, results, journal, videos)) as finished,
+        contextlib.closing(do_tasks(segment, tasks, results, journal, videos)) as finished,
     ):
         for count, (task, status) in enumerate(finished, start=1):
             if status != "ok":
@@ -187,115 +170,10 @@ def infer_frames(
     return counts
 
 
-class _Task(NamedTuple):
-    frame: Frame
-    stored: bool  # all but its video is there from a call before, its ids too
-
-
-class _Loaded(NamedTuple):
-    image: np.ndarray
-    ids: np.ndarray | None  # the stored ones
-
-
-class _Segmented(NamedTuple):
-    image: np.ndarray
-    ids: np.ndarray
-    confidence: float = math.nan  # nan: its ids were stored
-    scale: float = math.nan
-    ms: float = math.nan
-
-
-class _Outcome(NamedTuple):
-    row: Row
-    picture: np.ndarray | None  # for the video
-
-
-def _plan(frames: Sequence[Frame], results: Results, rows: Mapping[str, Row]) -> list[_Task]:
-    """Lists the frames that need work: those not done, and all of a video that is not whole."""
-    done = {f.name for f in frames if f.name in rows and results.exist(f.name)}
-    videos: set[str] = set()
-    if "video" in results.outputs:
-        there = {name: results.path("video", name).is_file() for name in {f.video for f in frames}}
-        videos = {f.video for f in frames if f.name not in done or not there[f.video]}
-    if "ids" not in results.outputs:
-        done -= {f.name for f in frames if f.video in videos}
-    return [_Task(f, f.name in done) for f in frames if f.name not in done or f.video in videos]
-
-
-def _work(
-    segment: Segment,
-    tasks: Sequence[_Task],
-    results: Results,
-    journal: Journal,
-    videos: Videos,
-) -> Generator[tuple[_Task, str], None, None]:
-    """Does the tasks in order, reading ahead and writing behind; yields (task, status)."""
-    source = FrameReader()
-
-    def load(task: _Task) -> _Loaded:
-        image = source.read(task.frame)
-        return _Loaded(image, results.read_ids(task.frame.name) if task.stored else None)
-
-    def finish(task: _Task, writing: "Future[_Outcome]") -> tuple[_Task, str]:
-        outcome = writing.result()
-        if outcome.picture is not None:
-            videos.add(task.frame, outcome.picture)
-        if not task.stored:
-            journal.append(outcome.row)  # last: a row vouches for the files
-        return task, outcome.row["status"]
-
-    # Frames of a video come one after the other; images may be decoded side by side.
-    readers = 1 if any(task.frame.number is not None for task in tasks) else _THREADS
-    with (
-        ThreadPoolExecutor(readers) as reading,
-        ThreadPoolExecutor(_THREADS) as writing,
-        ThreadPoolExecutor(1) as finishing,  # one thread, so in order
-    ):
-        unfinished: deque[Future[tuple[_Task, str]]] = deque()
-        for task, loading in _ahead(reading, load, tasks):
-            written = writing.submit(_write, task, _segment_one(segment, loading), results)
-            unfinished.append(finishing.submit(finish, task, written))
-            if len(unfinished) > _AHEAD:
-                yield unfinished.popleft().result()
-        while unfinished:
-            yield unfinished.popleft().result()
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, load: Callable[[_Task], _Loaded], tasks: Iterable[_Task]
-) -> Iterator[tuple[_Task, "Future[_Loaded]"]]:
-    """Yields the tasks in order while the next ones are being loaded."""
-    waiting: deque[tuple[_Task, Future[_Loaded]]] = deque()
-    for task in tasks:
-        waiting.append((task, pool.submit(load, task)))
-        if len(waiting) > _AHEAD:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
-
-
-def _segment_one(segment: Segment, loading: "Future[_Loaded]") -> _Segmented | ValueError:
-    try:
-        image, ids = loading.result()
-        if ids is not None:
-            return _Segmented(image, ids)
-        started = time.perf_counter()
-        ids, confidence, scale = segment(image)
-        return _Segmented(image, ids, confidence, scale, 1000 * (time.perf_counter() - started))
-    except ValueError as error:
-        return error
-
-
-def _write(task: _Task, segmented: _Segmented | ValueError, results: Results) -> _Outcome:
-    """Writes the files of a frame; gives its row, and its picture for the video."""
-    name = task.frame.name
-    if isinstance(segmented, ValueError):
-        return _Outcome(results.failed_row(name, segmented), None)
-    image, ids, confidence, scale, ms = segmented
-    tinted = None
-    if {"overlay", "video"} & {*results.outputs}:
-        tinted = results.overlay(image, ids)
-    if not task.stored:
-        results.write(name, image, ids, tinted)
-    row = results.row(name, ids, scale, ms, confidence)
-    return _Outcome(row, tinted if "video" in results.outputs else None)
+def _open_results(label_set: LabelSet, config: InferConfig, fingerprint: str) -> Results:
+    """Makes the output folder, or takes one of the same fingerprint; draws the legend."""
+    drawn = label_set.select(config.classes.split(",")) if config.classes else None
+    results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
+    claim(results.out_dir, fingerprint)
+    pictures.write_png(results.out_dir / "legend.png", pictures.legend(label_set))
+    return results

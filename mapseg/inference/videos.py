@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from mapseg.files import naming
-from mapseg.inference.frames import Frame, open_video
+from mapseg.inference.frames import Frame
+from mapseg.inference.reading import open_video
 
 FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
 

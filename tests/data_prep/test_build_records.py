@@ -21,7 +21,8 @@ from conftest import ROOT, SHARED
 from PIL import Image
 
 from data_prep import convert, workers
-from data_prep.build_records import build_records, main
+from data_prep.build_records import main
+from data_prep.conversion import build_records
 from data_prep.convert import Resize
 from data_prep.plan import partition
 from data_prep.sources import find_pairs, find_vistas

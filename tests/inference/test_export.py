@@ -7,8 +7,8 @@ import pytest
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
 from mapseg.inference.export import export
-from mapseg.inference.frames import read_image
 from mapseg.inference.predictor import load_predictor
+from mapseg.inference.reading import read_image
 from mapseg.pictures import write_jpg
 from mapseg.runs.checkpoints import find_checkpoint
 

@@ -13,9 +13,10 @@ from mapseg import pictures
 from mapseg.config import InferConfig
 from mapseg.inference import frames as finding
 from mapseg.inference import infer, videos
-from mapseg.inference.frames import find_frames, read_image
+from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import Counts, infer_frames
 from mapseg.inference.predictor import Segmentation
+from mapseg.inference.reading import read_image
 from mapseg.labels import LabelClass, LabelSet
 
 LABEL_SET = LabelSet(

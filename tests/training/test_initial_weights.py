@@ -11,8 +11,8 @@ from PIL import Image
 
 import infer_main
 from mapseg.config import ModelConfig, PredictConfig
-from mapseg.inference.frames import read_image
 from mapseg.inference.predictor import Predictor
+from mapseg.inference.reading import read_image
 from mapseg.labels import LabelClass, make_label_set
 from mapseg.model import published as published_networks
 from mapseg.model.deeplab import build_model

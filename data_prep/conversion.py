@@ -1,0 +1,181 @@
+"""Converts a whole source: plans shards, resumes, merges what they hold into the manifest."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import mapseg
+from data_prep import sources
+from data_prep.audit import has_audit, remove_audit, write_audit
+from data_prep.convert import Job, Resize
+from data_prep.facts import join_facts
+from data_prep.parts import PARTS_DIR
+from data_prep.plan import check_made_from, check_space, discard_others, finished_part, plan_shards
+from data_prep.workers import convert_shards
+from mapseg.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from mapseg.files import locked, write_bytes
+
+
+def build_records(
+    source: sources.Source,
+    records_dir: Path,
+    resize: Resize,
+    workers: int,
+    progress: Callable[[str], None],
+    skip: bool = False,
+) -> Manifest:
+    """Converts a source into a records folder, or goes on with it, or adds splits to it.
+
+    Shards that an earlier call finished from the same files and options stay as they are. The
+    result does not depend on the number of workers, nor on interruptions.
+
+    Args:
+      source: what to convert.
+      records_dir: made if need be.
+      resize: how images and labels are resized.
+      workers: processes; 0 is one for each core, 1 is this one.
+      progress: gets lines to show.
+      skip: leaves out the pairs that cannot be converted and notes why, in place of the error.
+
+    Returns:
+      The manifest, as written.
+
+    Raises:
+      ValueError: a pair that cannot be converted, named; or records that hold these splits already,
+        made otherwise. Nothing half-written stays, and no new manifest. With `skip`, a split of
+        such pairs alone; the manifest has the others.
+      OSError: a file cannot be written, or the disk has no room for what is to come.
+    """
+    _check_records_dir(records_dir)
+    plans = {s.name: plan_shards(s, source, resize, records_dir, skip) for s in source.splits}
+    jobs = [job for plan in plans.values() for job in plan]
+    if not (records_dir / PARTS_DIR).is_dir():
+        check_space(records_dir, jobs)  # before anything is written
+    refusal = f"{records_dir}: another conversion is writing here. Remedy: wait for it"
+    with locked(records_dir / PARTS_DIR / "lock", refusal):
+        old = _open_former(records_dir, source)
+        _discard_leftovers(records_dir, old, plans)
+        todo = [job for job in jobs if not finished_part(job)]
+        if todo:
+            progress(check_space(records_dir, todo))
+            done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in todo)
+            convert_shards(todo, done, workers, progress)
+        manifest, tables = _merge(records_dir, old, source, resize, jobs)
+        finished = not todo and manifest == old and not _lost(records_dir, tables)
+        if manifest.splits and not finished:
+            remove_audit(records_dir)
+            for name, table in tables.items():
+                write_bytes(records_dir / name, table)
+            write_manifest(manifest)
+            write_audit(manifest, progress)
+            for name, plan in plans.items():  # of a split that was cut otherwise before
+                discard_others(records_dir, name, plan)
+    _check_not_empty(manifest, source)
+    if finished:
+        progress(f"nothing to do: {records_dir} is finished")
+    return manifest
+
+
+def _open_former(records_dir: Path, source: sources.Source) -> Manifest | None:
+    """Returns what an earlier conversion finished here; its class table must be the same."""
+    if not (records_dir / MANIFEST_NAME).is_file():
+        return None
+    former = read_manifest(records_dir, check_shards=False)
+    if former.classes != source.classes:
+        raise ValueError(
+            f"{records_dir}: a class table must serve all splits; these records have another "
+            "one. Remedy: give the same table, or another --records_dir"
+        )
+    return former
+
+
+def _discard_leftovers(
+    records_dir: Path, old: Manifest | None, plans: Mapping[str, Sequence[Job]]
+) -> None:
+    """Removes unfinished work of other options or files, and half-written files.
+
+    Raises:
+      ValueError: a split that is finished was made otherwise.
+    """
+    for name, plan in plans.items():
+        if old is not None and name in old.splits:
+            check_made_from(records_dir, old.splits[name], plan)
+        else:
+            discard_others(records_dir, name, [job for job in plan if finished_part(job)])
+    for folder in (records_dir, records_dir / PARTS_DIR):
+        for partial in folder.glob(".*.partial*"):  # of a conversion that was killed
+            partial.unlink()
+
+
+def _check_not_empty(manifest: Manifest, source: sources.Source) -> None:
+    empty = [split.name for split in source.splits if split.name not in manifest.splits]
+    if empty:
+        raise ValueError(
+            f"split {empty[0]} must have a pair that can be converted; got "
+            f"{manifest.skipped[empty[0]]}. Remedy: mend such files, or take the split away, and "
+            "run the same command again; splits that have others are finished"
+        )
+
+
+def _check_records_dir(records_dir: Path) -> None:
+    begun = (records_dir / PARTS_DIR).is_dir() or (records_dir / MANIFEST_NAME).is_file()
+    foreign = next(records_dir.glob("*.tfrecord*"), None)
+    if foreign and not begun:
+        raise ValueError(
+            f"{records_dir}: must be empty or begun by this program; got {foreign.name}, written "
+            "by another. Remedy: another --records_dir; data_prep.index_records makes shards of "
+            "TF DeepLab usable where they are"
+        )
+
+
+def _merge(
+    records_dir: Path,
+    old: Manifest | None,
+    source: sources.Source,
+    resize: Resize,
+    jobs: Sequence[Job],
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Returns the manifest of what was there before and all jobs, which are finished.
+
+    A split of which every pair was left out is among the skipped. Beside the manifest the new
+    splits' tables of tiles, by file name.
+    """
+    splits = dict(old.splits) if old else {}
+    skipped = {**(old.skipped if old else {}), **source.skipped}
+    tables = {}
+    for split in source.splits:
+        found = [finished_part(job) for job in jobs if job.split == split.name]
+        parts = [part for part in found if part is not None]
+        options = {
+            "image_dir": str(split.image_dir.resolve()),
+            "label_dir": str(split.label_dir.resolve()),
+            "label_version": source.label_version,
+            "max_side": resize.max_side,
+            "resize_to": resize.resize_to and list(resize.resize_to),
+        }
+        shards = [part.shard for part in parts]
+        facts = [sample for part in parts for sample in part.facts]
+        left_out = dict(split.left_out)
+        for part in parts:
+            left_out.update(part.left_out)
+        left_out = dict(sorted(left_out.items()))
+        if not facts:
+            first = next(iter(left_out.values())).rstrip(".")
+            skipped[split.name] = f"{len(left_out)} pairs, all left out, the first for: {first}"
+            splits.pop(split.name, None)
+            continue
+        content, table = join_facts(split.name, shards, facts, left_out, source.classes, options)
+        splits[split.name], tables[content.tile_table] = content, table
+    manifest = Manifest(
+        records_dir=records_dir,
+        mapseg_version=mapseg.__version__,
+        classes=source.classes,
+        splits=splits,
+        skipped={name: reason for name, reason in skipped.items() if name not in splits},
+    )
+    return manifest, tables
+
+
+def _lost(records_dir: Path, tables: dict[str, bytes]) -> bool:
+    paths = {records_dir / name: table for name, table in tables.items()}
+    whole = all(path.is_file() and path.read_bytes() == table for path, table in paths.items())
+    return not (whole and has_audit(records_dir))

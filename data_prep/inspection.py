@@ -1,0 +1,68 @@
+"""Decodes all of a record, and checks it against itself and its class table."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from data_prep.facts import SampleFacts, note_facts
+from mapseg.data.samples import decode_image, parse_sample
+from mapseg.data.tiles import Window, decode_window, fill_tiles, tile_grid
+from mapseg.labels import VOID
+
+_GREY_8_BIT = b"\x08\x00"  # depth and colour type in a PNG's header
+
+
+def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
+    """Decodes all of a record and notes its facts.
+
+    Args:
+      record: of `samples.encode_sample`, or of TF DeepLab, which has no tiles.
+      ids: of the class table; a record without tiles may have VOID too, as TF DeepLab ignores it.
+
+    Returns:
+      The facts, without an orientation.
+
+    Raises:
+      ValueError: a field that is missing, cannot be decoded or contradicts another; an id that is
+        not in the class table. The message names the sample.
+    """
+    import tensorflow as tf
+
+    try:
+        sample = parse_sample(record)
+    except DecodeError as error:
+        raise ValueError(f"must be a tf.train.Example; got {error}") from error
+    key = sample.key
+    if sample.label[24:26] != _GREY_8_BIT:
+        raise ValueError(f"{key}: the label must be an 8-bit greyscale PNG of ids; got another")
+    try:
+        image_size = tuple(decode_image(sample.image).shape[:2])
+        label = tf.io.decode_png(sample.label, channels=1)[..., 0].numpy()
+    except tf.errors.OpError as error:
+        raise ValueError(f"{key}: image and label must be decodable; got {error}") from error
+    if not image_size == label.shape == sample.size:
+        raise ValueError(
+            f"{key}: sizes must be equal; got image {image_size}, label {label.shape}, "
+            f"image/height and image/width {sample.size}"
+        )
+    facts = note_facts(key, label, sample.image)
+    unknown = sorted(facts.pixels.keys() - set(ids) - (set() if sample.tiles else {VOID}))
+    if unknown:
+        raise ValueError(f"{key}: ids must be in the class table; got {unknown}")
+    if sample.tiles and not _same(sample.tiles, label):
+        raise ValueError(f"{key}: the label's tiles must be those of the label; got others")
+    return facts
+
+
+def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:
+    """Tells whether tiles are those of a label, and zero beyond it."""
+    rows, columns = tile_grid(label.shape)
+    if len(tiles) != rows * columns:
+        return False
+    filled = fill_tiles(label)
+    try:
+        found = decode_window(tiles, filled.shape, Window(0, 0, *filled.shape))
+        return np.array_equal(found, filled)
+    except ValueError:
+        return False

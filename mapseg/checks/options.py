@@ -1,0 +1,74 @@
+"""Checks of the options: their values, the run folder, precision, initial weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mapseg import machine
+from mapseg.checks.case import OK, WARN, Case, Finding, nearest_folder
+from mapseg.config import ModelConfig, TrainConfig
+from mapseg.model import pretrained
+from mapseg.runs.checkpoints import saved_steps
+from mapseg.training.prepare import resolve_precision, resume_run, split_options
+
+_CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # GPUs that have it in hardware
+
+
+def check_flags(case: Case) -> Finding:
+    """Makes the configs, which check their values."""
+    model, train = split_options(case.options)
+    case.model, case.train = ModelConfig(**model), TrainConfig(**train)
+    return Finding(OK, f"{len(case.options)} options of training are given")
+
+
+def check_run_dir(case: Case) -> Finding:
+    """Looks whether the run folder is new, or can be resumed with these options."""
+    run_dir = case.run_dir
+    if run_dir is None:
+        return Finding(OK, "no --run_dir is given; the run is taken as a new one")
+    nearest_folder(run_dir, "another --run_dir")
+    case.stored = resume_run(run_dir, case.options)
+    if case.stored is None:
+        return Finding(OK, f"{run_dir} will be that of a new run")
+    case.model, case.train = case.stored.model, case.stored.train
+    case.start_step = saved_steps(run_dir / "checkpoints")[-1]
+    return Finding(OK, f"{run_dir} goes on from step {case.start_step} of {case.train.steps}")
+
+
+def check_precision(case: Case) -> Finding:
+    """Says what the precision comes to, and whether the devices have its arithmetic."""
+    asked, gpus = case.train.precision, machine.gpus()
+    precision, device = resolve_precision(asked), "GPU" if gpus else "CPU"
+    case.train = replace(case.train, precision=precision)
+    least = _CAPABILITY.get(precision, (0, 0))
+    if precision in _CAPABILITY and not (gpus and all(gpu.capability >= least for gpu in gpus)):
+        remedy = "Remedy: --precision=auto, for a new run"
+        return Finding(WARN, f"{precision} is slow on this {device}. {remedy}")
+    lacks = " without fast bfloat16" if precision == "float32" else ""
+    return Finding(OK, f"{precision}, " + (f"on a {device}{lacks}" if asked == "auto" else "asked"))
+
+
+def check_weights(case: Case) -> Finding:
+    """Looks for the weights that the run starts from, without a download."""
+    if case.stored is not None:
+        case.weights_at_hand = True
+        return Finding(OK, f"those of step {case.start_step}")
+    source, model = case.train.init_from, case.model
+    if source and not (Path(source).exists() or Path(f"{source}.index").is_file()):
+        raise FileNotFoundError(
+            f"{source}: init_from must be a run folder, a weights.npz or the prefix of a TF "
+            "DeepLab checkpoint; it is not there. Remedy: put it there, or name another"
+        )
+    if source and model.encoder_weights == "auto":
+        model = replace(model, encoder_weights="none")
+    if pretrained.resolve_encoder_weights(model) == "imagenet":
+        path, url = pretrained.imagenet_weights(model.encoder)
+        if not path.is_file():
+            nearest_folder(path.parent, f"put {url} there, or --encoder_weights=none")
+            return Finding(
+                WARN,
+                f"not at {path}: training will first download them from {url}. Remedy, without a "
+                "network: put the file there, or --encoder_weights=none",
+            )
+    found = [source, str(pretrained.find_weights(model) or "")]
+    case.weights_at_hand = True
+    return Finding(OK, " and ".join(filter(None, found)) or "random ones, as asked")
