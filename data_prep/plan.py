@@ -14,7 +14,6 @@ from data_prep.convert import Job, Resize
 from data_prep.parts import PARTS_DIR, Part, part_path, read_part
 from data_prep.sources import Pair, Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
-from mapseg.data.resizing import LABEL_RULE
 from mapseg.progress import amount
 
 _SHARD_BYTES = 256 << 20
@@ -43,8 +42,6 @@ def plan_shards(
             "classes": [c.to_json() for c in source.classes],
             "inputs": {pair.key: inputs[pair.key] for pair in pairs},
         }
-        if resize != Resize():
-            made_from["label_rule"] = LABEL_RULE
         path = records_dir / shard_name(split.name, number, len(groups))
         jobs.append(Job(path, split.name, pairs, resize, source.classes, made_from, skip))
     return jobs
@@ -119,9 +116,6 @@ def _difference(records_dir: Path, split: Split, jobs: Sequence[Job]) -> str:
     then, now = (
         {k: v for m in made.values() for k, v in m["inputs"].items()} for made in (old, new)
     )
-    rule = jobs[0].made_from.get("label_rule")
-    if any(made.get("label_rule") != rule for made in old.values()):
-        return "its labels were resized by the rule of another version"
     keys = sorted(
         k for k in (then.keys() | now.keys()) - split.left_out.keys() if then.get(k) != now.get(k)
     )

@@ -3,10 +3,6 @@
 import cv2
 import numpy as np
 
-# Noted in records whose labels were resized; another rule for `resize_label` takes another number.
-# Before there were numbers, conversion always took the later pixel at a border.
-LABEL_RULE = 2
-
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width), by area where it shrinks."""
@@ -20,12 +16,16 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a label [H, W] uint8 to (height, width).
 
-    Each pixel gets the id of the pixel under its own centre. Where that lies on the border between
-    two pixels, OpenCV's integer arithmetic picks one of them, the same on every machine.
+    Each pixel gets the id of the pixel under its own centre; where that lies on the border between
+    two pixels, of the later one. OpenCV's `INTER_NEAREST_EXACT` picks either there, by its version.
     """
     if label.shape == size:
         return label
-    return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(size, label.shape, strict=True)
+    )
+    return label[rows][:, columns]
 
 
 def resize_pair(

@@ -35,8 +35,11 @@ OPTIONS = {
     "encoder_weights": "none",
     "decoder_channels": 4,
     "batch_norm_momentum": 0.5,
-    "crop_height": 33,
-    "crop_width": 33,
+    # Of such sizes and scales no label pixel has its centre between two of the source: there that
+    # version took either of them, by the version of OpenCV.
+    "crop_height": 32,
+    "crop_width": 32,
+    "scale_step": 0.5,
     "class_balance": 0.5,
     "batch_size": 2,
     "steps": 4,
@@ -97,11 +100,11 @@ def make_runs(records_dir, run_dir, folder):
 def finish(run_dir):
     """What a run has come to."""
     checkpoint = run_dir / "checkpoints" / f"step-{STEPS:08d}"
-    weight_names, weights = pack(read_weights(checkpoint))
+    weights_names, weights = pack(read_weights(checkpoint))
     state_names, state = pack(state_arrays(checkpoint))
     history = read_history(run_dir / "history.csv")
     return {
-        "weight_names": weight_names,
+        "weights_names": weights_names,
         "weights": weights,
         "state_names": state_names,
         "state": state,

@@ -1,0 +1,40 @@
+"""The examples of docs/api.md run, one after the other, as a script would run them."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, tiny_scene
+
+from mapseg.estimator import Estimator
+
+PAGE = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def trained(run_dir, records_dir, tmp_path, monkeypatch):
+    """A folder that has the page's records and its run, and a run that is trained in no time."""
+    shutil.copytree(run_dir, tmp_path / "runs" / "first")
+    (tmp_path / "records").symlink_to(records_dir)
+    monkeypatch.chdir(tmp_path)
+    train = Estimator.train
+    monkeypatch.setattr(
+        Estimator, "train", lambda self, records, **options: train(self, records, **TINY)
+    )
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_examples_run():
+    frame, _ = tiny_scene(np.random.default_rng(9))
+    names = {"frame": frame}
+    for example in EXAMPLES:
+        exec(compile(example, "docs/api.md", "exec"), names)
+    assert names["ids"].shape == frame.shape[:2]
+    assert names["scores"].confusion.sum() > 0
+
+
+def test_every_section_has_its_example():
+    assert len(EXAMPLES) >= PAGE.count("\n## ")
+    assert all(2 <= len(example.strip().splitlines()) <= 4 for example in EXAMPLES)
