@@ -155,6 +155,7 @@ for name in sys.argv[1:]:
         ("infer_main", ["--help"], 0, ""),
         ("infer_main", ["--run_dir=/no", "--frames=F", "--out_dir=P"], 1, "/no: not a run folder"),
         ("infer_main", ["--init_checkpoint=/no", "--frames=F", "--out_dir=P"], 1, "F: no such"),
+        ("infer_main", ["--init_checkpoint=/no", "--frames=docs", "--out_dir=P"], 1, "/no: init"),
         ("mapseg.doctor", ["--help"], 0, ""),
         ("data_prep.build_records", ["--vistas_dir=/no", "--records_dir=R"], 1, "/no: no such"),
         ("data_prep.index_records", ["--records_dir=/no", "--classes=/no"], 1, "/no: no such"),

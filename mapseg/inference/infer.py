@@ -14,6 +14,7 @@ from mapseg.inference.results import Journal, Results, claim
 from mapseg.inference.stages import Segment, do_tasks, plan_tasks
 from mapseg.inference.videos import Videos
 from mapseg.labels import LabelSet
+from mapseg.model.pretrained import find_deeplab
 from mapseg.progress import duration, make_reporter
 from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import open_run
@@ -52,8 +53,9 @@ def infer_run(
     """
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
-    found = find_frames(config)  # what is missing is told before the network is loaded
+    found = find_frames(config)  # what is missing is reported before TensorFlow is imported
     by = f"{run_dir.resolve()}, {path.name} ({_digest(path / 'weights.npz')})"
+
     from mapseg.inference.predictor import load_predictor
 
     predictor = load_predictor(run, predicting, path)
@@ -76,14 +78,14 @@ def infer_deeplab(
       FileNotFoundError: no such checkpoint, or no frames.
       ValueError: see `load_deeplab` and `infer_frames`.
     """
-    found = find_frames(config)
+    found, index_path = find_frames(config), find_deeplab(prefix)
 
     from mapseg.inference.predictor import Predictor
     from mapseg.model.published import CITYSCAPES_LONG_SIDE_PX, load_deeplab
 
     model, label_set = load_deeplab(prefix)
     # The index holds a checksum of every weight.
-    by = f"{Path(prefix).resolve()} ({_digest(Path(f'{prefix}.index'))})"
+    by = f"{Path(prefix).resolve()} ({_digest(index_path)})"
     predictor = Predictor(model, predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
     return _infer(predictor, label_set, found, config, progress, by)

@@ -76,6 +76,22 @@ def find_weights(config: ModelConfig) -> Path | None:
     return path
 
 
+def find_deeplab(prefix: str) -> Path:
+    """Returns the index file of a checkpoint of TF DeepLab.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = Path(f"{prefix}.index")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{prefix}: init_checkpoint must be the prefix of a TF DeepLab checkpoint "
+            "(PREFIX.index and PREFIX.data-* exist); nothing of the kind is there. Remedy: unpack "
+            "the archive, and give DIR/model.ckpt"
+        )
+    return path
+
+
 def imagenet_weights(encoder: str) -> tuple[Path, str]:
     """Returns where the ImageNet weights of an encoder are kept, and the URL that they come from.
 

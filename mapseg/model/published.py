@@ -1,12 +1,11 @@
 """Networks as others published them, used without training: TF DeepLab on Cityscapes."""
 
-from pathlib import Path
-
 import keras
 
 from mapseg.config import ModelConfig
 from mapseg.labels import VOID, LabelClass, LabelSet
 from mapseg.model.deeplab import build_model
+from mapseg.model.pretrained import find_deeplab
 from mapseg.model.weights import (
     assign_weight_arrays,
     deeplab_names,
@@ -56,12 +55,7 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
       FileNotFoundError: nothing there.
       ValueError: it cannot be read, has other classes, or lacks weights of this network.
     """
-    if not Path(f"{prefix}.index").is_file():
-        raise FileNotFoundError(
-            f"{prefix}: init_checkpoint must be the prefix of a TF DeepLab checkpoint "
-            "(PREFIX.index and PREFIX.data-* exist); nothing of the kind is there. Remedy: unpack "
-            "the archive, and give DIR/model.ckpt"
-        )
+    find_deeplab(prefix)
     count = deeplab_shapes(prefix).get(_DEEPLAB_LOGITS, [0])[-1]
     if count != len(_CITYSCAPES):
         raise ValueError(
