@@ -29,7 +29,7 @@ test: env
 	echo "== ruff check"
 	$(PYTHON) -m ruff check .
 	echo "== mypy"
-	$(PYTHON) -m mypy mapseg
+	$(PYTHON) -m mypy mapseg data_prep experiments benchmarks train_main.py infer_main.py
 	echo "== pytest"
 	$(PYTHON) -m $(PYTEST)
 

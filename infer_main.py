@@ -37,7 +37,7 @@ def work(values: flags.FlagValues) -> int:
     config = InferConfig(**cli.given(values, InferConfig))
     predicting = PredictConfig(**cli.given(values, PredictConfig))
 
-    from mapseg.inference import infer  # TensorFlow takes seconds to import
+    from mapseg.inference import infer
 
     if prefix:
         counts = infer.infer_deeplab(prefix, config, predicting, cli.report)

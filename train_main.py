@@ -50,7 +50,7 @@ def work(values: flags.FlagValues) -> int:
     records_dir = Path(cli.required(values, "records_dir")) if mode != "export" else Path()
     cli.use_compile_cache(values)
 
-    from mapseg.estimator import Estimator  # TensorFlow takes seconds to import
+    from mapseg.estimator import Estimator
 
     estimator = Estimator(run_dir, cli.report)
     options = cli.given(values, ModelConfig, TrainConfig)

@@ -181,8 +181,11 @@ class Maker:
             return call
 
         image, label = self.ways[way]
-        crops.decode_image_window = timed("image", image)
-        crops.decode_label_window = timed("label", label)
+        decoders = {
+            "decode_image_window": timed("image", image),
+            "decode_label_window": timed("label", label),
+        }
+        vars(crops).update(decoders)
         record = timed("read", read_record)(self.index, i % len(self.index))
         sample = timed("parse", parse_sample)(record)
         make_crop = timed("all", crops.make_crop)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -57,7 +58,7 @@ def work(values: flags.FlagValues) -> int:
     return 1 if failed else 0
 
 
-def read_label(path):
+def read_label(path: Path) -> Any:
     """Reads a label map [H, W] uint8 by index."""
     import numpy as np
     from PIL import Image
@@ -65,7 +66,9 @@ def read_label(path):
     return np.array(Image.open(path))
 
 
-def overfit(image, label, encoder: str, precision: str, every_steps: int = 20):
+def overfit(
+    image: Any, label: Any, encoder: str, precision: str, every_steps: int = 20
+) -> tuple[int | None, Any, float]:
     """Trains on one crop until it is known.
 
     Args:

@@ -151,11 +151,12 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     import tensorflow as tf
 
     from mapseg.config import ModelConfig, TrainConfig
+    from mapseg.data.batches import CropStream
+    from mapseg.data.manifest import read_manifest
     from mapseg.data.sharing import onto_device, share_batches
     from mapseg.labels import LabelClass, make_label_set
     from mapseg.machine import gpus, taken_bytes
     from mapseg.runs.folder import Run
-    from mapseg.training.devices import Workers
     from mapseg.training.prepare import resolve_precision
     from mapseg.training.state import build_state
     from mapseg.training.step import make_step, make_steps, steps_per_call
@@ -195,8 +196,10 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     found["images_per_s"] = batch / secs_of_step(batches)
     found["memory_mb"] = (taken_bytes("peak") - (0 if on_gpu else before)) / 1e6
     if case["records_dir"]:
-        workers, records_dir = Workers(tf.distribute.get_strategy()), Path(case["records_dir"])
-        fed = iter(share_batches(workers, records_dir, config, 0))
+        manifest = read_manifest(case["records_dir"])
+        labels = make_label_set(manifest.classes, config.label_set)
+        stream = CropStream(manifest, config, labels)
+        fed = iter(share_batches(stream, tf.distribute.get_strategy(), 0, 1, 0))
         found["fed_images_per_s"] = batch / secs_of_step(fed)
     return {
         **found,

@@ -57,6 +57,8 @@ def measure(twin_path: Path, encoder: str, crop: int) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     spec = importlib.util.spec_from_file_location("twin", twin_path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"twin must be a Python file; got {twin_path}")
     twin = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(twin)
     with torch.device("meta"):

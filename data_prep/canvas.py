@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,7 +49,7 @@ class Camera:
     s_m: float
     curvature: float
 
-    def lateral_m(self, x: float | np.ndarray, depth: float | np.ndarray) -> float | np.ndarray:
+    def lateral_m(self, x: Any, depth: Any) -> Any:
         """Returns how far to the right of the line of sight the road's `x` is at a depth."""
         return x - self.x_m + self.curvature / 2 * depth**2
 

@@ -2,7 +2,7 @@
 
 An image keeps its bytes unless it is resized or turned upright. A label is checked pixel by pixel
 and stored as a greyscale PNG of source ids. Nothing here imports
-TensorFlow; see `mapseg.data.manifest`.
+TensorFlow: each worker of a conversion would pay for it.
 """
 
 import contextlib

@@ -17,7 +17,6 @@ LABEL_SUFFIXES = (".png",)
 # folder has is taken: published scores, and the runs of 2018, are on v1.2.
 _TABLES = {"v1.2": ("config_v1.2.json", "config.json"), "v2.0": ("config_v2.0.json",)}
 _LABEL_DIRS = {"v1.2": ("v1.2/labels", "labels"), "v2.0": ("v2.0/labels",)}
-LABEL_VERSIONS = tuple(_TABLES)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Each draws from a generator of its own, and so looks the same in every frame of 
 """
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -215,8 +216,8 @@ def draw_vehicle(
     dark, black = np.array([46, 54, 66]), (22, 22, 24)
     outline = [(s + (length - a if oncoming else a), y) for a, y in body.outline]
     canvas.shade((x - half - 0.2, x + half + 0.2), (s - 0.3, s + length + 0.3), 0.45)
-    pieces = [(i, *outline[i : i + 2]) for i in range(len(outline) - 1)]
-    for i, (s0, y0), (s1, y1) in sorted(pieces, key=lambda p: -p[1][0] - p[2][0]):
+    pieces = list(enumerate(itertools.pairwise(outline)))
+    for i, ((s0, y0), (s1, y1)) in sorted(pieces, key=lambda p: -p[1][0][0] - p[1][1][0]):
         tone = 1.15 if abs(y1 - y0) < abs(s1 - s0) else 0.9
         corners = [(x - half, y0, s0), (x + half, y0, s0), (x + half, y1, s1), (x - half, y1, s1)]
         fill(corners, dark * 1.2 if i in body.glass else paint * tone)

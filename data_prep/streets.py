@@ -98,7 +98,7 @@ def _houses(rng: Generator, front: float, facades: Sequence[Color]) -> Iterator[
     out, built = np.sign(front), rng.choice([0.3, 0.8])
     for s in _places(rng, (-4, 6), (18.5, 24)):
         if rng.random() < built:
-            facade, length = facades[rng.integers(len(facades))], rng.uniform(15, 18)
+            facade, length = facades[int(rng.integers(len(facades)))], rng.uniform(15, 18)
             draw = partial(draw_building, facade=facade, length=length)
             yield Item(draw, front, s + length)
         else:

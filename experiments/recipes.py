@@ -216,7 +216,7 @@ def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     from mapseg.evaluation.scores import Scores
 
     first = outcomes[0].scores
-    scores = Scores(sum(o.scores.confusion for o in outcomes), first.label_set)
+    scores = Scores(np.sum([o.scores.confusion for o in outcomes], axis=0), first.label_set)
     secs = sum(o.train_secs for o in outcomes)
     facts = {name: [o.facts[name] for o in outcomes] for name in outcomes[0].facts}
     return {"train_secs": secs, "facts": facts, **scores.to_json()}

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -40,13 +40,17 @@ def _check_stack() -> None:
     )
 
 
-def __getattr__(name: str) -> Any:
-    # Lazily: a conversion worker imports mapseg too.
-    if name == "Estimator":
-        from mapseg.estimator import Estimator
+if TYPE_CHECKING:
+    from mapseg.estimator import Estimator as Estimator
+else:
 
-        return Estimator
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # Lazily: a conversion worker imports mapseg too.
+        if name == "Estimator":
+            from mapseg.estimator import Estimator
+
+            return Estimator
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _check_stack()

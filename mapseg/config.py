@@ -8,7 +8,7 @@ samples): a run folder refuses such a value. All others may change from one call
 # Long: a table of all options more than code.
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -393,3 +393,19 @@ def identity_conflicts(stored: Any, asked: dict[str, Any]) -> list[str]:
         for f in dataclasses.fields(stored)
         if f.metadata["identity"] and f.name in asked and asked[f.name] != getattr(stored, f.name)
     ]
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sorts option values into those of ModelConfig and those of TrainConfig.
+
+    Raises:
+      ValueError: a name that neither has.
+    """
+    names = [{f.name for f in dataclasses.fields(kind)} for kind in (ModelConfig, TrainConfig)]
+    unknown = sorted(set(options) - names[0] - names[1])
+    if unknown:
+        raise ValueError(
+            f"options must be fields of ModelConfig or TrainConfig; got {', '.join(unknown)}"
+        )
+    model, train = ({k: v for k, v in options.items() if k in known} for known in names)
+    return model, train

@@ -73,6 +73,11 @@ class Estimator:
           evaluating: evaluate on `eval_split` every `eval_steps` and at the end.
           stopping: asked after each step; where true, saves and returns.
           **options: fields of ModelConfig and TrainConfig; a later call needs only what it changes.
+
+        Raises:
+          FileNotFoundError: no such records, or initial weights that are unavailable.
+          ValueError: an option that is unknown, has a bad value or would make another run of it.
+          FloatingPointError: the loss is not finite.
         """
         manifest = read_manifest(records_dir)
         run = begin_run(self.run_dir, manifest, options)
@@ -144,9 +149,21 @@ class Estimator:
     def predict(
         self, frame: np.ndarray, config: PredictConfig | None = None, checkpoint: str = "best"
     ) -> "Segmentation":
-        """Segments one frame [H, W, 3] uint8 RGB; ids come at its own size."""
-        path = find_checkpoint(self.run_dir, checkpoint)
-        return self._predictor(self.run, config or PredictConfig(), path).segment(frame)
+        """Segments one frame, at its own size.
+
+        Args:
+          frame: [H, W, 3] uint8 RGB.
+          config: scales, flip and tile size.
+          checkpoint: `best`, `latest` or a step.
+
+        Returns:
+          The ids [H, W] uint8, the mean confidence, and the scale of the network's input.
+
+        Raises:
+          FileNotFoundError: no such run or checkpoint.
+        """
+        run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
+        return self._predictor(run, config or PredictConfig(), path).segment(frame)
 
     def export(
         self,
@@ -154,7 +171,20 @@ class Estimator:
         config: PredictConfig | None = None,
         checkpoint: str = "best",
     ) -> Path:
-        """Writes a SavedModel, by default to `export` in the run folder; returns its folder."""
+        """Writes a SavedModel that needs TensorFlow alone.
+
+        Args:
+          export_dir: new, empty or a former export; empty is `export` in the run folder.
+          config: scales, flip and tile size, which are fixed in the export.
+          checkpoint: `best`, `latest` or a step.
+
+        Returns:
+          Its folder.
+
+        Raises:
+          FileNotFoundError: no such run or checkpoint.
+          ValueError: the folder holds something else.
+        """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
 
         from mapseg.inference.export import export

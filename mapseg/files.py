@@ -54,15 +54,19 @@ def whole_dir(path: Path) -> Iterator[Path]:
 def walk(root: Path) -> Iterator[Path]:
     """Yields the files below a folder in order of their names, folders after files.
 
-    Links to folders are followed, each folder once. Hidden files and folders are skipped.
+    Links to folders are followed, but not back to a folder that they lie in. Hidden files and
+    folders are skipped.
     """
-    seen = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        real = Path(folder).resolve()
-        below[:] = [] if real in seen else sorted(name for name in below if name[0] != ".")
-        if real not in seen:
-            yield from (Path(folder) / name for name in sorted(names) if name[0] != ".")
-        seen.add(real)
+    yield from _walk(root, frozenset())
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    here = above | {folder.resolve()}
+    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    yield from (path for path in entries if not path.is_dir())
+    for path in entries:
+        if path.is_dir() and path.resolve() not in here:
+            yield from _walk(path, here)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

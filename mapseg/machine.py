@@ -5,6 +5,7 @@ import ctypes
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -70,9 +71,13 @@ def driver_reports() -> list[DriverReport]:
     return [DriverReport(version, int(used), int(total)) for version, used, total in rows]
 
 
-def hidden_gpu() -> str:
-    """Says that the machine has a GPU which TensorFlow cannot see, and the remedy; else empty."""
-    if gpus() or not (has_nvidia_driver() or driver_reports()):
+def hidden_gpu(reports: Sequence[DriverReport] = ()) -> str:
+    """Says that the machine has a GPU which TensorFlow cannot see, and the remedy; else empty.
+
+    Args:
+      reports: of the driver, if it was asked.
+    """
+    if gpus() or not (reports or has_nvidia_driver()):
         return ""
     return (
         "this machine has an NVIDIA GPU that TensorFlow cannot see; training runs on the CPU, tens "

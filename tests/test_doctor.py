@@ -344,7 +344,7 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
     config = TrainConfig(batch_size=4, steps=3700)
     trial = make_trial(config)
     trial._step = lambda: (tf.constant(1.0), tf.constant(True))
-    case = make_case(train=config, start_step=100, input_secs=input_secs, trial=trial)
+    case = make_case(train=config, saved=[100], input_secs=input_secs, trial=trial)
     finding = steps.check_speed(case)
     assert finding.level == level
     assert "0.50 steps/s, 2.0 images/s (5 steps)" in finding.text
@@ -462,3 +462,24 @@ def test_another_tensorflow_or_keras_is_one_line(setting, message, tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.usefixtures("small")
+def test_without_a_run_folder_this_folder_is_none(run_dir, capsys, monkeypatch):
+    monkeypatch.chdir(run_dir)  # another network's checkpoints lie here
+    _, found = call(capsys)
+    assert found["network"][0] == "ok"
+
+
+def test_a_package_that_is_missing_is_a_finding():
+    script = """
+import sys
+sys.modules["h5py"] = sys.modules["cv2"] = None
+from mapseg import doctor
+sys.exit(doctor.main(["doctor"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "FAIL  versions: import of cv2 halted" in done.stdout

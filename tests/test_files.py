@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mapseg.files import whole_dir, whole_file, write_bytes, write_text
+from mapseg.files import walk, whole_dir, whole_file, write_bytes, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -54,3 +54,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_walk_takes_links_but_no_loops_and_nothing_hidden(tmp_path):
+    for name in ("b/2.png", "a/1.png", ".hidden/3.png", "a/.4.png"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+    (tmp_path / "root" / "b" / "loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "c").symlink_to(tmp_path / "root" / "a")
+    (tmp_path / "root" / "dead.png").symlink_to(tmp_path / "nothing")
+    found = [path.relative_to(tmp_path / "root").as_posix() for path in walk(tmp_path / "root")]
+    assert found == ["dead.png", "a/1.png", "b/2.png", "c/1.png"]

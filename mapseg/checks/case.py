@@ -39,7 +39,7 @@ class Case:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     stored: Run | None = None  # that is resumed
-    start_step: int = 0
+    saved: list[int] = field(default_factory=list)  # its steps
     weights_at_hand: bool = False
     manifest: "Manifest" = field(init=False)
     labels: LabelSet | None = None
@@ -49,6 +49,11 @@ class Case:
     input_secs: float = 0.0  # for a batch of the records
     trial: "Trial" = field(init=False)
     config: TrainConfig = field(init=False)  # of this process: its share of the batch
+
+    @property
+    def start_step(self) -> int:
+        """The step that training begins with."""
+        return self.saved[-1] if self.saved else 0
 
     @property
     def goal(self) -> Path:

@@ -8,7 +8,6 @@ import shutil
 from mapseg import machine
 from mapseg.checks.case import FAIL, OK, WARN, Case, Finding, nearest_folder
 from mapseg.progress import amount
-from mapseg.runs.checkpoints import saved_steps
 
 _PACKAGES = ("tensorflow", "keras", "cv2", "PIL", "h5py", "google_crc32c", "matplotlib")
 _SLOTS = {"sgd": 1, "lookahead_radam": 3}  # of the optimizer for each weight; others have 2
@@ -30,7 +29,8 @@ def check_versions(case: Case) -> Finding:
 
 def check_gpu(case: Case) -> Finding:
     """Looks for GPUs, whether TensorFlow sees them, and whether they are free."""
-    seen, reports, hidden = machine.gpus(), machine.driver_reports(), machine.hidden_gpu()
+    seen, reports = machine.gpus(), machine.driver_reports()
+    hidden = machine.hidden_gpu(reports)
     if hidden:
         return Finding(WARN, hidden)
     if not seen:
@@ -65,7 +65,7 @@ def check_disk(case: Case) -> Finding:
     # The state has the weights and the optimizer's slots, weights.npz the weights again. Beside
     # those that are kept lie the best one and one that is being written.
     copies = 2 + _SLOTS.get(case.train.optimizer, 2)
-    count = max(case.train.keep_checkpoints + 2 - len(saved_steps(case.goal / "checkpoints")), 1)
+    count = max(case.train.keep_checkpoints + 2 - len(case.saved), 1)
     needed, free = case.trial.weight_bytes * copies * count, shutil.disk_usage(folder).free
     text = f"{amount(free)} free at {folder}; checkpoints will take about {amount(needed)}"
     if free < needed:

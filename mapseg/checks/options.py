@@ -5,10 +5,9 @@ from pathlib import Path
 
 from mapseg import machine
 from mapseg.checks.case import OK, WARN, Case, Finding, nearest_folder
-from mapseg.config import ModelConfig, TrainConfig
-from mapseg.model import pretrained
+from mapseg.config import ModelConfig, TrainConfig, split_options
 from mapseg.runs.checkpoints import saved_steps
-from mapseg.training.prepare import resolve_precision, resume_run, split_options
+from mapseg.training.prepare import resolve_precision, resume_run
 
 _CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # GPUs that have it in hardware
 
@@ -30,7 +29,7 @@ def check_run_dir(case: Case) -> Finding:
     if case.stored is None:
         return Finding(OK, f"{run_dir} will be that of a new run")
     case.model, case.train = case.stored.model, case.stored.train
-    case.start_step = saved_steps(run_dir / "checkpoints")[-1]
+    case.saved = saved_steps(run_dir / "checkpoints")
     return Finding(OK, f"{run_dir} goes on from step {case.start_step} of {case.train.steps}")
 
 
@@ -49,6 +48,8 @@ def check_precision(case: Case) -> Finding:
 
 def check_weights(case: Case) -> Finding:
     """Looks for the weights that the run starts from, without a download."""
+    from mapseg.model import pretrained  # here: it needs packages that may be missing
+
     if case.stored is not None:
         case.weights_at_hand = True
         return Finding(OK, f"those of step {case.start_step}")

@@ -5,7 +5,6 @@ import time
 import numpy as np
 
 from mapseg.checks.case import OK, SKIP, WARN, Case, Finding
-from mapseg.data.manifest import read_manifest
 from mapseg.labels import VOID, make_label_set
 from mapseg.training.prepare import check_same_records
 
@@ -15,6 +14,8 @@ _INPUT_SECS = 3.0
 
 def check_records(case: Case) -> Finding:
     """Looks for the manifest, every shard at its size, and the splits."""
+    from mapseg.data.manifest import read_manifest  # here: it needs packages that may be missing
+
     if case.records_dir is None:
         return Finding(SKIP, "no --records_dir is given; the step is tried on a synthetic batch")
     case.manifest = read_manifest(case.records_dir)

@@ -32,7 +32,12 @@ def check_network(case: Case) -> Finding:
     if workers is None:
         raise ValueError("devices must be joined without waiting")
     devices.check_batch_norm(run.train, workers.replicas * count)
-    built = state.open_state(replace(run, train=config), workers.strategy, lambda _: None)
+    built = state.open_state(
+        replace(run, train=config),
+        workers.strategy,
+        lambda _: None,
+        resumed=case.stored is not None,
+    )
     case.config, case.trial = config, Trial(built, config, workers)
     random = "" if case.weights_at_hand else ", random ones for these checks"
     return Finding(

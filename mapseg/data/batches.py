@@ -64,26 +64,34 @@ def stream_samples(
       label_set: maps the source ids.
       first: only the first so many; 0 is all.
       share: (i, n), of these only every n-th from the i-th on.
-    """
-    index, table = index_split(manifest, split), label_set.table
 
-    def read(place: int) -> tuple[np.ndarray, np.ndarray, bytes]:
+    Returns:
+      As `read_samples`.
+
+    Raises:
+      ValueError: no such split.
+    """
+    table = label_set.table
+
+    def parse(record: bytes) -> tuple[np.ndarray, np.ndarray, bytes]:
         with gate.admitted():
-            sample = parse_sample(read_record(index, int(place)))
+            sample = parse_sample(record)
             return sample.whole_image, cv2.LUT(sample.whole_label, table), sample.key.encode()
 
-    def decode(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         kinds = (tf.uint8, tf.uint8, tf.string)
-        image, label, key = tf.numpy_function(read, [place], kinds, stateful=False)
+        image, label, key = tf.numpy_function(parse, [record], kinds, stateful=False)
         return (
             tf.ensure_shape(image, [None, None, 3]),
             tf.ensure_shape(label, [None, None]),
             tf.ensure_shape(key, []),
         )
 
-    count = min(first or len(index), len(index))
-    places = tf.data.Dataset.range(share[0], count, share[1])
-    return places.map(decode, num_parallel_calls=_PARALLEL_DECODES, deterministic=True)
+    # TensorFlow reads the bytes: it keeps what a numpy_function closes over until the program ends,
+    # and an index of its own would keep the shards open.
+    records = tf.data.TFRecordDataset([str(path) for path in manifest.shard_paths(split)])
+    own = records.take(first or -1).shard(share[1], share[0])
+    return own.map(decode, num_parallel_calls=_PARALLEL_DECODES, deterministic=True)
 
 
 def train_batches(

@@ -25,7 +25,7 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         (2 * np.arange(new) + 1) * old // (2 * new)
         for new, old in zip(size, label.shape, strict=True)
     )
-    return label[rows][:, columns]
+    return label.take(rows, axis=0).take(columns, axis=1)
 
 
 def resize_pair(

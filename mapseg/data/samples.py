@@ -54,7 +54,13 @@ class Sample:
     @cached_property
     def whole_label(self) -> np.ndarray:
         """The label decoded, [H, W] uint8 source ids."""
-        return cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
+        label = cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
+        if label is None or label.ndim != 2 or label.dtype != np.uint8:
+            raise ValueError(
+                f"{self.key}: the label must be an 8-bit greyscale PNG of ids; got something else. "
+                "Remedy: python -m data_prep.verify_records names what is broken"
+            )
+        return label
 
 
 def parse_sample(record: bytes) -> Sample:

@@ -19,8 +19,6 @@ from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import open_run
 
 _LAST_LAYER = "logits-semantic/"
-_DEEPLAB_LOGITS = "logits/semantic/weights"
-_NAMED = 3  # of the weights that are missing, so many are told by name
 
 
 def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[str]:

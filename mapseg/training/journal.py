@@ -36,7 +36,7 @@ class Journal:
         """Begins to time the steps after this one."""
         self._timed_at, self._timed_step = time.monotonic(), step
 
-    def stop_clock(self, secs: float) -> None:
+    def leave_out(self, secs: float) -> None:
         """Leaves out some seconds that were not spent on steps."""
         self._timed_at += secs
 

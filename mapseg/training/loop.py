@@ -23,6 +23,7 @@ from mapseg.runs.history import read_history
 from mapseg.training.devices import Workers, check_batch_norm, find_cluster, join, make_sum
 from mapseg.training.guard import Guard
 from mapseg.training.journal import Journal
+from mapseg.training.prepare import check_steps
 from mapseg.training.saving import Saver
 from mapseg.training.state import TrainState, open_state
 from mapseg.training.step import Steps, make_step, make_steps, steps_per_call
@@ -55,7 +56,7 @@ def train(
       stopping: asked after each step; where true, the run is saved and the function returns.
 
     Raises:
-      FileNotFoundError: records or initial weights that are not there.
+      FileNotFoundError: a shard or initial weights that are not there.
       ValueError: a checkpoint that does not fit, or a split that does not exist.
       FloatingPointError: the loss is not finite.
       ConnectionError: another worker of the run did not come, or was lost.
@@ -119,9 +120,6 @@ def _train(
         return [bool(count) for count in add_up(np.array(wishes, np.float64))]
 
     parts = _assemble(run, manifest, workers, predicting, progress, add_up)
-    samples = manifest.split(run.train.train_split).samples
-    for line in describe(run, parts.state, samples, workers):
-        progress(line)
     step = _take_all_steps(run.train, parts, progress, lambda late: agree(stopping(), late))
     parts.saver.save(step)
     parts.journal.plot()
@@ -145,7 +143,10 @@ def _assemble(
     if predicting is not None:
         manifest.split(config.eval_split)
     stream = CropStream(manifest, config, run.label_set)
-    state = open_state(run, workers.strategy, progress)
+    resumed = bool(saved_steps(run.checkpoints_dir))
+    state = open_state(run, workers.strategy, progress, resumed=resumed)
+    for line in describe(run, state, split.samples, workers):
+        progress(line)
     if is_first:  # only now: a run whose first weights are unavailable leaves no folder behind
         store_run(run)
     step = int(state.step.numpy())
@@ -221,6 +222,7 @@ def _steps_until_due(config: TrainConfig, step: int) -> int:
 
 
 def _is_finished(run: Run, evaluating: bool) -> bool:
+    check_steps(run)  # again: another process may have trained it before this one had the lock
     if run.train.steps not in saved_steps(run.checkpoints_dir):
         return False
     history = read_history(run.history_path)

@@ -1,23 +1,25 @@
-"""What a training run is made of, before a step is taken: options, records, devices.
+"""What a training run is made of, before a step is taken: its options and its records.
 
 Training and the doctor both prepare a run here. Nothing at its top imports TensorFlow, so that an
 option or a folder that is wrong is reported at once.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mapseg.config import ModelConfig, TrainConfig
-from mapseg.data.manifest import Manifest
+from mapseg.config import ModelConfig, TrainConfig, split_options
 from mapseg.labels import make_label_set
 from mapseg.machine import gpus
 from mapseg.runs.checkpoints import saved_steps
 from mapseg.runs.folder import Run, amend_run, check_classes, open_run
 
+if TYPE_CHECKING:
+    from mapseg.data.manifest import Manifest
 
-def begin_run(run_dir: Path, manifest: Manifest, options: Mapping[str, Any]) -> Run:
+
+def begin_run(run_dir: Path, manifest: "Manifest", options: Mapping[str, Any]) -> Run:
     """Opens a run folder with a later call's options, or plans a new run in it.
 
     Args:
@@ -46,27 +48,44 @@ def resume_run(run_dir: Path, options: Mapping[str, Any]) -> Run | None:
 
     Without one nothing is lost by other options: then the folder is as good as new.
 
+    Args:
+      run_dir: the folder.
+      options: fields of ModelConfig and TrainConfig that the user gave.
+
     Returns:
       The run; None where it is new.
 
     Raises:
       ValueError: a folder of something else, or an option that would make another run of it.
     """
-    saved = saved_steps(run_dir / "checkpoints")
-    if not saved:
+    if not saved_steps(run_dir / "checkpoints"):
         check_new(run_dir)
         return None
     run = amend_run(open_run(run_dir), options)
-    if run.train.steps < saved[-1]:
-        raise ValueError(
-            f"{run_dir}: steps must not be below the saved ones, {saved[-1]}; got "
-            f"{run.train.steps}. Remedy: leave --steps out, or give another --run_dir"
-        )
+    check_steps(run)
     return run
 
 
-def check_same_records(run: Run, manifest: Manifest) -> None:
+def check_steps(run: Run) -> None:
+    """Refuses a run that has been trained beyond its `steps`.
+
+    Raises:
+      ValueError: it has.
+    """
+    saved = saved_steps(run.checkpoints_dir)
+    if saved and run.train.steps < saved[-1]:
+        raise ValueError(
+            f"{run.run_dir}: steps must not be below the saved ones, {saved[-1]}; got "
+            f"{run.train.steps}. Remedy: leave --steps out, or give another --run_dir"
+        )
+
+
+def check_same_records(run: Run, manifest: "Manifest") -> None:
     """Refuses records that a run did not begin with.
+
+    Args:
+      run: as stored.
+      manifest: of the records.
 
     Raises:
       ValueError: other classes, no such split, or other samples in it.
@@ -80,8 +99,14 @@ def check_same_records(run: Run, manifest: Manifest) -> None:
         )
 
 
-def new_run(run_dir: Path, manifest: Manifest, model: ModelConfig, train: TrainConfig) -> Run:
+def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: TrainConfig) -> Run:
     """Binds a new run to its records; precision and schedule are resolved.
+
+    Args:
+      run_dir: its folder.
+      manifest: of its records.
+      model: the network.
+      train: how it is trained.
 
     Raises:
       FileNotFoundError: the file of the label set is not there.
@@ -95,22 +120,6 @@ def new_run(run_dir: Path, manifest: Manifest, model: ModelConfig, train: TrainC
         schedule_steps=train.schedule_steps or train.steps,
     )
     return Run(run_dir, model, train, labels, split.long_side_px, manifest.classes, split.digest)
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sorts option values into those of ModelConfig and those of TrainConfig.
-
-    Raises:
-      ValueError: a name that neither has.
-    """
-    names = [{f.name for f in fields(kind)} for kind in (ModelConfig, TrainConfig)]
-    unknown = sorted(set(options) - names[0] - names[1])
-    if unknown:
-        raise ValueError(
-            f"options must be fields of ModelConfig or TrainConfig; got {', '.join(unknown)}"
-        )
-    model, train = ({k: v for k, v in options.items() if k in known} for known in names)
-    return model, train
 
 
 def check_new(run_dir: Path) -> None:

@@ -11,7 +11,7 @@ from mapseg.config import TrainConfig
 from mapseg.machine import gpus
 from mapseg.model.convolutions import use_forms_for_xla
 from mapseg.model.deeplab import build_model
-from mapseg.runs.checkpoints import find_checkpoint, read_state, saved_steps
+from mapseg.runs.checkpoints import find_checkpoint, read_state
 from mapseg.runs.folder import Run
 from mapseg.training import optimizers
 from mapseg.training.initial_weights import init_weights
@@ -90,20 +90,24 @@ def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> Tr
 
 
 def open_state(
-    run: Run, strategy: tf.distribute.Strategy, progress: Callable[[str], None]
+    run: Run,
+    strategy: tf.distribute.Strategy,
+    progress: Callable[[str], None],
+    *,
+    resumed: bool,
 ) -> TrainState:
-    """Builds network and optimizer on some devices, as of the newest checkpoint if there is one.
+    """Builds network and optimizer on some devices, as of the newest checkpoint or anew.
 
     Args:
       run: what to build.
       strategy: the devices.
       progress: takes lines on where the weights come from.
+      resumed: whether the run has a checkpoint.
 
     Raises:
       FileNotFoundError: initial weights that are not there.
       ValueError: initial weights or a checkpoint that does not fit.
     """
-    resumed = bool(saved_steps(run.checkpoints_dir))
     with strategy.scope():
         state = build_state(run, progress, fresh=not resumed)
     if resumed:

@@ -88,7 +88,7 @@ class Validator:
             add_up=self._add_up,
         )
         self._evaluated_steps.add(step)
-        journal.stop_clock(time.monotonic() - started)
+        journal.leave_out(time.monotonic() - started)
         if is_first:
             self._note(step, scores, journal)
 

@@ -1,3 +1,7 @@
+import contextlib
+import gc
+from pathlib import Path
+
 import numpy as np
 import tensorflow as tf
 from PIL import Image
@@ -59,3 +63,22 @@ def test_the_first_samples_alone(records_dir):
     predictor = Predictor(ByColor(), PredictConfig(scale="1"), 80)
     one = evaluate(predictor, manifest, "validation", labels, print, max_samples=1)
     assert one.confusion.sum() == 57 * 80  # the last three rows are unlabeled
+
+
+def test_an_evaluation_closes_the_shards_that_it_opened(records_dir):
+    def open_shards():
+        count = 0
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # the one that lists the others has gone
+                count += ".tfrecord" in str(link.readlink())
+        return count
+
+    def evaluate_once():
+        evaluate(predictor, manifest, "validation", labels, lambda _: None)
+        gc.collect()
+        return open_shards()
+
+    manifest = read_manifest(records_dir)
+    labels = make_label_set(manifest.classes, "all")
+    predictor = Predictor(ByColor(), PredictConfig(scale="1"), 80)
+    assert evaluate_once() == evaluate_once() == evaluate_once()
