@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help demo test test-addons env env-addons clean
+.PHONY: help demo test test-random test-addons env env-addons clean
 unexport PYTHONHOME PYTHONPATH
 
 # All paths are relative, so that the checkout may stand in a folder with spaces in its name.
@@ -16,6 +16,7 @@ PYTEST := pytest -n 2 --dist worksteal --durations=25
 help:
 	echo "make demo         sample data -> records -> training -> evaluation -> pictures in demo_out/"
 	echo "make test         format, lint, types and the test suite"
+	echo "make test-random  the test suite in another order for each SEED=1, 2, ..."
 	echo "make test-addons  the tests marked addons, with TensorFlow Addons (needs Python 3.11)"
 	echo "make env          the environment alone, in .venv (env-addons: in .venv-addons)"
 	echo "make clean        removes everything that make has built"
@@ -32,6 +33,11 @@ test: env
 	$(PYTHON) -m mypy mapseg data_prep experiments benchmarks train_main.py infer_main.py
 	echo "== pytest"
 	$(PYTHON) -m $(PYTEST)
+
+test-random: SEED ?= 1
+test-random: env
+	echo "== pytest, in the order of seed $(SEED)"
+	$(PYTHON) -m $(PYTEST) --random-order --random-order-seed=$(SEED)
 
 test-addons: env-addons
 	echo "== pytest -m addons"

@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import shutil
 import socket
 from pathlib import Path
 
@@ -65,10 +67,30 @@ def make_tiny_records(root, seed=0):
     return root / "records"
 
 
+@pytest.fixture(autouse=True)
+def alike():
+    """Every test begins alike, whatever ran before it: random numbers, and Keras's precision.
+
+    Fixtures of a module or session begin before it, so those that build networks set a seed.
+    """
+    import keras
+
+    keras.utils.set_random_seed(1)  # Python's and NumPy's too
+    keras.mixed_precision.set_global_policy("float32")
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
 @pytest.fixture(scope="session")
 def records_dir(tmp_path_factory):
-    """The records that tests share; they must not change them."""
-    return make_tiny_records(tmp_path_factory.mktemp("tiny"))
+    """The records that tests share, beside `vistas`, their source; tests must not change them."""
+    root = tmp_path_factory.mktemp("tiny")
+    records_dir = make_tiny_records(root)
+    before = contents(root)
+    yield records_dir
+    assert contents(root) == before, "a test has changed the records that all share"
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +100,15 @@ def run_dir(records_dir, tmp_path_factory):
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
     Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
-    return run_dir
+    before = contents(run_dir)
+    yield run_dir
+    assert contents(run_dir) == before, "a test has changed the run that all share"
+
+
+@pytest.fixture
+def own_run_dir(run_dir, tmp_path):
+    """A copy of that run for a single test, which may change it."""
+    return shutil.copytree(run_dir, tmp_path / "own_run")
 
 
 @pytest.fixture
@@ -92,10 +122,19 @@ def small(monkeypatch):
 
 
 def free_ports(count):
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
+    """Ports of this machine that are free, and that no system gives to outgoing connections.
+
+    They are drawn at random, not by the seed of the test: others may be drawing beside it.
+    """
+    ports, draw = [], random.SystemRandom()
+    while len(ports) < count:
+        port = draw.randrange(10_000, 32_000)
+        try:
+            socket.create_server(("", port)).close()
+        except OSError:
+            continue
+        if port not in ports:
+            ports.append(port)
     return ports
 
 
@@ -106,6 +145,7 @@ def tf_config(ports, index):
     return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task})}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-random-order shuffles, where it is asked to
 def pytest_collection_modifyitems(items):
     """Runs the long files first, so that two workers end together."""
     long = (

@@ -137,7 +137,8 @@ def main(kind, out_path):
         cpu = tf.config.list_physical_devices("CPU")[0]
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(cpu, halves)
-    config = replace(BATCH, strategy=kind, peer_timeout_secs=60)
+    config = replace(BATCH, strategy=kind, peer_timeout_secs=1200)
+    strategy._CONNECT_SECS = 1200.0  # however slow the machine is
     workers = strategy.join(config, {}, print, lambda: False)
     assert workers.replicas == {"one_device": 1, "mirrored": 2, "multi_worker": 2}[kind]
     arrays = {

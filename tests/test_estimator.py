@@ -9,13 +9,13 @@ from mapseg.estimator import Estimator
 
 
 @pytest.mark.addons
-def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
-    estimator = Estimator(run_dir, progress=print)
+def test_a_notebook_can_train_evaluate_and_predict(records_dir, own_run_dir):
+    estimator = Estimator(own_run_dir, progress=print)
     assert estimator.run.train.steps == 4
     scores = estimator.evaluate(
         records_dir, "training", PredictConfig(flip_average=True, scales="1,2")
     )
-    written = json.loads((run_dir / "evaluation" / "training.json").read_text())
+    written = json.loads((own_run_dir / "evaluation" / "training.json").read_text())
     assert written["mean_iou"] == scores.mean_iou
     assert (written["checkpoint"], written["flip_average"]) == ("step-00000004", True)
     assert (written["scale"], written["scales"]) == ("auto", "1,2")
@@ -25,15 +25,15 @@ def test_a_notebook_can_train_evaluate_and_predict(records_dir, run_dir):
     assert found.ids.shape == (60, 80)
     assert 1 / 3 <= found.confidence <= 1
     assert found.scale == 1
-    again = Estimator(run_dir).predict(image)  # loads the network anew
+    again = Estimator(own_run_dir).predict(image)  # loads the network anew
     np.testing.assert_array_equal(again.ids, found.ids)
 
 
-def test_evaluation_at_the_end_of_training_is_that_of_the_estimator(records_dir, run_dir):
+def test_evaluation_at_the_end_of_training_is_that_of_the_estimator(records_dir, own_run_dir):
     """The weights file holds what was trained: the same scores come from it."""
-    trained = json.loads((run_dir / "evaluation" / "validation.json").read_text())
+    trained = json.loads((own_run_dir / "evaluation" / "validation.json").read_text())
     assert (trained["scale"], trained["scales"], trained["flip_average"]) == ("auto", "1", False)
-    scores = Estimator(run_dir, progress=print).evaluate(records_dir)
+    scores = Estimator(own_run_dir, progress=print).evaluate(records_dir)
     assert scores.confusion.tolist() == trained["confusion"]
 
 

@@ -6,7 +6,7 @@ from take_steps import SmallState
 
 import train_main
 from mapseg.config import TrainConfig
-from mapseg.training import state, validation
+from mapseg.training import devices, state, validation
 
 
 def build_state(run, progress, *, fresh):
@@ -18,5 +18,6 @@ def build_model(config, num_classes, *, precision):
 
 
 if __name__ == "__main__":
+    devices._CONNECT_SECS = 1200.0  # however slow the machine is
     state.build_state, validation.build_model = build_state, build_model
     sys.exit(train_main.main([*sys.argv, "--compile_cache_dir="]))

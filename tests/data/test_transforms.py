@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from mapseg.config import TrainConfig
-from mapseg.data.resizing import resize_image, resize_pair
 from mapseg.data.tiles import Window
 from mapseg.data.transforms import (
     augment,
@@ -76,29 +75,6 @@ def test_padding_is_at_the_bottom_and_the_right():
     np.testing.assert_array_equal(ids[:5, :7], label)
     assert np.all(ids[5:] == 255)
     assert np.all(ids[:, 7:] == 255)
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.75, 1.0, 1.25, 2.0])
-def test_image_and_label_are_resized_alike(scale):
-    # A step edge in the middle: left dark and class 0, right bright and class 1.
-    label = np.repeat(np.arange(64) >= 32, 64).reshape(64, 64).T.astype(np.uint8)
-    image = np.stack([label * 200] * 3, axis=-1)
-    side = round(64 * scale)
-    got, ids = resize_pair(image, label, (side, side))
-    np.testing.assert_array_equal(got[..., 0] > 100, ids == 1)
-    half, ids = resize_pair(image[::2, ::2], label, (side, side))
-    np.testing.assert_array_equal(half[..., 0] > 100, ids == 1)
-
-
-def test_an_image_is_reduced_by_area():
-    image = np.array([[0, 100, 10, 10], [100, 200, 10, 10]], np.uint8)
-    np.testing.assert_array_equal(resize_image(image, (1, 2)), [[100, 10]])
-
-
-def test_an_id_is_that_of_the_nearest_centre():
-    label = np.arange(5, dtype=np.uint8)[np.newaxis].repeat(5, 0)
-    _, ids = resize_pair(np.zeros((3, 3, 3), np.uint8), label, (3, 3))
-    assert ids[0].tolist() == [0, 2, 4]  # centres at 0.83, 2.5, 4.17 of pixels 1 wide
 
 
 def test_scales_are_drawn_from_the_steps():

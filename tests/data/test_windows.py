@@ -3,9 +3,9 @@ import io
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import SHARED
 from PIL import Image
+from records_by_hand import encoded
 
 from mapseg.data.samples import Sample, encode_sample, parse_sample
 from mapseg.data.tiles import Window, encode_tiles
@@ -13,12 +13,6 @@ from mapseg.data.windows import decode_image_window, decode_label_tile, decode_l
 
 DATA = SHARED / "data"
 SIZES = [(97, 131), (160, 240), (700, 523)]
-
-
-def encoded(pixels, image_format, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, image_format, **options)
-    return buffer.getvalue()
 
 
 def picture(size, seed=0):
@@ -118,38 +112,6 @@ def test_a_window_and_a_tile_of_the_label(size, tiled):
         ids, (top, left) = decode_label_tile(sample, tile)
         np.testing.assert_array_equal(ids, label[top : top + 256, left : left + 256])
     assert (top, left) == tuple((side - 1) // 256 * 256 for side in size)
-
-
-def test_a_record_of_another_program():
-    image, label = encoded(picture((20, 30)), "PNG"), encoded(np.ones((20, 30), np.uint8), "PNG")
-
-    def feature(value):
-        if isinstance(value, int):
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    fields = {
-        "image/encoded": image,
-        "image/filename": b"other",
-        "image/format": b"png",
-        "image/height": 20,
-        "image/width": 30,
-        "image/channels": 3,
-        "image/segmentation/class/encoded": label,
-        "image/segmentation/class/format": b"png",
-    }
-
-    def record(**changes):
-        kept = {k: feature(v) for k, v in {**fields, **changes}.items() if v is not None}
-        return tf.train.Example(features=tf.train.Features(feature=kept)).SerializeToString()
-
-    assert parse_sample(record()) == Sample("other", (20, 30), image, label, ())
-    with pytest.raises(
-        ValueError, match=r"have the field image/encoded; got image/channels, image/filename"
-    ):
-        parse_sample(record(**{"image/encoded": None}))
-    with pytest.raises(ValueError, match=r"tiles must be of 256 pixels; got 512\. Remedy"):
-        parse_sample(record(**{"image/segmentation/class/tile_px": 512}))
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not here")

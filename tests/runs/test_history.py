@@ -1,0 +1,47 @@
+import pytest
+
+from mapseg.runs.history import append_history, cut_history, read_history, training_secs
+
+
+def test_history_is_cut_where_a_run_goes_on(tmp_path):
+    path = tmp_path / "history.csv"
+    for step in (10, 20, 30):
+        append_history(path, {"step": step, "loss": step / 10})
+    append_history(path, {"step": 30, "mean_iou": 0.5})
+    rows = cut_history(path, 20)
+    assert (
+        rows
+        == read_history(path)
+        == [
+            {"step": 10, "loss": 1.0},
+            {"step": 20, "loss": 2.0},
+        ]
+    )
+    with path.open("a") as file:
+        file.write("30,3.")  # as a killed process leaves it
+    assert read_history(path) == rows
+
+
+def test_a_history_that_is_not_there_or_not_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train first"):
+        read_history(tmp_path / "history.csv")
+    (tmp_path / "history.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="columns step, loss"):
+        read_history(tmp_path / "history.csv")
+
+
+def test_a_history_without_numbers_is_refused(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss\n1,much\n")
+    with pytest.raises(ValueError, match=r"history\.csv: must hold numbers"):
+        read_history(path)
+
+
+def test_training_secs_adds_up_what_the_steps_took():
+    rows = [
+        {"step": 2, "loss": 1.0},  # the compiled step alone has no rate
+        {"step": 10, "loss": 1.0, "images_per_s": 4.0},
+        {"step": 10, "mean_iou": 0.5},
+        {"step": 20, "loss": 1.0, "images_per_s": 8.0},
+    ]
+    assert training_secs(rows, batch_size=2) == 8 * 2 / 4 + 10 * 2 / 8
