@@ -151,11 +151,15 @@ def pytest_collection_modifyitems(items):
     long = (
         "test_workers",
         "test_loop",
-        "test_step",
-        "test_doctor",
-        "test_readme",
-        "test_addons",
         "test_export",
+        "test_readme",
+        "test_recipes",
+        "test_step",
+        "test_recompute",
+        "test_published",
+        "test_api_page",
+        "test_doctor",
+        "test_addons",
         "test_build_records",
     )
     items.sort(key=lambda item: item.path.stem not in long)
