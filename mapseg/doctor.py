@@ -10,6 +10,7 @@ failed.
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def examine(case: Case, report: Callable[[str], None]) -> bool:
         try:
             finding = check(case) if not lacking else Finding(SKIP, f"needs {lacking[0]}")
         except Exception as error:
+            if not cli.is_foreseen(error):
+                traceback.print_exc()
             finding = Finding(FAIL, cli.one_line(error))
         if finding.level in (FAIL, SKIP):
             lost[name] = finding.level

@@ -15,6 +15,8 @@ from mapseg.labels import LabelClass, LabelSet, parse_class_table
 
 FORMAT_VERSION = 1
 
+_RESTORE = "put the file back as training wrote it, or train in another --run_dir"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -54,7 +56,7 @@ def open_run(run_dir: Path) -> Run:
 
     Raises:
       FileNotFoundError: not a run folder.
-      ValueError: written by a version that this one does not understand.
+      ValueError: written by a version that this one does not understand, or damaged.
     """
     config_path, labels_path = run_dir / "config.json", run_dir / "labels.json"
     for path in (config_path, labels_path):
@@ -63,27 +65,26 @@ def open_run(run_dir: Path) -> Run:
                 f"{run_dir}: not a run folder, {path.name} is missing. Remedy: give the --run_dir "
                 "of a training run"
             )
-    try:
-        raw, labels = (
-            json.loads(p.read_text(encoding="utf-8")) for p in (config_path, labels_path)
+    raw, labels = (files.read_json(path, _RESTORE) for path in (config_path, labels_path))
+
+    def field(name: str, kind: type) -> Any:
+        return files.read_field(raw, name, kind, config_path, _RESTORE)
+
+    version = field("format_version", int)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{config_path}: format_version must be {FORMAT_VERSION}; got {version}. Remedy: use "
+            f"the mapseg that wrote it, {raw.get('mapseg', 'unknown')}"
         )
-        if raw["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{config_path}: format_version must be {FORMAT_VERSION}; got "
-                f"{raw['format_version']}. Remedy: use the mapseg that wrote it, "
-                f"{raw.get('mapseg', 'unknown')}"
-            )
-        return Run(
-            run_dir,
-            from_json(ModelConfig, raw["model"], str(config_path)),
-            from_json(TrainConfig, raw["train"], str(config_path)),
-            LabelSet.from_json(labels, str(labels_path)),
-            int(raw["long_side_px"]),
-            parse_class_table({"labels": raw["source_classes"]}, str(config_path)),
-            str(raw["records_digest"]),
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{config_path}: not written by mapseg, or damaged: {error!r}") from error
+    return Run(
+        run_dir,
+        from_json(ModelConfig, field("model", dict), str(config_path)),
+        from_json(TrainConfig, field("train", dict), str(config_path)),
+        LabelSet.from_json(labels, str(labels_path)),
+        field("long_side_px", int),
+        parse_class_table({"labels": field("source_classes", list)}, str(config_path)),
+        field("records_digest", str),
+    )
 
 
 def store_run(run: Run) -> None:
