@@ -210,7 +210,15 @@ def is_foreseen(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Says what was wrong in one line; of a bug, that it is one."""
-    kind = type(error).__name__
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    if is_foreseen(error):
+        return _foreseen_text(error) + where
+    text = " ".join(str(error).split())[:1000]
+    remedy = "This is a bug of mapseg: please report it with all of this text"
+    return f"{type(error).__name__}: {text}{where}. {remedy}"
+
+
+def _foreseen_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if _is_out_of_memory(error):
         return (
@@ -219,9 +227,7 @@ def one_line(error: BaseException) -> str:
         )
     if isinstance(error, MemoryError):
         return f"the host's memory is full: {text}. Remedy: lower --input_memory_mb or --batch_size"
-    if is_foreseen(error):
-        return _raised_within(error) or text
-    return f"{kind}: {text[:1000]}. This is a bug of mapseg: please report it with all of this text"
+    return _raised_within(error) or text
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -165,6 +165,8 @@ def read_best(checkpoints_dir: Path) -> Best | None:
 def note_score(checkpoints_dir: Path, found: Best) -> None:
     """Makes a checkpoint the best, if it is better or the former was measured on other images."""
     best = read_best(checkpoints_dir)
+    if best is not None and best.step not in saved_steps(checkpoints_dir):
+        best = None  # someone removed it
     comparable = best is not None and (best.split, best.eval_samples) == (
         found.split,
         found.eval_samples,
@@ -174,6 +176,11 @@ def note_score(checkpoints_dir: Path, found: Best) -> None:
     ):
         return
     write_text(checkpoints_dir / "best.json", json.dumps(asdict(found)) + "\n")
+
+
+def checkpoint_step(path: Path) -> int:
+    """Returns the step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _step_dir(checkpoints_dir: Path, step: int) -> Path:

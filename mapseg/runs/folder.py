@@ -1,6 +1,8 @@
 """What a run is: its network, options, classes and records, as its folder stores them."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,6 +17,19 @@ from mapseg.labels import LabelClass, LabelSet, parse_class_table
 
 FORMAT_VERSION = 1
 
+# Beside the checkpoints, what training writes and a new run must not find.
+_WRITTEN = (
+    "history.csv",
+    "loss.png",
+    "tensorboard/events.out.tfevents.*",
+    "evaluation/*.json",
+    "evaluation/panels/**/*.jpg",
+    "not_finite/step-*.npz",
+    "checkpoints/best.json",
+)
+# Their temporary names, of `files.whole_file`.
+_PARTIAL = re.compile(r"\.(config|labels|history|loss|best)\.\d+\.partial\.\w+")
+_PARTIAL_CHECKPOINT = re.compile(r"\.step-\d+\.\d+\.partial")
 _RESTORE = "put the file back as training wrote it, or train in another --run_dir"
 
 
@@ -100,6 +115,55 @@ def store_run(run: Run) -> None:
     }
     write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")
     write_text(run.run_dir / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def check_new(run_dir: Path) -> None:
+    """Refuses a folder for a new run that holds something else.
+
+    What a run left that ended before its first checkpoint does not matter: see `clear_leftovers`.
+
+    Raises:
+      ValueError: files, and no config.json of mapseg.
+    """
+    names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
+    config_path = run_dir / "config.json"
+    if config_path.name in names:
+        raw = files.read_json(config_path, "give another --run_dir")
+        if not (isinstance(raw, dict) and {"format_version", "mapseg"} <= set(raw)):
+            raise ValueError(
+                f"{config_path}: must be that of a run of mapseg; it is not. Remedy: give another "
+                "--run_dir"
+            )
+        return
+    # It may have been killed between labels.json and config.json.
+    strangers = sorted(n for n in names - {".lock", "labels.json"} if not _PARTIAL.fullmatch(n))
+    if strangers:
+        raise ValueError(
+            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(strangers[:3])} and "
+            "no config.json. Remedy: give another --run_dir"
+        )
+
+
+def clear_leftovers(run_dir: Path, *, is_new: bool) -> list[str]:
+    """Removes what earlier starts left unfinished.
+
+    Args:
+      run_dir: the folder, which this process has locked.
+      is_new: the run begins: it has no checkpoint. Then what training wrote beside it goes too.
+
+    Returns:
+      The names of what was removed, less temporary files.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for path in folder.glob(".*"):
+            if _PARTIAL.fullmatch(path.name):
+                path.unlink()
+            elif _PARTIAL_CHECKPOINT.fullmatch(path.name):
+                shutil.rmtree(path)
+    found = [path for pattern in _WRITTEN for path in run_dir.glob(pattern)] if is_new else []
+    for path in found:
+        path.unlink()
+    return sorted({path.relative_to(run_dir).parts[0] for path in found})
 
 
 def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) -> None:

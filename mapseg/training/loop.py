@@ -20,7 +20,7 @@ from mapseg.data.sharing import share_batches
 from mapseg.machine import gpus
 from mapseg.progress import telling
 from mapseg.runs.checkpoints import saved_steps
-from mapseg.runs.folder import Run, lock_run, store_run
+from mapseg.runs.folder import Run, clear_leftovers, lock_run, store_run
 from mapseg.runs.history import read_history
 from mapseg.training.devices import Workers, check_batch_norm, find_cluster, join, make_sum
 from mapseg.training.guard import Guard
@@ -162,6 +162,11 @@ def _assemble(
     for line in describe(run, state, split.samples, workers):
         progress(line)
     if is_first:  # only now: a run whose first weights are unavailable leaves no folder behind
+        if removed := clear_leftovers(run.run_dir, is_new=not resumed):
+            progress(
+                f"begins anew: no checkpoint is in {run.run_dir}; removed what an earlier start "
+                f"left: {', '.join(removed)}"
+            )
         store_run(run)
     step = int(state.step.numpy())
     journal = Journal(run, progress, is_first=is_first, step=step)
