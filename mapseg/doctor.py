@@ -8,7 +8,6 @@ nothing. Without --records_dir the step is tried on a synthetic batch. The exit 
 failed.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.checks import environment, options, records, steps
 from mapseg.checks.case import FAIL, SKIP, Case, Finding
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
@@ -88,7 +87,7 @@ def make_case(values: flags.FlagValues) -> Case:
 
 def work(values: flags.FlagValues) -> int:
     """Makes the checks; 1 where one failed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     return 0 if examine(make_case(values), cli.report) else 1
 
 

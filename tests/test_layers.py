@@ -14,7 +14,10 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path.stem != "__init__"
 }
-BASE = {"config", "labels", "files", "progress", "machine", "compiling", "pictures", "charts"}
+BASE = {
+    *("config", "labels", "files", "progress"),
+    *("machine", "startup", "compiling", "pictures", "charts"),
+}
 # A package, and what it may import beside its own modules and BASE.
 MAY_IMPORT = {
     "data": set(),

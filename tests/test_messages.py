@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import flags
 from conftest import ROOT
 
-from mapseg import cli, files
+from mapseg import cli, files, machine
 from mapseg.config import TrainConfig
 from mapseg.labels import LabelClass, make_label_set
 from mapseg.progress import duration
@@ -371,3 +371,84 @@ def test_a_program_names_the_damaged_file(copied, records_dir):
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: {copied}/config.json: must be JSON")
         assert len(done.stderr.splitlines()) == 1
+
+
+# --- TensorFlow's start
+
+
+needs_no_driver = pytest.mark.skipif(
+    machine.has_nvidia_driver() or bool(shutil.which("nvidia-smi")), reason="has an NVIDIA driver"
+)
+START = """
+import sys
+from mapseg import machine, startup
+if "driver" in sys.argv:
+    machine.has_nvidia_driver = lambda: True
+startup.quiet_tensorflow()
+import tensorflow as tf
+print(tf.constant(1).numpy(), len(tf.config.list_logical_devices("CPU")))
+"""
+
+
+def start(script, *arguments, **variables):
+    env = {k: v for k, v in os.environ.items() if k not in ("TF_CPP_MIN_LOG_LEVEL",)}
+    env = {**env, "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@needs_no_driver
+def test_without_a_driver_tensorflow_starts_quietly():
+    done = start(START)
+    assert (done.stdout, done.stderr) == ("1 1\n", "")
+
+
+@needs_no_driver
+@pytest.mark.parametrize(
+    ("arguments", "variables"), [(["driver"], {}), ([], {"TF_CPP_MIN_LOG_LEVEL": "0"})]
+)
+def test_with_a_driver_or_where_asked_nothing_is_hidden(arguments, variables):
+    done = start(START, *arguments, **variables)
+    assert done.stdout == "1 1\n"
+    assert "oneDNN custom operations are on" in done.stderr
+
+
+@needs_no_driver
+def test_real_errors_at_the_start_are_shown_even_before_a_crash():
+    noise = "I0000 00:00:1.2  3 port.cc:153] oneDNN custom operations are on.\\n"
+    done = start(f"""
+import os
+from mapseg import startup
+with startup._filtered_errors():
+    os.write(2, b"{noise}W0000 a real warning\\nF0000 no AVX here\\n")
+    os.abort()
+""")
+    assert done.returncode < 0
+    assert done.stderr == "W0000 a real warning\nF0000 no AVX here\n"
+    done = start("""
+import os
+from mapseg import startup
+with startup._filtered_errors():
+    os.write(2, b"failed call to cuInit: x\\n")
+os.write(2, b"failed call to cuInit: of something else\\n")
+""")
+    assert done.stderr == "failed call to cuInit: of something else\n"
+
+
+@needs_no_driver
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train_main.py", "--mode=evaluate", "--records_dir=RECORDS", "--run_dir=RUN"],
+        ["-m", "mapseg.doctor", "--batch_size=0"],
+        ["infer_main.py", "--run_dir=RUN", "--frames=RECORDS/../vistas", "--out_dir=RUN/out"],
+    ],
+)
+def test_programs_show_no_noise(copied, records_dir, arguments):
+    arguments = [a.replace("RUN", str(copied)) for a in arguments]
+    arguments = [a.replace("RECORDS", str(records_dir)) for a in arguments]
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    for noise in ("InitializeLog", "oneDNN custom", "cuda drivers", "cuInit"):
+        assert noise not in done.stderr
