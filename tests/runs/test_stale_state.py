@@ -10,16 +10,23 @@ from conftest import TINY, tiny_scene
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mapseg import cli
+from mapseg.checks.case import Case
+from mapseg.checks.options import check_flags, check_run_dir, check_weights
+from mapseg.checks.records import check_ids, check_records
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
 from mapseg.estimator import Estimator
 from mapseg.evaluation import evaluate as evaluation
+from mapseg.model.weights import read_weights, weight_arrays
 from mapseg.runs import checkpoints
 from mapseg.runs.folder import check_new, clear_leftovers, open_run
 from mapseg.runs.history import read_history
 from mapseg.training import loop
+from mapseg.training.devices import Workers
 from mapseg.training.journal import cut_events
 from mapseg.training.prepare import begin_run
+from mapseg.training.state import open_state
+from mapseg.training.summary import describe
 
 WEIGHTS = "checkpoints/step-00000004/weights.npz"
 
@@ -274,3 +281,107 @@ def test_an_error_of_an_evaluation_names_the_sample(copied, records_dir, monkeyp
     line = cli.one_line(caught.value)
     assert "in the middle (while evaluating sample validation-0, 60 x 80 pixels)" in line
     assert (copied / "evaluation" / "validation.json").read_text() == before
+
+
+# --- options that name files
+
+
+GROUPS = {
+    "classes": [
+        {"name": "way", "color": [1, 2, 3], "sources": ["flat--*", "marking--*"]},
+        {"name": "sky", "color": [4, 5, 6], "sources": ["nature--*"]},
+    ]
+}
+
+
+def stored_variables(run_dir, step):
+    reader = tf.train.load_checkpoint(str(run_dir / f"checkpoints/step-{step:08d}/state"))
+    names = reader.get_variable_to_shape_map()
+    return {n: reader.get_tensor(n) for n in names if n != "_CHECKPOINTABLE_OBJECT_GRAPH"}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_resumes_with_the_label_set_that_it_began_with(records_dir, tmp_path):
+    path = tmp_path / "groups.json"
+    path.write_text(json.dumps(GROUPS))
+    options = {**TINY, "label_set": str(path), "schedule_steps": 4, "log_steps": 1}
+    train(tmp_path / "whole", records_dir, **options)
+    expected = stored_variables(tmp_path / "whole", 4)
+    rows = read_history(tmp_path / "whole" / "history.csv")
+    for name in ("edited", "moved", "damaged"):
+        train(tmp_path / name, records_dir, **{**options, "steps": 2})
+
+    def resume(name, **more):
+        run_dir = tmp_path / name
+        labels = (run_dir / "labels.json").read_bytes()
+        train(run_dir, records_dir, steps=4, **more)
+        assert (run_dir / "labels.json").read_bytes() == labels
+        found = stored_variables(run_dir, 4)
+        assert found.keys() == expected.keys()
+        for key, value in found.items():
+            np.testing.assert_array_equal(value, expected[key], err_msg=key)
+        losses = [row["loss"] for row in read_history(run_dir / "history.csv")]
+        assert losses == [row["loss"] for row in rows]
+
+    groups = GROUPS["classes"]
+    swapped = [
+        {**groups[0], "sources": groups[1]["sources"]},
+        {**groups[1], "sources": ["flat--*"]},
+    ]
+    path.write_text(json.dumps({"classes": swapped}))
+    resume("edited")
+    path.write_text("{")
+    resume("damaged", label_set=str(path))  # asked for again by the same name
+    path.unlink()
+    resume("moved", label_set=str(path))
+
+
+def renamed(run_dir, **options):
+    """A run whose options name files that are not there any more."""
+    path = run_dir / "config.json"
+    raw = json.loads(path.read_text())
+    for kind in ("model", "train"):
+        raw[kind].update({k: v for k, v in options.items() if k in raw[kind]})
+    path.write_text(json.dumps(raw))
+
+
+def test_evaluation_and_doctor_do_not_read_the_label_sets_file(copied, records_dir):
+    stored = json.loads((copied / "evaluation" / "validation.json").read_text())
+    renamed(copied, label_set="gone.json")
+    assert (
+        Estimator(copied, quiet).evaluate(records_dir, panels=0).confusion.tolist()
+        == (stored["confusion"])
+    )
+    case = Case({"label_set": "gone.json"}, copied, records_dir, "train", quiet)
+    for check in (check_flags, check_run_dir, check_records, check_ids):
+        assert check(case).level == "ok"
+    assert case.labels == open_run(copied).label_set
+
+
+@pytest.mark.parametrize("option", ["label_set", "init_from", "encoder_weights"])
+def test_another_file_is_refused_and_both_are_named(copied, records_dir, option):
+    renamed(copied, **{option: "first.json"})
+    message = rf"{option}=first\.json is stored, {option}=second\.json is asked\. Remedy: "
+    asked = {option: "second.json"}
+    with pytest.raises(ValueError, match=message):
+        train(copied, records_dir, **asked)
+    with pytest.raises(ValueError, match=message):  # as --mode=evaluate and export do
+        Estimator(copied, quiet).amended(asked)
+    with pytest.raises(ValueError, match=message):
+        check_run_dir(Case(asked, copied, records_dir, "train", quiet))
+
+
+def test_initial_weights_are_not_read_again(copied):
+    """Those of the checkpoint are: the files may be gone, or hold others by now."""
+    renamed(copied, init_from="gone", encoder_weights="gone.h5")
+    run = open_run(copied)
+    told = []
+    state = open_state(run, tf.distribute.get_strategy(), told.append)
+    assert told == []
+    written = read_weights(checkpoints.find_checkpoint(copied))
+    for name, value in weight_arrays(state.model).items():
+        np.testing.assert_array_equal(value, written[name], err_msg=name)
+    assert describe(run, state, 6, Workers(tf.distribute.get_strategy()))
+    case = Case({}, copied, None, "train", quiet)
+    assert check_run_dir(case).level == "ok"
+    assert check_weights(case).text == "those of step 4"
