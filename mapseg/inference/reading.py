@@ -11,7 +11,12 @@ from PIL import Image
 
 from mapseg.data.encoded import JPEG, PNG, check_jpeg
 
-_SMALLEST_16_BIT_PEAK = 2**14  # cameras store 10, 12 or 14 bits in 16; below this who can tell
+# Cameras store 10, 12 or 14 bits in 16: where no value needs all, nobody can tell how bright it is.
+SMALLEST_16_BIT_PEAK = 2**14
+DEPTH_MESSAGE = (
+    "an image must have 8 bits, or use the range of 16: its values may be a camera's 10, 12 or 14 "
+    "bits. Remedy: scale it to 8 bits"
+)
 
 
 def open_video(path: Path) -> Any:
@@ -77,11 +82,8 @@ def _decode(data: bytes) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     peak = image.max()
-    if image.dtype != np.uint16 or peak < _SMALLEST_16_BIT_PEAK:
-        raise ValueError(
-            f"must have 8 bits, or use the range of 16; got {image.dtype} up to {peak:g}, which "
-            "may be a camera's 10, 12 or 14 bits. Remedy: scale it to 8 bits"
-        )
+    if image.dtype != np.uint16 or peak < SMALLEST_16_BIT_PEAK:
+        raise ValueError(f"{DEPTH_MESSAGE}; got {image.dtype} up to {peak:g}")
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR)
 
 
