@@ -22,10 +22,16 @@ DEPTH_MESSAGE = (
 def open_video(path: Path) -> Any:
     """Opens a video for decoding; ValueError where OpenCV cannot."""
     check_utf8(path)
+    _check_regular(path)
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise ValueError(f"{path}: must be a video that OpenCV can decode")
     return capture
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise ValueError(f"{path}: must be a regular file")
 
 
 def check_utf8(path: Path) -> None:
@@ -53,6 +59,7 @@ def read_image(path: Path) -> np.ndarray:
         would fill the memory, or has more than 8 bits of which it is unknown how bright they are.
     """
     try:
+        _check_regular(path)
         data = path.read_bytes()
         _check(data)
         image = _decode(data)

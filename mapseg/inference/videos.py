@@ -70,7 +70,8 @@ class Videos:
 
     @property
     def _part(self) -> Path:
-        return self._path.with_suffix(".part.mp4")  # the ending tells OpenCV the container
+        # Hidden, so that it is no other video's; the ending tells OpenCV the container.
+        return self._path.with_name(f".{self._path.stem}.partial.mp4")
 
     def _open(self, frame: Frame, size: tuple[int, int]) -> None:
         self._size, self._count = size, 0

@@ -118,6 +118,18 @@ def test_other_kinds_of_png_are_as_before(tmp_path, mode):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), wanted[..., ::-1])
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write_image(tmp_path / "in" / "1.png")
+    for name in ("2.png", "3.mp4"):
+        os.mkfifo(tmp_path / "in" / name)
+    (tmp_path / "in" / "4.png").symlink_to(tmp_path / "nowhere")
+    assert run(tmp_path / "in", tmp_path / "out") == Counts(1, 2, 0)
+    assert "must be a regular file" in status(tmp_path / "out", "2")
+    assert "No such file" in status(tmp_path / "out", "4")
+    listing = tmp_path / "in" / "*"  # only existing files
+    assert names(listing) == ["1"]
+
+
 # Names, folders and lists
 
 
@@ -343,4 +355,4 @@ def test_a_file_in_the_place_of_a_folder_fails_what_needs_it(tmp_path):
     counts = run(tmp_path / "in", tmp_path / "out", outputs="ids,overlay,video")
     assert counts == Counts(1, 2, 0)
     assert "overlay/a/2.jpg: cannot be written" in status(tmp_path / "out", "a/2")
-    assert "in.part.mp4: cannot be written" in status(tmp_path / "out", "video/in.mp4")
+    assert "cannot be written" in status(tmp_path / "out", "video/in.mp4")
