@@ -217,7 +217,7 @@ def _fill(
     for row in failed_videos:
         progress(_failure(row))
     skipped = len(found.frames) - done - failed
-    films = f", {len(failed_videos)} videos failed" if failed_videos else ""
+    films = f", videos failed: {len(failed_videos)}" if failed_videos else ""
     progress(
         f"{len(found.frames)} frames: {done} done, {failed} failed, {skipped} done before{films}, "
         f"in {duration(time.monotonic() - started)}; see {results.out_dir}"

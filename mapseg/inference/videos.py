@@ -99,9 +99,9 @@ class Videos:
         # The writer reports nothing: a full disk shows only in what can be read back.
         written = cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT)
         try:
-            if written != self._count:
-                raise self._incomplete()
             with naming(self._path):
+                if written != self._count:
+                    raise self._incomplete()
                 self._part.replace(self._path)
         except (OSError, ValueError) as error:
             self._fail(error)

@@ -303,7 +303,7 @@ def test_a_video_that_mpeg_4_cannot_hold_fails_alone(tmp_path, size, why):
     outputs = {"outputs": "ids,video"}
     assert run(tmp_path / "in", tmp_path / "out", lines=lines, **outputs) == Counts(2, 1, 0)
     assert why in status(tmp_path / "out", "video/pano.mp4")
-    assert "1 videos failed" in lines[-1] and why in lines[-2]
+    assert "videos failed: 1" in lines[-1] and why in lines[-2]
     assert files_in(tmp_path / "out" / "video") == ["wide.mp4"]
     # It is tried again while it is asked for, and its row ends with that.
     assert run(tmp_path / "in", tmp_path / "out", **outputs) == Counts(0, 1, 2)

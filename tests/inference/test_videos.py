@@ -56,5 +56,7 @@ def test_a_video_that_did_not_arrive_whole_is_an_error(tmp_path, monkeypatch):
     assert "video/in.mp4: not all of 1 frames can be read back. Remedy" in lines[-2]
     assert not (tmp_path / "out" / "video" / "in.mp4").exists()
     monkeypatch.setattr(videos, "_DISK_IS_FULL_BYTES", 2**63)
-    with pytest.raises(OSError, match=r"No space left"):
+    with pytest.raises(
+        OSError, match=r"in\.mp4: cannot be written: No space left.*Remedy: free some space"
+    ):
         run(tmp_path / "in", tmp_path / "out", outputs="video")
