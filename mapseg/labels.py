@@ -261,13 +261,7 @@ def _lane_marking(table: Sequence[LabelClass]) -> LabelSet:
 
 def _grouped(table: Sequence[LabelClass], path: Path) -> LabelSet:
     raw = read_json(path)
-    check_fields(
-        raw,
-        f"{path}: a label set",
-        {"classes": OBJECTS},
-        {"name": TEXT, "others": TEXT},
-        closed=True,
-    )
+    check_fields(raw, f"{path}: a label set", {"classes": OBJECTS}, {"others": TEXT}, closed=True)
     for place, entry in enumerate(raw["classes"]):
         where = f"{path}: class {place}"
         kinds = {"sources": TEXTS, "evaluate": SWITCH}

@@ -11,6 +11,7 @@ from PIL import Image
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_DEPTH = 24  # byte of a PNG that says how many bits a channel has
 
 
@@ -26,7 +27,9 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         if data.startswith(PNG):
-            image.verify()  # load() ignores checksums
+            image.verify()  # load() ignores checksums, and this that of the last chunk
+            if _PNG_END not in data:
+                raise ValueError("the checksum of the last chunk differs")
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ValueError(f"too many pixels: {error}") from error

@@ -52,11 +52,11 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 class _OpenShards:
-    """Keeps the shards open that were read last, and no more than a limit; for any thread."""
+    """Keeps the shards open that were read last, and no more than `most`; for any thread."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = len(paths) if limit < 0 else max(limit // _OPEN_SHARE, 1)  # below 0: no limit
+        self.most = len(paths) if limit < 0 else max(limit // _OPEN_SHARE, 1)  # below 0: no limit
         self._paths = paths
         self._lock = threading.Lock()
         self._descriptors: dict[int, int] = {}  # by shard, the one read last at the end
@@ -78,9 +78,9 @@ class _OpenShards:
                 self._readers[shard] -= 1
                 if not self._readers[shard]:
                     del self._readers[shard]
-                if len(self._descriptors) > self._most:
+                if len(self._descriptors) > self.most:
                     idle = [i for i in self._descriptors if i not in self._readers]
-                    for i in idle[: len(self._descriptors) - self._most]:
+                    for i in idle[: len(self._descriptors) - self.most]:
                         os.close(self._descriptors.pop(i))
 
     def close(self) -> None:
@@ -130,8 +130,9 @@ def index_split(manifest: Manifest, split: str, keep_open: bool = True) -> Recor
       ValueError: an unknown split, or a shard that is truncated or broken.
     """
     shards, paths = manifest.split(split).shards, manifest.shard_paths(split)
+    files = _OpenShards(paths)
     # Side by side: the headers of 18,000 records are that many round trips to a network disk.
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, files.most)) as pool:
         found = list(pool.map(_read_spans, paths))
     for path, shard, spans in zip(paths, shards, found, strict=True):
         if len(spans) != shard.samples:
@@ -140,9 +141,9 @@ def index_split(manifest: Manifest, split: str, keep_open: bool = True) -> Recor
             )
     offset, length = np.array([s for spans in found for s in spans], np.int64).reshape(-1, 2).T
     shard_number = np.repeat(np.arange(len(found), dtype=np.int32), [len(s) for s in found])
-    index = RecordIndex(paths, _OpenShards(paths), shard_number, offset, length)
+    index = RecordIndex(paths, files, shard_number, offset, length)
     # Not at exit: reading threads may outlive the main one.
-    weakref.finalize(index, index.files.close).atexit = False
+    weakref.finalize(index, files.close).atexit = False
     return index
 
 
