@@ -75,8 +75,8 @@ def stream_samples(
       FileNotFoundError: a shard is missing.
       ValueError: no such split, or a shard that is truncated or broken.
     """
-    # TensorFlow keeps what a numpy_function closes over until the program ends: shards that the index
-    # kept open would stay so.
+    # TensorFlow keeps what a numpy_function closes over until the program ends: shards that the
+    # index kept open would stay so.
     index, table = index_split(manifest, split, keep_open=False), label_set.table
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray, bytes]:

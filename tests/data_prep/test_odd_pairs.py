@@ -72,26 +72,26 @@ def test_hidden_files_and_folders_are_ignored(root):
     assert stored_keys(root) == ["a", "b/c"]
 
 
-@pytest.mark.parametrize("target", [".", "b"])
-def test_links_to_folders_give_each_pair_once(root, target):
+def test_links_back_give_each_pair_once(root):
     save_pairs(root, "a", "b/c")
     for name in ("images", "labels"):
-        (root / name / "z_again").symlink_to(root / name / target)
+        (root / name / "z_again").symlink_to(root / name)
         (root / name / "b" / "back").symlink_to(root / name)
+        (root / name / "b" / "itself").symlink_to("itself")
     assert build(root) == 0
     assert stored_keys(root) == ["a", "b/c"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch):
     save_pairs(root, "a", "b/c")
-    scandir = os.scandir
+    iterdir = Path.iterdir
 
     def refuse(path):
-        if str(path).endswith("b"):
+        if path.name == "b":
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return iterdir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(OSError, match=r"images/b: the folder must be readable; got: Permission"):
         list(walk(root / "images"))
 
