@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -235,3 +237,24 @@ def test_a_table_is_used_by_its_path(root):
     table = Path(shutil.copy(ROOT / "data_prep/cityscapes_19.json", root / "own.json"))
     assert build(root, classes=table) == 0
     assert len(read_manifest(root / "r").classes) == 20
+
+
+def test_a_folder_whose_name_the_terminal_cannot_show_is_converted(root):
+    folder = root / os.fsdecode(b"Z\xfcrich")
+    folder.mkdir()
+    save_pairs(folder, "a")
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
+    options = {"image_dir": "images", "label_dir": "labels", "classes": "classes.json"}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "data_prep.build_records", "--split=training", "--workers=1"),
+            *(f"--{name}={folder / value}" for name, value in options.items()),
+            f"--records_dir={folder / 'r'}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"Z\udcfcrich/images" in done.stdout
