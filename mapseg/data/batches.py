@@ -240,9 +240,10 @@ def _naming(index: RecordIndex, i: int, record: bytes) -> Iterator[None]:
     except (ValueError, IndexError, cv2.error, tf.errors.InvalidArgumentError) as error:
         shard = index.shard[i]
         name = f"{index.paths[shard]}: record {i - int(np.searchsorted(index.shard, shard))}"
-        with suppress(ValueError):
-            name += f", {parse_sample(record).key}"
         what = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).partition(" Remedy: ")[0]
+        with suppress(ValueError):
+            key = parse_sample(record).key
+            name, what = f"{name}, {key}", what.removeprefix(f"{key}: ")
         raise ValueError(
             f"{name}: must be a sound sample; got: {what.rstrip('.')}. Remedy: python -m "
             "data_prep.verify_records names all that is broken; convert such files again"

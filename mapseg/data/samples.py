@@ -58,14 +58,15 @@ class Sample:
         label = cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
         if label is None or label.ndim != 2 or label.dtype != np.uint8:
             raise ValueError(
-                "the label must be a whole 8-bit greyscale PNG; got another or damaged"
+                f"{self.key}: the label must be a whole 8-bit greyscale PNG of ids; got another"
             )
         return self._of_its_size(label, "label")
 
     def _of_its_size(self, pixels: np.ndarray, what: str) -> np.ndarray:
         if pixels.shape[:2] != self.size:
             raise ValueError(
-                f"the {what} must have the record's size {self.size}; got {pixels.shape}"
+                f"{self.key}: the {what} must have the record's size {self.size}; "
+                f"got {pixels.shape[:2]}"
             )
         return pixels
 

@@ -52,11 +52,10 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 class _OpenShards:
-    """Keeps the shards open that were read last, and no more than `most`; for any thread."""
+    """Keeps the shards open that were read last, and no more than a number; for any thread."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.most = len(paths) if limit < 0 else max(limit // _OPEN_SHARE, 1)  # below 0: no limit
+    def __init__(self, paths: Sequence[Path], most: int) -> None:
+        self._most = most
         self._paths = paths
         self._lock = threading.Lock()
         self._descriptors: dict[int, int] = {}  # by shard, the one read last at the end
@@ -78,9 +77,9 @@ class _OpenShards:
                 self._readers[shard] -= 1
                 if not self._readers[shard]:
                     del self._readers[shard]
-                if len(self._descriptors) > self.most:
+                if len(self._descriptors) > self._most:
                     idle = [i for i in self._descriptors if i not in self._readers]
-                    for i in idle[: len(self._descriptors) - self.most]:
+                    for i in idle[: len(self._descriptors) - self._most]:
                         os.close(self._descriptors.pop(i))
 
     def close(self) -> None:
@@ -130,9 +129,10 @@ def index_split(manifest: Manifest, split: str, keep_open: bool = True) -> Recor
       ValueError: an unknown split, or a shard that is truncated or broken.
     """
     shards, paths = manifest.split(split).shards, manifest.shard_paths(split)
-    files = _OpenShards(paths)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = len(paths) if limit < 0 else max(limit // _OPEN_SHARE, 1)  # below 0: no limit
     # Side by side: the headers of 18,000 records are that many round trips to a network disk.
-    with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, files.most)) as pool:
+    with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, most)) as pool:
         found = list(pool.map(_read_spans, paths))
     for path, shard, spans in zip(paths, shards, found, strict=True):
         if len(spans) != shard.samples:
@@ -141,6 +141,7 @@ def index_split(manifest: Manifest, split: str, keep_open: bool = True) -> Recor
             )
     offset, length = np.array([s for spans in found for s in spans], np.int64).reshape(-1, 2).T
     shard_number = np.repeat(np.arange(len(found), dtype=np.int32), [len(s) for s in found])
+    files = _OpenShards(paths, most if keep_open else 0)
     index = RecordIndex(paths, files, shard_number, offset, length)
     # Not at exit: reading threads may outlive the main one.
     weakref.finalize(index, files.close).atexit = False
