@@ -5,6 +5,7 @@ Only the entry points import this.
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -99,6 +100,9 @@ def run(
     Returns:
       The exit code: that of `main`, 1 after an error, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no program
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     flags.DEFINE_bool("help", False, "show this", flag_values=values)
     flags.DEFINE_bool(
         "traceback", False, "show where in the program an error came from", flag_values=values

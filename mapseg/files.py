@@ -94,13 +94,22 @@ def walk(root: Path) -> Iterator[Path]:
 
     Links to folders are followed, but not back to a folder that they lie in. Hidden files and
     folders are skipped.
+
+    Raises:
+      OSError: a folder cannot be listed; what is in it would be missing without a word.
     """
     yield from _walk(root, frozenset())
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     here = above | {folder.resolve()}
-    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    try:
+        entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    except OSError as error:
+        raise OSError(
+            f"{folder}: the folder must be readable; got: {error.strerror}. Remedy: allow reading "
+            "it, or move it elsewhere"
+        ) from error
     yield from (path for path in entries if not path.is_dir())
     for path in entries:
         if path.is_dir() and path.resolve() not in here:

@@ -461,7 +461,7 @@ def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path
     for key, reason in (
         ("-a", "images/-a.jpg: must have the label of the same name"),
         ("_b", "images/_b.png: must be the only file of its stem; got _b.jpg too"),
-        ("e", "images/e.jpg: must be a whole JPEG or PNG image; got: image file is truncated"),
+        ("e", "images/e.jpg: must be a whole JPEG or PNG image; got: Premature end of JPEG file"),
         ("link", "labels/link.png: must be a file; got a link to nothing"),
     ):
         assert reason in split.left_out[key]
