@@ -195,10 +195,10 @@ def is_foreseen(error: BaseException) -> bool:
     """Whether the program was written to end with this error, and so its message says enough.
 
     That is what a `raise` statement of the project raised, here, in another process, or in Python
-    that TensorFlow called; a file that the system refused; and memory that is full. All else is a
-    bug: a ValueError of NumPy's, say, that nobody had in mind.
+    that TensorFlow called; a file that the system refused; memory or a disk that is full. All else
+    is a bug: a ValueError of NumPy's, say, that nobody had in mind.
     """
-    if isinstance(error, flags.Error | MemoryError) or _is_out_of_memory(error):
+    if isinstance(error, flags.Error | MemoryError) or _is_exhausted(error):
         return True
     if isinstance(error, OSError) and error.filename is not None:
         return True
@@ -224,7 +224,9 @@ def one_line(error: BaseException) -> str:
 
 def _foreseen_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    if _is_out_of_memory(error):
+    if _is_exhausted(error) and "No space left" in text:
+        return f"the disk is full: {text[:1000]}. Remedy: free some space, and run the same again"
+    if _is_exhausted(error):
         return (
             "the device's memory is full. Remedy: lower --batch_size or --crop_height and "
             "--crop_width; when evaluating or predicting, --tile_px"
@@ -234,8 +236,8 @@ def _foreseen_text(error: BaseException) -> str:
     return _raised_within(error) or text
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "ResourceExhaustedError" and "No space left" not in str(error)
+def _is_exhausted(error: BaseException) -> bool:
+    return type(error).__name__ == "ResourceExhaustedError"  # TensorFlow's, which is not imported
 
 
 def _raised_within(error: BaseException) -> str:

@@ -236,7 +236,14 @@ class ResourceExhaustedError(Exception):
     """Named as TensorFlow's."""
 
 
-def test_memory_that_is_full_is_no_bug(capsys):
+def test_memory_and_disks_that_are_full_are_no_bugs(capsys):
+    def disk():
+        raise ResourceExhaustedError("tensorboard/events; No space left on device")
+
+    (line,) = errors_of(disk, capsys)
+    assert line.startswith("error: the disk is full: tensorboard/events; No space left on device")
+    assert "memory" not in line
+
     def device():
         raise ResourceExhaustedError("OOM when allocating")
 

@@ -20,6 +20,8 @@ from mapseg.pictures import panel, write_jpg
 from mapseg.progress import make_reporter
 from mapseg.runs.checkpoints import checkpoint_step
 
+_LATER_FACTS = {"step", "samples", "weights_sha256"}  # which ea21d24 did not write
+
 
 def evaluate(
     predictor: Predictor,
@@ -131,12 +133,13 @@ def read_evaluation(
       **facts: what `write_evaluation` must have been given.
 
     Returns:
-      The scores; None where there are none, or of other facts, or the file is damaged or of an
-      earlier version, which wrote fewer facts.
+      The scores; None where there are none, or of other facts, or the file is damaged. One of an
+      earlier version must be of the same facts as far as it has them.
     """
     try:
         stored = json.loads(_path(run_dir, split).read_text(encoding="utf-8"))
-        same = all(stored[name] == fact for name, fact in facts.items())
+        lacking = _LATER_FACTS - set(stored) if "checkpoint" in stored else set()
+        same = all(stored[name] == facts[name] for name in facts.keys() - lacking)
         return Scores(np.array(stored["confusion"], np.int64), label_set) if same else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None

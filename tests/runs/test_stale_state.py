@@ -128,19 +128,28 @@ def test_an_evaluation_of_the_very_same_alone_is_read(copied, records_dir, monke
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize("lacking", ["weights_sha256", "samples", "checkpoint", "confusion"])
-def test_an_older_evaluation_is_readable_and_not_the_very_same(copied, records_dir, lacking):
+@pytest.mark.parametrize(
+    ("lacking", "is_read"),
+    [
+        (["step", "samples", "weights_sha256"], True),  # as the Estimator of ea21d24 wrote it
+        (["checkpoint", "records_digest", "weights_sha256"], False),  # as its training did
+        (["records_digest"], False),
+        (["confusion"], False),
+    ],
+)
+def test_an_older_evaluation_counts_as_far_as_it_has_facts(copied, records_dir, lacking, is_read):
     path = copied / "evaluation" / "validation.json"
     stored = json.loads(path.read_text())
-    del stored[lacking]
+    for name in lacking:
+        del stored[name]
     path.write_text(json.dumps(stored))
     run, manifest = open_run(copied), read_manifest(records_dir)
     checkpoint = checkpoints.find_checkpoint(copied)
     facts = evaluation.evaluation_facts(checkpoint, manifest, "validation", PredictConfig())
-    assert evaluation.read_evaluation(copied, "validation", run.label_set, **facts) is None
-    known = {name: facts[name] for name in ("step", "scale")}  # what both have
-    scores = evaluation.read_evaluation(copied, "validation", run.label_set, **known)
-    assert (scores is None) == (lacking == "confusion")
+    scores = evaluation.read_evaluation(copied, "validation", run.label_set, **facts)
+    assert (scores is not None) == is_read
+    other = {**facts, "checkpoint": "step-00000002"}
+    assert evaluation.read_evaluation(copied, "validation", run.label_set, **other) is None
 
 
 # --- TensorBoard
@@ -376,7 +385,7 @@ def test_initial_weights_are_not_read_again(copied):
     renamed(copied, init_from="gone", encoder_weights="gone.h5")
     run = open_run(copied)
     told = []
-    state = open_state(run, tf.distribute.get_strategy(), told.append)
+    state = open_state(run, tf.distribute.get_strategy(), told.append, resumed=True)
     assert told == []
     written = read_weights(checkpoints.find_checkpoint(copied))
     for name, value in weight_arrays(state.model).items():
