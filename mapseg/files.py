@@ -29,7 +29,7 @@ _REMEDIES = {
     errno.EEXIST: _NO_FOLDER,
     errno.EISDIR: f"remove or rename the folder that has the file's name, {_AGAIN}",
     errno.ENAMETOOLONG: f"a shorter name, or a folder with a shorter path, {_AGAIN}",
-    errno.EFBIG: f"name a folder on a file system that takes larger files, {_AGAIN}",
+    errno.EFBIG: f"raise the limit of a file's size (ulimit -f) or name another folder, {_AGAIN}",
     errno.EMFILE: _TOO_MANY_OPEN,
     errno.ENFILE: _TOO_MANY_OPEN,
 }

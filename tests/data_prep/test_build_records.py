@@ -436,7 +436,7 @@ def test_a_full_disk_ends_in_one_line_and_can_be_gone_on_from(vistas_dir, tmp_pa
     assert result.returncode == 1
     (error,) = (line for line in result.stderr.splitlines() if not line.startswith("to write"))
     assert "training-00001-of-00003.tfrecord: cannot be written: File too large" in error
-    assert "Remedy: free some space" in error
+    assert "Remedy: raise the limit of a file's size (ulimit -f)" in error
     assert_nothing_half_written(tmp_path / "r")
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").glob("*.tfrecord")}
     assert main(["", *options]) == 0
