@@ -1,13 +1,12 @@
 """Segments camera frames with a trained run, or TF DeepLab's network: flags in, exit code."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import InferConfig, PredictConfig
 
 
@@ -26,7 +25,7 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Segments the frames; 1 where some could not be."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     run_dir, prefix = values.run_dir, values.init_checkpoint
     if bool(run_dir) == bool(prefix) or (prefix and values["checkpoint"].present):
         raise ValueError(

@@ -1,13 +1,12 @@
 """Trains, evaluates, exports and plots: flags in, library call, exit code."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 MODES = ("train_and_evaluate", "train", "evaluate", "export", "plot")
@@ -36,7 +35,7 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Does what --mode says."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     mode = values.mode
     if mode == "plot":
         from mapseg.charts import plot_runs

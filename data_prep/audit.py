@@ -31,8 +31,9 @@ def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -
 
     Suspicious are a label without an evaluated class, of a single class, or of 0 and 255 alone (a
     mask; but TF DeepLab's 255, in a split that was indexed, is void); an image that is another's
-    equal byte for byte; one that has an EXIF orientation; and one far smaller than the split's
-    others.
+    equal byte for byte; one that has an EXIF orientation; one far smaller than the split's others;
+    and a label whose palette has the class table's colours in another order, as colour maps have
+    that an image editor saved.
 
     Args:
       manifest: of the records.
@@ -87,6 +88,8 @@ def _suspicious(
             yield sample, "same image", f"byte for byte as {others[0]}{more}"
         if sample.orientation:
             yield sample, "turned image", _TURNED[sample.orientation]
+        if sample.palette:
+            yield sample, "palette of other classes", f"of the label file: {sample.palette}"
         if max(sample.size) < median / _SMALL:
             height, width = sample.size
             yield sample, "small image", f"{height}x{width}; the median long side is {median:g}"

@@ -5,6 +5,8 @@ Mapillary Vistas, all splits that have labels:
 Any folder of images and labels with a class table, one split at a time:
   python -m data_prep.build_records --image_dir=D/images --label_dir=D/labels \
       --classes=FILE.json --split=NAME --records_dir=R
+Their names may end differently, in one folder too:
+  ... --image_suffix=_leftImg8bit.png --label_suffix=_gtFine_labelIds.png
 The same command again continues an interrupted conversion. With --on_error=skip pairs that cannot
 be converted are left out, and reported.
 """
@@ -21,6 +23,7 @@ from data_prep import sources
 from data_prep.audit import AUDIT_NAME, audit_lines
 from data_prep.conversion import build_records
 from data_prep.convert import Resize
+from data_prep.pairing import Suffixes
 from mapseg import cli
 from mapseg.data.manifest import Split
 from mapseg.progress import amount, duration, show
@@ -61,6 +64,8 @@ def _define_flags() -> flags.FlagValues:
     text("image_dir", "a folder of JPEG or PNG images, in place of vistas_dir")
     text("label_dir", "the folder of their labels: PNGs of ids under the same names")
     text("classes", "the class table of the labels, in the schema of Vistas' config files")
+    text("image_suffix", "how the names of images end, such as _leftImg8bit.png")
+    text("label_suffix", "how the names of labels end, such as _gtFine_labelIds.png")
     text("split", "name of the split that the folders become, such as training")
     text("records_dir", "where the records go")
     text("resize_to", "HEIGHTxWIDTH, such as 384x512: every sample gets this size")
@@ -99,7 +104,9 @@ def _find_source(values: flags.FlagValues) -> sources.Source:
     }
     given = [name for name, value in folder_flags.items() if value]
     skip = values.on_error == "skip"
+    suffixes = Suffixes(values.image_suffix, values.label_suffix)
     if values.vistas_dir:
+        given += [n for n in ("image_suffix", "label_suffix") if values[n].value]
         if given:
             raise ValueError(f"vistas_dir must not be given together with {given[0]}")
         return sources.find_vistas(Path(values.vistas_dir), values.label_version, skip)
@@ -112,7 +119,12 @@ def _find_source(values: flags.FlagValues) -> sources.Source:
     if values.label_version:
         raise ValueError("label_version must be given with vistas_dir only")
     return sources.find_folders(
-        Path(values.image_dir), Path(values.label_dir), Path(values.classes), values.split, skip
+        Path(values.image_dir),
+        Path(values.label_dir),
+        Path(values.classes),
+        values.split,
+        skip,
+        suffixes,
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mapseg.data.manifest import Shard, Split, tile_table_name
+from mapseg.data.manifest import Split, tile_table_name
+from mapseg.data.shard_checks import Shard
 from mapseg.data.tiles import TileTable, count_ids, encode_tile_table, pack_ids
 from mapseg.labels import LabelClass
 
@@ -29,6 +30,7 @@ class SampleFacts:
       held: [tiles, 32] uint8, as in `tiles.TileTable`.
       image_sha256: of the stored image's bytes.
       orientation: MADE_UPRIGHT or KEPT_TURNED where the image has an EXIF orientation.
+      palette: how the label file's palette contradicts the class table, if it does.
     """
 
     key: str
@@ -37,6 +39,7 @@ class SampleFacts:
     held: np.ndarray
     image_sha256: str
     orientation: str = ""
+    palette: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads back."""
@@ -55,10 +58,13 @@ class SampleFacts:
             held=held.reshape(-1, 32),
             image_sha256=raw["image_sha256"],
             orientation=raw["orientation"],
+            palette=raw.get("palette", ""),  # not noted at first
         )
 
 
-def note_facts(key: str, label: np.ndarray, image: bytes, orientation: str = "") -> SampleFacts:
+def note_facts(
+    key: str, label: np.ndarray, image: bytes, orientation: str = "", palette: str = ""
+) -> SampleFacts:
     """Notes the facts of a sample from its label [H, W] uint8 and its encoded image, as stored."""
     counts = count_ids(label)
     pixels = counts.sum(axis=0)
@@ -69,6 +75,7 @@ def note_facts(key: str, label: np.ndarray, image: bytes, orientation: str = "")
         held=pack_ids(counts),
         image_sha256=hashlib.sha256(image).hexdigest(),
         orientation=orientation,
+        palette=palette,
     )
 
 

@@ -25,7 +25,8 @@ from data_prep.facts import SampleFacts, join_facts
 from data_prep.inspection import inspect_record
 from data_prep.parts import PARTS_DIR, Part, read_part, write_part
 from mapseg import cli
-from mapseg.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, write_manifest
+from mapseg.data.manifest import MANIFEST_NAME, Manifest, Split, write_manifest
+from mapseg.data.shard_checks import SHARD_REMEDY, Shard, refuse_compressed
 from mapseg.data.shards import read_shard
 from mapseg.files import locked, write_bytes
 from mapseg.labels import LabelClass, read_class_table
@@ -94,6 +95,8 @@ def find_shards(records_dir: Path) -> dict[str, list[Path]]:
         if match:
             found[match[1]].append((int(match[3]), int(match[2]), path))
         elif ".tfrecord" in path.suffixes and not path.name.startswith("."):
+            with path.open("rb") as file:
+                refuse_compressed(file.read(2), path)
             raise ValueError(
                 f"{path}: shards must be named SPLIT-00000-of-00010.tfrecord; got {path.name}"
             )
@@ -160,10 +163,11 @@ def _index_shard(path: Path, classes: Sequence[LabelClass], stopped: Callable[[]
                 raise InterruptedError(f"{path}: told to stop")
             facts.append(inspect_record(record, ids))
     except ValueError as error:
-        what = str(error).partition(" Remedy: ")[0].removeprefix(f"{path}: ")
+        what, _, remedy = str(error).removeprefix(f"{path}: ").partition(" Remedy: ")
+        if not remedy or f"Remedy: {remedy}" == SHARD_REMEDY:
+            remedy = "give whole shards of TF DeepLab's format, and the class table of their labels"
         raise ValueError(
-            f"{path}: record {len(facts)}: {what}. Remedy: give whole shards of TF DeepLab's "
-            "format, and the class table of their labels"
+            f"{path}: record {len(facts)}: {what.rstrip('.')}. Remedy: {remedy}"
         ) from error
     part = Part(Shard(path.name, len(facts), stat.st_size, sha256), tuple(facts), {}, made_from)
     write_part(path, part)

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from data_prep.facts import SampleFacts, note_facts
-from mapseg.data.samples import decode_image, parse_sample
+from mapseg.data.encoded import JPEG, channel_bits, check_jpeg, open_image
+from mapseg.data.samples import Sample, decode_image, parse_sample
 from mapseg.data.tiles import Window, decode_window, fill_tiles, tile_grid
 from mapseg.labels import VOID
 
@@ -29,23 +29,16 @@ def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
     """
     import tensorflow as tf
 
-    try:
-        sample = parse_sample(record)
-    except DecodeError as error:
-        raise ValueError(f"must be a tf.train.Example; got {error}") from error
+    sample = parse_sample(record)
     key = sample.key
     if sample.label[24:26] != _GREY_8_BIT:
         raise ValueError(f"{key}: the label must be an 8-bit greyscale PNG of ids; got another")
+    _check_image(sample)
     try:
-        image_size = tuple(decode_image(sample.image).shape[:2])
+        decode_image(sample.image)
         label = tf.io.decode_png(sample.label, channels=1)[..., 0].numpy()
     except tf.errors.OpError as error:
         raise ValueError(f"{key}: image and label must be decodable; got {error}") from error
-    if not image_size == label.shape == sample.size:
-        raise ValueError(
-            f"{key}: sizes must be equal; got image {image_size}, label {label.shape}, "
-            f"image/height and image/width {sample.size}"
-        )
     facts = note_facts(key, label, sample.image)
     unknown = sorted(facts.pixels.keys() - set(ids) - (set() if sample.tiles else {VOID}))
     if unknown:
@@ -53,6 +46,31 @@ def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
     if sample.tiles and not _same(sample.tiles, label):
         raise ValueError(f"{key}: the label's tiles must be those of the label; got others")
     return facts
+
+
+def _check_image(sample: Sample) -> None:
+    """Checks what TensorFlow does not, or would fill the memory with.
+
+    Raises:
+      ValueError: what is wrong with the image, with the sample's key.
+    """
+    try:
+        image, label = open_image(sample.image), open_image(sample.label)
+        if sample.image.startswith(JPEG):
+            check_jpeg(sample.image)
+    except (ValueError, OSError, SyntaxError) as error:
+        raise ValueError(f"{sample.key}: image and label must be decodable; got {error}") from error
+    sizes = [(picture.height, picture.width) for picture in (image, label)]
+    if sizes != [sample.size] * 2:
+        raise ValueError(
+            f"{sample.key}: sizes must be equal; got image {sizes[0]}, label {sizes[1]}, "
+            f"image/height and image/width {sample.size}"
+        )
+    if channel_bits(sample.image) > 8:
+        raise ValueError(
+            f"{sample.key}: an image must have at most 8 bits a channel; got "
+            f"{channel_bits(sample.image)}"
+        )
 
 
 def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.facts import SampleFacts
-from mapseg.data.manifest import Shard
+from mapseg.data.shard_checks import Shard
 from mapseg.files import read_checked_json, with_sha256, write_text
 
 PARTS_DIR = ".parts"

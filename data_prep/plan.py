@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from data_prep.convert import Job, Resize
+from data_prep.pairing import Pair
 from data_prep.parts import PARTS_DIR, Part, part_path, read_part
-from data_prep.sources import Pair, Source, SourceSplit
+from data_prep.sources import Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
 from mapseg.progress import amount
 

@@ -7,25 +7,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mapseg.files import walk
+from data_prep.pairing import Pair, Suffixes, content, find_pairs
 from mapseg.labels import LabelClass, read_class_table
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-LABEL_SUFFIXES = (".png",)
 
 # By label version, where its class table and a split's labels may lie. The first version that a
 # folder has is taken: published scores, and the runs of 2018, are on v1.2.
 _TABLES = {"v1.2": ("config_v1.2.json", "config.json"), "v2.0": ("config_v2.0.json",)}
 _LABEL_DIRS = {"v1.2": ("v1.2/labels", "labels"), "v2.0": ("v2.0/labels",)}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and its label. The key is the path below their folders, without suffix."""
-
-    key: str
-    image_path: Path
-    label_path: Path
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,12 @@ class Source:
 
 
 def find_folders(
-    image_dir: Path, label_dir: Path, classes_path: Path, split: str, skip: bool = False
+    image_dir: Path,
+    label_dir: Path,
+    classes_path: Path,
+    split: str,
+    skip: bool = False,
+    suffixes: Suffixes | None = None,
 ) -> Source:
     """Finds a split in two folders: an image's partner is the label of the same path and stem.
 
@@ -75,13 +68,15 @@ def find_folders(
       classes_path: the class table.
       split: its name.
       skip: leaves out what has no partner, in place of the error.
+      suffixes: how the names of images and labels end.
 
     Raises:
       FileNotFoundError: a folder or the class table does not exist.
       ValueError: a missing partner, or a class table that is none.
     """
     classes = read_class_table(classes_path)
-    return Source(classes, (_find_split(split, image_dir, label_dir, skip),), skipped={})
+    found = _find_split(split, image_dir, label_dir, skip, suffixes)
+    return Source(classes, (found,), skipped={})
 
 
 def find_vistas(vistas_dir: Path, label_version: str = "", skip: bool = False) -> Source:
@@ -108,7 +103,7 @@ def find_vistas(vistas_dir: Path, label_version: str = "", skip: bool = False) -
     if not tables:
         raise ValueError(
             f"{vistas_dir}: must hold SPLIT/images, SPLIT/labels (or SPLIT/v2.0/labels) and "
-            f"config_v1.2.json, config_v2.0.json or config.json; got {_content(vistas_dir)}. "
+            f"config_v1.2.json, config_v2.0.json or config.json; got {content(vistas_dir)}. "
             "Remedy: give the folder that holds training/ and validation/, or --image_dir, "
             "--label_dir and --classes"
         )
@@ -149,12 +144,10 @@ def _label_dir(split_dir: Path, version: str) -> Path | None:
     return next((path for path in paths if path.is_dir() and any(path.iterdir())), None)
 
 
-def _content(folder: Path) -> str:
-    return ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "an empty folder"
-
-
-def _find_split(name: str, image_dir: Path, label_dir: Path, skip: bool) -> SourceSplit:
-    pairs, left_out = find_pairs(image_dir, label_dir)
+def _find_split(
+    name: str, image_dir: Path, label_dir: Path, skip: bool, suffixes: Suffixes | None = None
+) -> SourceSplit:
+    pairs, left_out = find_pairs(image_dir, label_dir, suffixes)
     if left_out and not (skip and pairs):
         first, *more = left_out.values()
         also = f" ({len(more)} more have no pair)" if more else ""
@@ -163,61 +156,3 @@ def _find_split(name: str, image_dir: Path, label_dir: Path, skip: bool) -> Sour
             "what has no pair if there are others"
         )
     return SourceSplit(name, image_dir, label_dir, pairs, left_out)
-
-
-def find_pairs(image_dir: Path, label_dir: Path) -> tuple[tuple[Pair, ...], dict[str, str]]:
-    """Pairs the images below one folder with the labels below another.
-
-    Hidden files and folders and other suffixes are ignored.
-
-    Args:
-      image_dir: JPEG or PNG images, in sub-folders too.
-      label_dir: PNG labels, under the same relative paths.
-
-    Returns:
-      The pairs by ascending key; and by key of what makes no pair, the reason: an image without a
-      label, a label without an image, two files with one key, a link to nothing.
-
-    Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: there is no image.
-    """
-    images, wrong_images = _files_by_key(image_dir, IMAGE_SUFFIXES)
-    labels, wrong_labels = _files_by_key(label_dir, LABEL_SUFFIXES)
-    if not images:
-        raise ValueError(
-            f"{image_dir}: must hold images ({', '.join(IMAGE_SUFFIXES)}); "
-            f"got {_content(image_dir)}"
-        )
-    wrong = {
-        **{key: _alone(labels[key], "image", image_dir) for key in labels.keys() - images.keys()},
-        **{key: _alone(images[key], "label", label_dir) for key in images.keys() - labels.keys()},
-        **wrong_labels,
-        **wrong_images,
-    }
-    pairs = (Pair(key, images[key], labels[key]) for key in sorted(images.keys() - wrong.keys()))
-    return tuple(pairs), dict(sorted(wrong.items()))
-
-
-def _alone(path: Path, partner: str, partner_dir: Path) -> str:
-    return f"{path}: must have the {partner} of the same name in {partner_dir}; got none"
-
-
-def _files_by_key(
-    folder: Path, suffixes: tuple[str, ...]
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Returns the files, and what is wrong with some of them."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    wrong: dict[str, str] = {}
-    for path in walk(folder):
-        if path.suffix.lower() not in suffixes:
-            continue
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        if key in files:
-            wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
-        elif not path.is_file():
-            wrong[key] = f"{path}: must be a file; got a link to nothing"
-        files.setdefault(key, path)
-    return files, wrong

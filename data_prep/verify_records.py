@@ -22,11 +22,10 @@ from mapseg.data.manifest import (
     MANIFEST_NAME,
     NOTES_REMEDY,
     Manifest,
-    Shard,
     Split,
-    check_shard,
     read_manifest,
 )
+from mapseg.data.shard_checks import Shard, check_shard
 from mapseg.data.shards import read_shard
 from mapseg.data.tiles import read_tile_table
 from mapseg.files import read_checked_json

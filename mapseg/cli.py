@@ -1,10 +1,11 @@
-"""Config dataclasses -> absl flags -> what the user gave; errors -> one line and exit code 1.
+"""Config dataclasses -> absl flags -> what the user gave; errors -> messages and exit code 1.
 
 Only the entry points import this.
 """
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -27,6 +28,10 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     bool: flags.DEFINE_bool,
 }
+
+
+_ROOT = Path(__file__).resolve().parents[1]  # the checkout, or where the wheel is installed
+_PARTS = ("mapseg", "data_prep", "experiments", "benchmarks", "train_main.py", "infer_main.py")
 
 
 def define_flags(values: flags.FlagValues, *kinds: type) -> None:
@@ -83,7 +88,8 @@ def run(
     """Parses the flags and calls `main`.
 
     Flags on the command line win over those of a flag file wherever either stands. A bad flag, a
-    left-over argument and every failure end in one line on the error output.
+    left-over argument and every failure that was foreseen end in one line on the error output; any
+    other shows its traceback, and that it is a bug.
 
     Args:
       main: takes the parsed flags, returns an exit code.
@@ -94,6 +100,9 @@ def run(
     Returns:
       The exit code: that of `main`, 1 after an error, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no program
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     flags.DEFINE_bool("help", False, "show this", flag_values=values)
     flags.DEFINE_bool(
         "traceback", False, "show where in the program an error came from", flag_values=values
@@ -113,7 +122,7 @@ def run(
         print("interrupted; the same command again goes on", file=sys.stderr)
         return 130
     except Exception as error:
-        if values["traceback"].value:
+        if values["traceback"].value or not is_foreseen(error):
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -182,17 +191,71 @@ def _flag_files_first(argv: Sequence[str]) -> list[str]:
     return [argv[0], *files, *others]
 
 
-def one_line(error: Exception) -> str:
-    """Says what was wrong in one line, with the type of errors that were not foreseen."""
-    kind = type(error).__name__
+def is_foreseen(error: BaseException) -> bool:
+    """Whether the program was written to end with this error, and so its message says enough.
+
+    That is what a `raise` statement of the project raised, here, in another process, or in Python
+    that TensorFlow called; a file that the system refused; memory or a disk that is full. All else
+    is a bug: a ValueError of NumPy's, say, that nobody had in mind.
+    """
+    if isinstance(error, flags.Error | MemoryError) or _is_exhausted(error):
+        return True
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    if _raised_within(error):
+        return _is_ours(*_last_frame(str(error)))
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        return False
+    if type(error.__cause__).__name__ in ("_RemoteTraceback", "RemoteTraceback"):
+        return _is_ours(*_last_frame(str(error.__cause__)))  # multiprocessing's: a text
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _is_ours(frames[-1].filename, frames[-1].line or "")
+
+
+def one_line(error: BaseException) -> str:
+    """Says what was wrong in one line; of a bug, that it is one."""
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    if is_foreseen(error):
+        return _foreseen_text(error) + where
+    text = " ".join(str(error).split())[:1000]
+    remedy = "This is a bug of mapseg: please report it with all of this text"
+    return f"{type(error).__name__}: {text}{where}. {remedy}"
+
+
+def _foreseen_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    if kind == "ResourceExhaustedError" and "No space left" not in text:
+    if _is_exhausted(error) and "No space left" in text:
+        return f"the disk is full: {text[:1000]}. Remedy: free some space, and run the same again"
+    if _is_exhausted(error):
         return (
             "the device's memory is full. Remedy: lower --batch_size or --crop_height and "
             "--crop_width; when evaluating or predicting, --tile_px"
         )
-    within = re.search(r"(?:Value|OS|FileNotFound)Error: (.+?) Traceback \(most recent", text)
-    if within:  # raised by Python that TensorFlow called
-        return within[1]
-    foreseen = (ValueError, OSError, FloatingPointError, flags.Error)
-    return text if isinstance(error, foreseen) and text else f"{kind}: {text[:1000]}"
+    if isinstance(error, MemoryError):
+        return f"the host's memory is full: {text}. Remedy: lower --input_memory_mb or --batch_size"
+    return _raised_within(error) or text
+
+
+def _is_exhausted(error: BaseException) -> bool:
+    return type(error).__name__ == "ResourceExhaustedError"  # TensorFlow's, which is not imported
+
+
+def _raised_within(error: BaseException) -> str:
+    """Returns the message of an error that Python raised which TensorFlow called; else empty."""
+    text = " ".join(str(error).split())
+    found = re.search(r"(?:Value|OS|FileNotFound)Error: (.+?) Traceback \(most recent", text)
+    return found[1] if found else ""
+
+
+def _last_frame(text: str) -> tuple[str, str]:
+    """Returns the file and the source line of the innermost frame of a traceback's text."""
+    frames = re.findall(r'File "(.+?)", line \d+, in .+\n +(.+)', text)
+    return frames[-1] if frames else ("", "")
+
+
+def _is_ours(file: str, line: str) -> bool:
+    """Whether a line of a file is a `raise` statement of the project."""
+    path = Path(file).resolve()
+    if _ROOT not in path.parents:
+        return False
+    return path.relative_to(_ROOT).parts[0] in _PARTS and line.startswith("raise ")

@@ -1,13 +1,19 @@
 """Keeps what XLA compiles and measures in a folder, so that the next start need not do it again."""
 
+import contextlib
 import importlib.metadata
 import os
+import stat
 import sys
+import time
 from pathlib import Path
 
 # The cache of what was measured came after the TensorFlow of mapseg[addons]; XLA ends a program
 # that has a flag which it does not know.
 _NO_AUTOTUNE_CACHE = ("2.15", "unknown")
+_MOST_BYTES = 2_000_000_000
+# What a running process has read is at most so old: file systems note the first reading of a day.
+_KEPT_SECS = 25 * 3600
 
 
 def default_cache_dir() -> Path:
@@ -21,7 +27,8 @@ def use_compile_cache(folder: Path) -> None:
 
     It sets variables of the environment, beside what the user has in them, for the whole process;
     TensorFlow reads them when it is imported. Programs of another TensorFlow lie apart; others are
-    told by XLA itself from what they compute and on what device.
+    told by XLA itself from what they compute and on what device. Where all of them take more than
+    2 GB, those that were not used for the longest time go first; those of the last day stay.
 
     Args:
       folder: made if it is not there; it must be on a disk, and may be deleted at any time.
@@ -44,6 +51,7 @@ def use_compile_cache(folder: Path) -> None:
             f"{folder}: the folder of compiled programs must be writable; it is not. Remedy: "
             "another --compile_cache_dir"
         )
+    _evict(folder.parent)
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", str(folder))
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_read_only", "false")
     if version.startswith("2.15"):  # it cannot read what it wrote for a CPU
@@ -52,6 +60,24 @@ def use_compile_cache(folder: Path) -> None:
         _add("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", str(kernels))
     # XLA times kernels while it compiles; code that is loaded lazily spoils and delays that.
     os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+
+
+def _evict(folder: Path) -> None:
+    """Bounds a cache, all versions of TensorFlow together; other processes may use it meanwhile."""
+    entries = []
+    for path in folder.glob("tensorflow-*/**/*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                entries.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    yesterday = time.time() - _KEPT_SECS
+    for used, size, path in sorted(entries):
+        if total <= _MOST_BYTES or used > yesterday:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
 
 
 def _add(variable: str, flag: str, value: str) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mapseg.files import TYPE_NAMES, is_of_type
+
 ENCODERS = (
     "xception65",
     "resnet50",
@@ -24,6 +26,8 @@ PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
 LOSSES = ("ce", "ohem", "focal", "lovasz")
 OUTPUTS = ("ids", "overlay", "panel", "video")
+
+_RESTORE = "Remedy: put the value back that training wrote"
 
 Check = Callable[[Any], bool]
 Config = TypeVar("Config", bound="_Checked")
@@ -370,20 +374,30 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_json(kind: type[Config], raw: dict[str, Any], origin: str) -> Config:
+def from_json(kind: type[Config], raw: Any, origin: str) -> Config:
     """Rebuilds a config; fields that a newer version added take their defaults.
 
     Raises:
-      ValueError: a field that this version does not know, or a value that it refuses.
+      ValueError: no object, a field that this version does not know, or a value that is of another
+        type or refused.
     """
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(raw) - known)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{origin}: options must be an object; got {raw!r:.100}. {_RESTORE}")
+    known = {f.name: type(f.default) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(raw) - set(known))
     if unknown:
         raise ValueError(
             f"{origin}: options must be ones of this version of mapseg; unknown: {unknown}. "
             "Remedy: use the version that wrote it"
         )
-    return kind(**raw)
+    for name, value in raw.items():
+        if not is_of_type(value, known[name]):
+            must = TYPE_NAMES[known[name]]
+            raise ValueError(f"{origin}: {name} must be {must}; got {value!r:.100}. {_RESTORE}")
+    try:
+        return kind(**raw)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}. {_RESTORE}") from error
 
 
 def identity_conflicts(stored: Any, asked: dict[str, Any]) -> list[str]:

@@ -8,14 +8,14 @@ nothing. Without --records_dir the step is tried on a synthetic batch. The exit 
 failed.
 """
 
-import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.checks import environment, options, records, steps
 from mapseg.checks.case import FAIL, SKIP, Case, Finding
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
@@ -50,6 +50,8 @@ def examine(case: Case, report: Callable[[str], None]) -> bool:
         try:
             finding = check(case) if not lacking else Finding(SKIP, f"needs {lacking[0]}")
         except Exception as error:
+            if not cli.is_foreseen(error):
+                traceback.print_exc()
             finding = Finding(FAIL, cli.one_line(error))
         if finding.level in (FAIL, SKIP):
             lost[name] = finding.level
@@ -85,7 +87,7 @@ def make_case(values: flags.FlagValues) -> Case:
 
 def work(values: flags.FlagValues) -> int:
     """Makes the checks; 1 where one failed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     return 0 if examine(make_case(values), cli.report) else 1
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mapseg.config import PredictConfig, to_json
+from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
 from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import Run, amend_run, check_classes, open_run
@@ -36,7 +36,7 @@ class Estimator:
         """Binds to a run folder, which need not exist before `train`."""
         self.run_dir = Path(run_dir)
         self._progress = progress
-        self._loaded: tuple[PredictConfig, Path, Predictor] | None = None
+        self._loaded: tuple[Any, Predictor] | None = None
 
     @property
     def run(self) -> Run:
@@ -122,19 +122,16 @@ class Estimator:
         check_classes(run, manifest.classes, Path(records_dir))
         split = split or run.train.eval_split
         path = find_checkpoint(self.run_dir, checkpoint)
-        facts = {
-            "checkpoint": path.name,
-            "records_digest": manifest.split(split).digest,
-            **to_json(config),
-        }
+        manifest.split(split)
 
-        from mapseg.evaluation.evaluate import evaluate, read_evaluation, write_evaluation
+        from mapseg.evaluation import evaluate as evaluation
 
+        facts = evaluation.evaluation_facts(path, manifest, split, config)
         if not again:
-            stored = read_evaluation(self.run_dir, split, run.label_set, **facts)
+            stored = evaluation.read_evaluation(self.run_dir, split, run.label_set, **facts)
             if stored is not None:
                 return stored
-        scores = evaluate(
+        scores = evaluation.evaluate(
             self._predictor(run, config, path),
             manifest,
             split,
@@ -143,7 +140,7 @@ class Estimator:
             panels_dir=self.run_dir / "evaluation" / "panels",
             panels=panels,
         )
-        write_evaluation(self.run_dir, split, scores, **facts)
+        evaluation.write_evaluation(self.run_dir, split, scores, **facts)
         return scores
 
     def predict(
@@ -194,9 +191,15 @@ class Estimator:
         return export(run, predictor, Path(export_dir or self.run_dir / "export"))
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
-        """Keeps the last network, so that frames one by one do not load it again."""
-        if self._loaded is None or self._loaded[:2] != (config, path):
+        """Keeps the last network, so that frames one by one do not load it again.
+
+        The weights file counts as it is: the folder may have been trained anew, to the same step.
+        """
+        weights_path = path / "weights.npz"
+        facts = weights_path.stat() if weights_path.is_file() else None
+        file = facts and (facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino)
+        if self._loaded is None or self._loaded[0] != (config, path, file):
             from mapseg.inference.predictor import load_predictor
 
-            self._loaded = (config, path, load_predictor(run, config, path))
-        return self._loaded[2]
+            self._loaded = (config, path, file), load_predictor(run, config, path)
+        return self._loaded[1]

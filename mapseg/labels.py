@@ -5,13 +5,14 @@ A *class table* is the dataset's own list of labels, in the JSON schema of Mapil
 """
 
 import fnmatch
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mapseg.json_files import BYTE, COLOR, OBJECTS, SWITCH, TEXT, TEXTS, check_fields, read_json
 
 VOID = 255
 LABEL_SET_NAMES = ("all", "all_66", "lane_marking")
@@ -49,7 +50,7 @@ def parse_class_table(raw: Any, origin: str) -> tuple[LabelClass, ...]:
       The classes by ascending id.
 
     Raises:
-      ValueError: a label without name or colour, an id outside 0-255 or one used twice.
+      ValueError: a label without name or colour, a field of another kind, an id or name used twice.
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("labels"), list) or not raw["labels"]:
         raise ValueError(
@@ -58,19 +59,14 @@ def parse_class_table(raw: Any, origin: str) -> tuple[LabelClass, ...]:
         )
     classes = []
     for place, label in enumerate(raw["labels"]):
-        try:
-            name, color = str(label["name"]), tuple(int(c) for c in label["color"])
-            class_id, evaluate = int(label.get("id", place)), bool(label.get("evaluate", True))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{origin}: label {place} must have a name and a color of three values; "
-                f"got {label!r}"
-            ) from error
-        if len(color) != 3 or not all(0 <= c <= 255 for c in color):
-            raise ValueError(f"{origin}: color of {name} must be [r, g, b] in 0-255; got {color}")
-        if not 0 <= class_id <= 255:
-            raise ValueError(f"{origin}: id of {name} must be 0-255; got {class_id}")
-        classes.append(LabelClass(class_id, name, color, evaluate))
+        where = f"{origin}: label {place}"
+        check_fields(label, where, {"name": TEXT, "color": COLOR}, {"id": BYTE, "evaluate": SWITCH})
+        class_id = label.get("id", place)
+        if class_id > VOID:
+            raise ValueError(f"{where} must have an id in 0-255; got its place as its id")
+        red, green, blue = label["color"]
+        color, evaluate = (red, green, blue), label.get("evaluate", True)
+        classes.append(LabelClass(class_id, label["name"], color, evaluate))
     for what in ("id", "name"):
         values = [getattr(c, what) for c in classes]
         twice = sorted({v for v in values if values.count(v) > 1})
@@ -84,9 +80,9 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not JSON, or not in the schema.
+      ValueError: it is not JSON in UTF-8, or not in the schema.
     """
-    return parse_class_table(_read_json(path), str(path))
+    return parse_class_table(read_json(path), str(path))
 
 
 @dataclass(frozen=True)
@@ -158,12 +154,25 @@ class LabelSet:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], origin: str) -> "LabelSet":
-        """Rebuilds a label set that `to_json` wrote."""
+        """Rebuilds a label set that `to_json` wrote.
+
+        Raises:
+          ValueError: it is another thing; the message names `origin` and the place.
+        """
         try:
             classes = parse_class_table({"labels": raw["classes"]}, origin)
-            return cls(str(raw["name"]), classes, tuple(int(i) for i in raw["source_to_train"]))
+            name, train_ids = str(raw["name"]), tuple(raw["source_to_train"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{origin}: not a label set written by mapseg: {error}") from error
+            raise ValueError(
+                f"{origin}: must be a label set that mapseg wrote; got {error!r} in reading it"
+            ) from error
+        known = {*range(len(classes)), VOID}
+        if len(train_ids) != VOID + 1 or not known.issuperset(train_ids):
+            raise ValueError(
+                f"{origin}: source_to_train must be 256 train ids below {len(classes)} or {VOID}; "
+                f"got {len(train_ids)} values, {sorted(set(map(str, train_ids)))}"
+            )
+        return cls(name, classes, train_ids)
 
     def select(self, names: Iterable[str]) -> np.ndarray:
         """Returns [256] bool: the train ids of the named classes (shell patterns allowed).
@@ -251,15 +260,15 @@ def _lane_marking(table: Sequence[LabelClass]) -> LabelSet:
 
 
 def _grouped(table: Sequence[LabelClass], path: Path) -> LabelSet:
-    raw = _read_json(path)
-    if not isinstance(raw, dict) or not isinstance(raw.get("classes"), list):
-        raise ValueError(
-            f'{path}: a label set must be {{"classes": [{{"name": ..., "color": [r, g, b], '
-            '"sources": [...]}, ...]}'
-        )
+    raw = read_json(path)
+    check_fields(raw, f"{path}: a label set", {"classes": OBJECTS}, {"others": TEXT}, closed=True)
+    for place, entry in enumerate(raw["classes"]):
+        where = f"{path}: class {place}"
+        kinds = {"sources": TEXTS, "evaluate": SWITCH}
+        check_fields(entry, where, {"name": TEXT, "color": COLOR}, kinds, closed=True)
+        if "sources" not in entry and entry["name"] != raw.get("others"):
+            raise ValueError(f"{where} must have sources, {TEXTS.words}; got {entry}")
     classes = parse_class_table({"labels": raw["classes"]}, str(path))
-    if any("id" in entry for entry in raw["classes"]):
-        raise ValueError(f"{path}: classes must not carry an id: their place in the list is it")
     train_ids: dict[int, int] = {}
     for group, entry in zip(classes, raw["classes"], strict=True):
         for pattern in entry.get("sources", []):
@@ -279,12 +288,3 @@ def _grouped(table: Sequence[LabelClass], path: Path) -> LabelSet:
         for c in table:
             train_ids.setdefault(c.id, names.index(raw["others"]))
     return LabelSet(str(path), classes, _to_table(train_ids))
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must be a JSON file; {error}") from error

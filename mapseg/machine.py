@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import subprocess
@@ -36,8 +37,47 @@ class DriverReport:
 
 
 def cores() -> int:
-    """Returns how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many processor cores this process may use: of the machine, and of its container.
+
+    Threads beyond a container's quota would only be halted for a part of each tenth of a second.
+    """
+    whole = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else whole
+    return max(math.ceil(min([allowed, *_cpu_quotas()])), 1)
+
+
+def _cpu_quotas() -> list[float]:
+    """Returns the cores that control groups, v1 or v2, allow this process."""
+    quotas = []
+    for folder in _control_groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or none with a limit
+            quota, period = (folder / "cpu.max").read_text().split()  # v2; "max" is no limit
+            quotas.append(int(quota) / int(period))
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
+            if int(quota) > 0:  # v1; -1 is no limit
+                quotas.append(int(quota) / int(period))
+    return quotas
+
+
+def _control_groups(controller: str) -> list[Path]:
+    """Returns the folders of this process's control groups, and of those around them."""
+    mount = Path("/sys/fs/cgroup")
+    groups = [(mount, "/"), (mount / controller, "/")]  # a container sees its own as the root
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                groups.append((mount, group))
+            elif controller in controllers.split(","):
+                groups.append((mount / controller, group))
+    found = []
+    for folder, group in groups:
+        inner = folder / group.lstrip("/")
+        found += [inner, *(outer for outer in inner.parents if folder in (outer, *outer.parents))]
+    return found
 
 
 def gpus() -> list[Gpu]:

@@ -16,6 +16,7 @@ from mapseg.labels import VOID, LabelSet
 
 PICTURE_PX = 900  # longest side of a picture in a panel; small ones are enlarged to half of it
 _JPEG_QUALITY = 92
+_JPEG_MAX_PX = 65_500  # of libjpeg; the format has room for 65,535
 _INK, _RIM = (25, 25, 25), (140, 140, 140)
 
 Entry = tuple[str, tuple[int, int, int]]  # what a legend shows: name and colour
@@ -190,7 +191,19 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
 
 
 def write_jpg(path: Path, image: np.ndarray) -> None:
-    """Writes a JPEG of an [H, W, 3] uint8 RGB image, whole or not at all; its folder is made."""
+    """Writes a JPEG of an [H, W, 3] uint8 RGB image, whole or not at all; its folder is made.
+
+    Raises:
+      ValueError: it is too large for a JPEG.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > _JPEG_MAX_PX:
+        raise ValueError(
+            f"{path}: the sides of a JPEG must be at most {_JPEG_MAX_PX:,} px; got {height} x "
+            f"{width}. Remedy: smaller images, or do without this picture"
+        )
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    written, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    if not written:
+        raise ValueError(f"{path}: cannot be encoded as JPEG; got an image of {height} x {width}")
     write_bytes(path, data.tobytes())

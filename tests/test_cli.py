@@ -55,28 +55,6 @@ def test_a_bad_call_is_one_line_and_exit_code_1(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-class ResourceExhaustedError(Exception):
-    """Named as TensorFlow's."""
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("steps must be\n  positive"), "error: steps must be positive"),
-        (KeyError("x"), "error: KeyError: 'x'"),
-        (ResourceExhaustedError("OOM when allocating"), "lower --batch_size"),
-        (ResourceExhaustedError("No space left on device"), "No space left on device"),
-    ],
-)
-def test_every_failure_is_one_line(error, line, capsys):
-    def fail(_):
-        raise error
-
-    assert cli.run(fail, flags.FlagValues(), ["program"], "about") == 1
-    (told,) = capsys.readouterr().err.splitlines()
-    assert line in told
-
-
 def test_a_flag_file_gives_way_to_the_command_line(tmp_path):
     (tmp_path / "f.flags").write_text("# a comment\n--steps=5\n--seed=7\n--noflip\n")
     found = {}

@@ -467,6 +467,7 @@ def test_another_tensorflow_or_keras_is_one_line(setting, message, tmp_path):
 @pytest.mark.usefixtures("small")
 def test_without_a_run_folder_this_folder_is_none(run_dir, capsys, monkeypatch):
     monkeypatch.chdir(run_dir)  # another network's checkpoints lie here
+    monkeypatch.setattr(doctor, "CHECKS", doctor.CHECKS[:-4])  # the small network has too few ids
     _, found = call(capsys)
     assert found["network"][0] == "ok"
 

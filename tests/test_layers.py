@@ -14,7 +14,10 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path.stem != "__init__"
 }
-BASE = {"config", "labels", "files", "progress", "machine", "compiling", "pictures", "charts"}
+BASE = {
+    *("config", "labels", "json_files", "files", "progress"),
+    *("machine", "startup", "compiling", "pictures", "charts"),
+}
 # A package, and what it may import beside its own modules and BASE.
 MAY_IMPORT = {
     "data": set(),
@@ -114,7 +117,18 @@ WITHOUT_TENSORFLOW = [
     "mapseg",
     *(f"mapseg.{name}" for name in (*sorted(BASE), "cli", "doctor", "estimator")),
     *(f"mapseg.checks.{name}" for name in ("environment", "options", "records", "steps")),
-    *(f"mapseg.data.{name}" for name in ("manifest", "shards", "samples", "tiles", "resizing")),
+    *(
+        f"mapseg.data.{name}"
+        for name in (
+            "encoded",
+            "shard_checks",
+            "manifest",
+            "shards",
+            "samples",
+            "tiles",
+            "resizing",
+        )
+    ),
     *(f"mapseg.runs.{name}" for name in ("folder", "checkpoints", "history")),
     *(f"mapseg.inference.{name}" for name in ("frames", "reading", "results", "videos", "infer")),
     "mapseg.evaluation.scores",

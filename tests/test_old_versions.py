@@ -136,7 +136,7 @@ def test_an_old_evaluation_is_read_instead_of_made_again(run_dir):
 
 @needs_keras_3
 def test_the_state_is_read_and_written_bit_for_bit(run_dir, tmp_path):
-    state = open_state(open_run(run_dir), tf.distribute.get_strategy(), print)
+    state = open_state(open_run(run_dir), tf.distribute.get_strategy(), print, resumed=True)
     assert int(state.step) == 2
     state.checkpoint.write(str(tmp_path / "again" / "state"))
     old, again = (
@@ -201,7 +201,7 @@ def test_a_run_of_a_newer_format_is_refused(run_dir):
 @needs_demo
 @needs_keras_3
 def test_the_exact_state_of_a_real_run_fits():
-    state = open_state(open_run(DEMO), tf.distribute.get_strategy(), print)
+    state = open_state(open_run(DEMO), tf.distribute.get_strategy(), print, resumed=True)
     assert int(state.step) == 320
 
 

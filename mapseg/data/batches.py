@@ -1,5 +1,8 @@
 """Shards -> batches; what is in a batch is a pure function of (records, config, step)."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -10,9 +13,9 @@ from mapseg.config import TrainConfig
 from mapseg.data.crops import make_crop
 from mapseg.data.gate import gate
 from mapseg.data.manifest import Manifest, Split, read_manifest, read_split_tiles
-from mapseg.data.samples import Sample, parse_sample
+from mapseg.data.samples import parse_sample
 from mapseg.data.sampling import draw_sample, find_class_tiles
-from mapseg.data.shards import index_split, read_record
+from mapseg.data.shards import RecordIndex, index_split, read_record
 from mapseg.labels import LabelSet, make_label_set
 from mapseg.machine import cores
 
@@ -69,29 +72,32 @@ def stream_samples(
       As `read_samples`.
 
     Raises:
-      ValueError: no such split.
+      FileNotFoundError: a shard is missing.
+      ValueError: no such split, or a shard that is truncated or broken.
     """
-    table = label_set.table
+    # TensorFlow keeps what a numpy_function closes over until the program ends: shards that the
+    # index kept open would stay so.
+    index, table = index_split(manifest, split, keep_open=False), label_set.table
 
-    def parse(record: bytes) -> tuple[np.ndarray, np.ndarray, bytes]:
+    def read(place: int) -> tuple[np.ndarray, np.ndarray, bytes]:
         with gate.admitted():
-            sample = parse_sample(record)
-            return sample.whole_image, cv2.LUT(sample.whole_label, table), sample.key.encode()
+            record = read_record(index, int(place))
+            with _naming(index, int(place), record):
+                sample = parse_sample(record)
+                return sample.whole_image, cv2.LUT(sample.whole_label, table), sample.key.encode()
 
-    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def decode(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         kinds = (tf.uint8, tf.uint8, tf.string)
-        image, label, key = tf.numpy_function(parse, [record], kinds, stateful=False)
+        image, label, key = tf.numpy_function(read, [place], kinds, stateful=False)
         return (
             tf.ensure_shape(image, [None, None, 3]),
             tf.ensure_shape(label, [None, None]),
             tf.ensure_shape(key, []),
         )
 
-    # TensorFlow reads the bytes: it keeps what a numpy_function closes over until the program ends,
-    # and an index of its own would keep the shards open.
-    records = tf.data.TFRecordDataset([str(path) for path in manifest.shard_paths(split)])
-    own = records.take(first or -1).shard(share[1], share[0])
-    return own.map(decode, num_parallel_calls=_PARALLEL_DECODES, deterministic=True)
+    count = min(first or len(index), len(index))
+    places = tf.data.Dataset.range(share[0], count, share[1])
+    return places.map(decode, num_parallel_calls=_PARALLEL_DECODES, deterministic=True)
 
 
 def train_batches(
@@ -191,32 +197,57 @@ class CropStream:
         """Returns the keys of the samples that the batch of a step is made of, in its order."""
         reads = self._config.batch_size // self._config.crops_per_read
         drawn = [self._draw(tf.constant(step * reads + n, tf.int64)) for n in range(reads)]
-        return [self._read(int(i), int(entry))[0].key for i, entry in drawn]
+        places = [self._look_up(int(i), int(entry))[0] for i, entry in drawn]
+        return [parse_sample(read_record(self._index, place)).key for place in places]
 
     def _draw(self, read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Says what a read of the stream is of; see `draw_sample`."""
         config = self._config
         return draw_sample(config.seed, read, len(self._index), config.class_balance, self._starts)
 
-    def _read(self, i: int, entry: int) -> tuple[Sample, tuple[int, int] | None]:
-        """Reads a drawn sample; beside it the (tile, train id) that its crops are for, if any."""
-        focus = None
+    def _look_up(self, i: int, entry: int) -> tuple[int, tuple[int, int] | None]:
+        """Finds which sample was drawn, and the (tile, train id) that its crops are for, if any."""
         if self._tiles is not None and entry >= 0:
-            i, focus = self._tiles.look_up(entry)
-        return parse_sample(read_record(self._index, i)), focus
+            return self._tiles.look_up(entry)
+        return i, None
 
     def _make_crops(self, read: int, i: int, entry: int) -> tuple[np.ndarray, np.ndarray]:
         """Makes the crops of one read: ([N, h, w, 3] uint8, [N, h, w] uint8)."""
         config = self._config
         with gate.admitted():
-            sample, focus = self._read(int(i), int(entry))
+            place, focus = self._look_up(int(i), int(entry))
+            record = read_record(self._index, place)
             crops = []
-            for crop in range(config.crops_per_read):
-                numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
-                rng = np.random.default_rng(numbers)
-                crops.append(make_crop(sample, self._table, config, rng, focus))
+            with _naming(self._index, place, record):
+                sample = parse_sample(record)
+                for crop in range(config.crops_per_read):
+                    numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
+                    rng = np.random.default_rng(numbers)
+                    crops.append(make_crop(sample, self._table, config, rng, focus))
             images, ids = zip(*crops, strict=True)
             return np.stack(images), np.stack(ids)
+
+
+@contextmanager
+def _naming(index: RecordIndex, i: int, record: bytes) -> Iterator[None]:
+    """Adds the record and its sample to an error of taking it apart.
+
+    Raises:
+      ValueError: in place of any error that a damaged record causes.
+    """
+    try:
+        yield
+    except (ValueError, IndexError, cv2.error, tf.errors.InvalidArgumentError) as error:
+        shard = index.shard[i]
+        name = f"{index.paths[shard]}: record {i - int(np.searchsorted(index.shard, shard))}"
+        what = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).partition(" Remedy: ")[0]
+        with suppress(ValueError):
+            key = parse_sample(record).key
+            name, what = f"{name}, {key}", what.removeprefix(f"{key}: ")
+        raise ValueError(
+            f"{name}: must be a sound sample; got: {what.rstrip('.')}. Remedy: python -m "
+            "data_prep.verify_records names all that is broken; convert such files again"
+        ) from error
 
 
 def parallel_reads(config: TrainConfig, split: Split, batch_size: int, kept_bytes: int) -> int:

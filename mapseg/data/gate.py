@@ -15,6 +15,7 @@ class Gate:
     """
 
     _QUIET_SECS = 0.1
+    _LONGEST_SECS = 60.0  # no call takes that long, but one may wait for ever (below)
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -40,7 +41,9 @@ class Gate:
     def _close(self) -> None:
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._within)
+            # A garbage collection within a call may have taken up the iterator that made the call,
+            # which waits for its calls to end.
+            self._changed.wait_for(lambda: not self._within, self._LONGEST_SECS)
         refused = -1
         while refused != self._refused:  # iterators read on until they are full of refusals
             refused = self._refused

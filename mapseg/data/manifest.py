@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mapseg.data.shard_checks import REINDEX, Shard, check_size
 from mapseg.data.tiles import TileTable, read_tile_table
 from mapseg.files import has_sha256, with_sha256, write_text
 from mapseg.labels import LabelClass, parse_class_table
@@ -20,29 +21,14 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 _CONVERT = "python -m data_prep.build_records --vistas_dir=DIR --records_dir="
-_REINDEX = f"remove {MANIFEST_NAME} and run data_prep.index_records as before"
 _MANIFEST_REMEDY = (
     "Remedy: remove the file, and run what wrote it (data_prep.build_records, for each split, or "
     "index_records) as before: shards that are whole are kept"
 )
-SHARD_REMEDY = (
-    "Remedy: remove the file if it is there, and run data_prep.build_records as before: it makes "
-    f"lost shards again; but a shard of another program must be fetched again, then {_REINDEX}"
-)
 NOTES_REMEDY = (
     "Remedy: run data_prep.build_records as before: it writes the file anew; but if the shards "
-    f"are of another program, {_REINDEX}"
+    f"are of another program, {REINDEX}"
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One TFRecord file: its name in the records folder, and what it holds."""
-
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -195,13 +181,19 @@ class Manifest:
             raise ValueError(
                 f"{path}: must be as it was written; its checksum differs. {_MANIFEST_REMEDY}"
             )
-        return cls(
-            records_dir=path.parent,
-            mapseg_version=str(raw["mapseg_version"]),
-            classes=parse_class_table(raw, str(path)),
-            splits={name: Split.from_json(name, s) for name, s in raw["splits"].items()},
-            skipped=dict(raw["skipped"]),
-        )
+        place = "its head"
+        try:
+            version, skipped, splits = raw["mapseg_version"], dict(raw["skipped"]), {}
+            for name, split in raw["splits"].items():
+                place = f"splits.{name}"
+                splits[name] = Split.from_json(name, split)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            missing = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{path}: {place} must be as mapseg wrote it; got {missing}. {_MANIFEST_REMEDY}"
+            ) from error
+        classes = parse_class_table(raw, str(path))
+        return cls(path.parent, str(version), classes, splits, skipped)
 
 
 def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifest:
@@ -230,31 +222,8 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
     manifest = Manifest.from_json(raw, path)
     if check_shards:
         for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-            _check_size(records_dir / shard.file, shard.bytes)
+            check_size(records_dir / shard.file, shard.bytes)
     return manifest
-
-
-def check_shard(path: Path, shard: Shard) -> None:
-    """Checks that a shard is the file that was written, byte by byte.
-
-    Raises:
-      FileNotFoundError: it is missing.
-      ValueError: it is another.
-    """
-    _check_size(path, shard.bytes)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise ValueError(
-                f"{path}: must be as it was written; its sha256 differs. {SHARD_REMEDY}"
-            )
-
-
-def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: this shard is missing. {SHARD_REMEDY}")
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(f"{path}: must have {size} bytes; got {found}. {SHARD_REMEDY}")
 
 
 def write_manifest(manifest: Manifest) -> None:

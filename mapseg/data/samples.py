@@ -49,7 +49,8 @@ class Sample:
         import tensorflow as tf
 
         with tf.device("CPU"):
-            return decode_image(self.image).numpy()
+            image = decode_image(self.image).numpy()
+        return self._of_its_size(image, "image")
 
     @cached_property
     def whole_label(self) -> np.ndarray:
@@ -57,21 +58,33 @@ class Sample:
         label = cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
         if label is None or label.ndim != 2 or label.dtype != np.uint8:
             raise ValueError(
-                f"{self.key}: the label must be an 8-bit greyscale PNG of ids; got something else. "
-                "Remedy: python -m data_prep.verify_records names what is broken"
+                f"{self.key}: the label must be a whole 8-bit greyscale PNG of ids; got another"
             )
-        return label
+        return self._of_its_size(label, "label")
+
+    def _of_its_size(self, pixels: np.ndarray, what: str) -> np.ndarray:
+        if pixels.shape[:2] != self.size:
+            raise ValueError(
+                f"{self.key}: the {what} must have the record's size {self.size}; "
+                f"got {pixels.shape[:2]}"
+            )
+        return pixels
 
 
 def parse_sample(record: bytes) -> Sample:
     """Takes a record apart.
 
     Raises:
-      ValueError: it lacks a field, or its tiles are of another size than this version's.
+      ValueError: it is no tf.train.Example, lacks a field, or its tiles are of another size than
+        this version's.
     """
     import tensorflow as tf
+    from google.protobuf.message import DecodeError
 
-    features = tf.train.Example.FromString(record).features.feature
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError(f"must be a tf.train.Example; got {error}") from error
     fields = sorted(features)  # now: asking for one that is not there adds it
 
     def number(name: str, default: int = 0) -> int:

@@ -2,21 +2,26 @@
 
 import hashlib
 import os
+import resource
 import struct
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from mapseg.data.manifest import SHARD_REMEDY, Manifest, Shard
+from mapseg.data.manifest import Manifest
+from mapseg.data.shard_checks import SHARD_REMEDY, Shard, refuse_compressed
 from mapseg.files import whole_file
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # length and its CRC; CRC of the data
 _SHARDS_AT_ONCE = 32  # while their headers are read
+_OPEN_SHARE = 8  # an index keeps open at most this part of the files that the process may have
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
@@ -46,20 +51,58 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
+class _OpenShards:
+    """Keeps the shards open that were read last, and no more than a number; for any thread."""
+
+    def __init__(self, paths: Sequence[Path], most: int) -> None:
+        self._most = most
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._descriptors: dict[int, int] = {}  # by shard, the one read last at the end
+        self._readers: dict[int, int] = {}  # by shard that is being read, how many do
+
+    @contextmanager
+    def opened(self, shard: int) -> Iterator[int]:
+        """Lends the descriptor of a shard while the block runs."""
+        with self._lock:
+            descriptor = self._descriptors.pop(shard, None)
+            if descriptor is None:
+                descriptor = os.open(self._paths[shard], os.O_RDONLY)
+            self._descriptors[shard] = descriptor
+            self._readers[shard] = self._readers.get(shard, 0) + 1
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._readers[shard] -= 1
+                if not self._readers[shard]:
+                    del self._readers[shard]
+                if len(self._descriptors) > self._most:
+                    idle = [i for i in self._descriptors if i not in self._readers]
+                    for i in idle[: len(self._descriptors) - self._most]:
+                        os.close(self._descriptors.pop(i))
+
+    def close(self) -> None:
+        """Closes all of them."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+
 @dataclass(frozen=True, eq=False)
 class RecordIndex:
-    """Where each record of a split lies. Holds its shards open as long as it lives.
+    """Where each record of a split lies. Holds shards open as long as it lives.
 
     Attributes:
       paths: of the shards.
-      descriptors: of the shards, open for reading.
+      files: the shards that are open for reading.
       shard: [records] int32, place in `paths`.
       offset: [records] int64, first byte of the record's data.
       length: [records] int64, bytes of the record's data.
     """
 
     paths: tuple[Path, ...]
-    descriptors: tuple[int, ...]
+    files: _OpenShards
     shard: np.ndarray
     offset: np.ndarray
     length: np.ndarray
@@ -73,40 +116,36 @@ class RecordIndex:
         return self.shard.nbytes + self.offset.nbytes + self.length.nbytes
 
 
-def index_split(manifest: Manifest, split: str) -> RecordIndex:
+def index_split(manifest: Manifest, split: str, keep_open: bool = True) -> RecordIndex:
     """Finds every record of a split, in stored order, from the headers in its shards.
+
+    Args:
+      manifest: of the records.
+      split: one of its splits.
+      keep_open: whether shards that were read stay open, some of them, as long as the index lives.
 
     Raises:
       FileNotFoundError: a shard is missing.
       ValueError: an unknown split, or a shard that is truncated or broken.
     """
     shards, paths = manifest.split(split).shards, manifest.shard_paths(split)
-    descriptors: list[int] = []
-    try:
-        for path in paths:
-            descriptors.append(os.open(path, os.O_RDONLY))
-        # Side by side: the headers of 18,000 records are that many round trips to a network disk.
-        with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-            found = list(pool.map(lambda *shard: list(_spans(*shard)), descriptors, paths))
-        for path, shard, spans in zip(paths, shards, found, strict=True):
-            if len(spans) != shard.samples:
-                raise ValueError(
-                    f"{path}: must have {shard.samples} records; got {len(spans)}. {SHARD_REMEDY}"
-                )
-    except BaseException:
-        _close(descriptors)
-        raise
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = len(paths) if limit < 0 else max(limit // _OPEN_SHARE, 1)  # below 0: no limit
+    # Side by side: the headers of 18,000 records are that many round trips to a network disk.
+    with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, most)) as pool:
+        found = list(pool.map(_read_spans, paths))
+    for path, shard, spans in zip(paths, shards, found, strict=True):
+        if len(spans) != shard.samples:
+            raise ValueError(
+                f"{path}: must have {shard.samples} records; got {len(spans)}. {SHARD_REMEDY}"
+            )
     offset, length = np.array([s for spans in found for s in spans], np.int64).reshape(-1, 2).T
     shard_number = np.repeat(np.arange(len(found), dtype=np.int32), [len(s) for s in found])
-    index = RecordIndex(paths, tuple(descriptors), shard_number, offset, length)
+    files = _OpenShards(paths, most if keep_open else 0)
+    index = RecordIndex(paths, files, shard_number, offset, length)
     # Not at exit: reading threads may outlive the main one.
-    weakref.finalize(index, _close, descriptors).atexit = False
+    weakref.finalize(index, files.close).atexit = False
     return index
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 def read_record(index: RecordIndex, i: int) -> bytes:
@@ -115,10 +154,11 @@ def read_record(index: RecordIndex, i: int) -> bytes:
     Raises:
       ValueError: the data does not match its checksum, or is cut short.
     """
-    shard = index.shard[i]
-    return _read_span(
-        index.descriptors[shard], index.paths[shard], int(index.offset[i]), int(index.length[i])
-    )
+    shard = int(index.shard[i])
+    with index.files.opened(shard) as descriptor:
+        return _read_span(
+            descriptor, index.paths[shard], int(index.offset[i]), int(index.length[i])
+        )
 
 
 def read_shard(path: Path) -> Iterator[bytes]:
@@ -132,12 +172,19 @@ def read_shard(path: Path) -> Iterator[bytes]:
             yield _read_span(file.fileno(), path, offset, length)
 
 
+def _read_spans(path: Path) -> list[tuple[int, int]]:
+    with path.open("rb") as file:
+        return list(_spans(file.fileno(), path))
+
+
 def _spans(descriptor: int, path: Path) -> Iterator[tuple[int, int]]:
     """Yields (offset, length) of each record's data."""
     position, end = 0, os.fstat(descriptor).st_size
     while position < end:
         header = os.pread(descriptor, _HEADER_BYTES, position)
         whole = len(header) == _HEADER_BYTES
+        if position == 0 and (not whole or header[8:] != _masked_crc(header[:8])):
+            refuse_compressed(header, path)
         if whole and header[8:] != _masked_crc(header[:8]):
             raise ValueError(
                 f"{path}: broken: no TFRecord header at byte {position}. {SHARD_REMEDY}"

@@ -1,11 +1,15 @@
 """A predictor and a labelled split -> scores and panels."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mapseg.config import PredictConfig, to_json
 from mapseg.data.batches import stream_samples
 from mapseg.data.manifest import Manifest
 from mapseg.evaluation.scores import Scores, confusion_matrix, dump_scores
@@ -14,6 +18,9 @@ from mapseg.inference.predictor import Predictor
 from mapseg.labels import LabelSet
 from mapseg.pictures import panel, write_jpg
 from mapseg.progress import make_reporter
+from mapseg.runs.checkpoints import checkpoint_step
+
+_LATER_FACTS = {"step", "samples", "weights_sha256"}  # which ea21d24 did not write
 
 
 def evaluate(
@@ -56,17 +63,61 @@ def evaluate(
     report = make_reporter(0, total, f"images of {split}", progress)
     samples = stream_samples(manifest, split, label_set, first=total, share=share).prefetch(1)
     for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
-        ids = predictor.segment(image).ids
-        confusion += confusion_matrix(label, ids, classes)
-        if panels_dir is not None and done <= panels:
-            picture = panel(image, ids, label_set, label)
-            write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
+        with _naming(name.decode(), image):
+            ids = predictor.segment(image).ids
+            confusion += confusion_matrix(label, ids, classes)
+            if panels_dir is not None and done <= panels:
+                picture = panel(image, ids, label_set, label)
+                write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
         report(min(done * share[1], total))
     return Scores(add_up(confusion).astype(np.int64), label_set)
 
 
+@contextmanager
+def _naming(name: str, image: np.ndarray) -> Iterator[None]:
+    """Adds to any error of a sample its name and size; type and traceback stay."""
+    try:
+        yield
+    except Exception as error:
+        height, width = image.shape[:2]
+        error.add_note(f"while evaluating sample {name}, {height} x {width} pixels")
+        raise
+
+
+def evaluation_facts(
+    checkpoint_path: Path,
+    manifest: Manifest,
+    split: str,
+    config: PredictConfig,
+    max_samples: int = 0,
+) -> dict[str, Any]:
+    """Says what an evaluation is of, in training and after it alike.
+
+    Args:
+      checkpoint_path: folder of the checkpoint.
+      manifest: of the records.
+      split: name of a split.
+      config: how whole images are predicted.
+      max_samples: only the first so many; 0 is all.
+
+    Returns:
+      What `write_evaluation` and `read_evaluation` take beside the scores.
+    """
+    total = manifest.split(split).samples
+    with (checkpoint_path / "weights.npz").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "step": checkpoint_step(checkpoint_path),
+        "checkpoint": checkpoint_path.name,
+        "weights_sha256": weights,  # the folder may be trained anew, to the same step
+        "samples": min(total, max_samples) if max_samples else total,
+        "records_digest": manifest.split(split).digest,
+        **to_json(config),
+    }
+
+
 def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> None:
-    """Writes `evaluation/<split>.json` in a run folder."""
+    """Writes `evaluation/<split>.json` in a run folder; the facts are of `evaluation_facts`."""
     write_text(_path(run_dir, split), dump_scores(scores, split=split, **facts))
 
 
@@ -82,11 +133,13 @@ def read_evaluation(
       **facts: what `write_evaluation` must have been given.
 
     Returns:
-      The scores; None where there are none, or of other facts, or the file is damaged.
+      The scores; None where there are none, or of other facts, or the file is damaged. One of an
+      earlier version must be of the same facts as far as it has them.
     """
     try:
         stored = json.loads(_path(run_dir, split).read_text(encoding="utf-8"))
-        same = all(stored[name] == fact for name, fact in facts.items())
+        lacking = _LATER_FACTS - set(stored) if "checkpoint" in stored else set()
+        same = all(stored[name] == facts[name] for name in facts.keys() - lacking)
         return Scores(np.array(stored["confusion"], np.int64), label_set) if same else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None

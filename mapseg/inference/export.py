@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from mapseg.data.samples import decode_image
 from mapseg.files import whole_dir
+from mapseg.inference.orientation import upright
 from mapseg.inference.predictor import Predictor
+from mapseg.inference.reading import DEPTH_MESSAGE, SMALLEST_16_BIT_PEAK
 from mapseg.runs.folder import Run
 
 _OWN_FILES = {
@@ -34,19 +36,29 @@ class _Exported(tf.Module):
             "scale": tf.TensorSpec([], tf.float32),
         }
         batch = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
-        file = tf.TensorSpec([], tf.string, name="encoded")
+        files = tf.TensorSpec(None, tf.string, name="encoded")
         segment_one = predictor.graph
 
+        # One image at a time: the predictor's memory is bounded for one.
         @tf.function(input_signature=[batch])
         def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            # One image at a time: the predictor's memory is bounded for one.
             return tf.map_fn(
                 segment_one, images, fn_output_signature=signature, parallel_iterations=1
             )
 
-        @tf.function(input_signature=[file])
+        @tf.function(input_signature=[files])
         def segment_encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-            return segment_one(decode_image(encoded))
+            results = tf.map_fn(
+                lambda file: segment_one(_decode(file)),
+                tf.reshape(encoded, [-1]),
+                fn_output_signature=signature,
+                parallel_iterations=1,
+            )
+            shape = tf.shape(encoded)  # of one file, or of several
+            return {
+                name: tf.reshape(values, tf.concat([shape, tf.shape(values)[1:]], 0))
+                for name, values in results.items()
+            }
 
         self.segment = segment
         self.segment_encoded = segment_encoded
@@ -55,9 +67,14 @@ class _Exported(tf.Module):
 def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     """Writes a SavedModel with the classes beside it, and checks it against the predictor.
 
-    `serving_default`, also `segment`, takes `images` [B, H, W, 3] uint8 RGB of any batch and size
-    and gives ids [B, H, W] uint8, confidence [B] and scale [B]; `segment_encoded` takes the bytes
-    of one JPEG or PNG file.
+    The signature `serving_default`, also the method `segment`, takes `images` [B, H, W, 3] uint8
+    RGB of any batch and size and gives ids [B, H, W] uint8, confidence [B] and scale [B]. The
+    signature `encoded`, also the method `segment_encoded`, takes `encoded`: the bytes of one JPEG
+    or PNG file, or of [B] whose images have one size, as TensorFlow Serving gets them in
+    `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It gives the same, for one file
+    without B. Photographs are turned upright by their EXIF data, as in inference. Images of 16 bits
+    whose values end below 2^14 are refused there too, but a damaged JPEG is decoded as far as it
+    goes.
 
     Args:
       run: for the classes.
@@ -78,11 +95,22 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
         )
     module = _Exported(predictor)
     with whole_dir(export_dir) as partial:
-        tf.saved_model.save(module, str(partial), signatures={"serving_default": module.segment})
+        signatures = {"serving_default": module.segment, "encoded": module.segment_encoded}
+        tf.saved_model.save(module, str(partial), signatures=signatures)
         text = json.dumps(run.label_set.to_json(), indent=1) + "\n"
         (partial / "labels.json").write_text(text, encoding="utf-8")
         _check(predictor, partial)
     return export_dir
+
+
+def _decode(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG or PNG as `read_image` does: [H, W, 3] uint8."""
+    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+    if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
+        deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
+        peak = tf.reduce_max(tf.cast(deep, tf.int32))
+        tf.debugging.assert_greater_equal(peak, SMALLEST_16_BIT_PEAK, DEPTH_MESSAGE)
+    return upright(decode_image(encoded), encoded)
 
 
 def _check(predictor: Predictor, saved_dir: Path) -> None:

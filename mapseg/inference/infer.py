@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mapseg import pictures
 from mapseg.config import InferConfig, PredictConfig
-from mapseg.inference.frames import FrameList, find_frames
-from mapseg.inference.results import Journal, Results, claim
-from mapseg.inference.stages import Segment, do_tasks, plan_tasks
+from mapseg.files import locked, naming
+from mapseg.inference.frames import FrameList, find_frames, printable
+from mapseg.inference.journal import Journal
+from mapseg.inference.mark import read_mark
+from mapseg.inference.plan import make_plan, video_row_name
+from mapseg.inference.results import Results, Row, Source
+from mapseg.inference.stages import Segment, do_tasks
 from mapseg.inference.videos import Videos
 from mapseg.labels import LabelSet
 from mapseg.model.pretrained import find_deeplab
@@ -24,7 +29,10 @@ if TYPE_CHECKING:  # TensorFlow takes seconds to import; what is missing is repo
 
 
 class Counts(NamedTuple):
-    """How many frames were segmented now, could not be, and were there from a call before."""
+    """How many frames were segmented now, could not be, and were there from a call before.
+
+    Videos that could not be made count as failed too.
+    """
 
     done: int
     failed: int
@@ -54,7 +62,7 @@ def infer_run(
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
     found = find_frames(config)  # what is missing is reported before TensorFlow is imported
-    by = f"{run_dir.resolve()}, {path.name} ({_digest(path / 'weights.npz')})"
+    by = f"{path.name} ({_digest(path / 'weights.npz')})"
 
     from mapseg.inference.predictor import load_predictor
 
@@ -85,7 +93,7 @@ def infer_deeplab(
 
     model, label_set = load_deeplab(prefix)
     # The index holds a checksum of every weight.
-    by = f"{Path(prefix).resolve()} ({_digest(index_path)})"
+    by = f"{Path(prefix).name} ({_digest(index_path)})"
     predictor = Predictor(model, predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
     return _infer(predictor, label_set, found, config, progress, by)
@@ -103,9 +111,10 @@ def _infer(
     progress: Callable[[str], None],
     by: str,
 ) -> Counts:
+    classes = hashlib.sha256(json.dumps(label_set.to_json()).encode()).hexdigest()[:16]
     fingerprint = (
-        f"frames {Path(config.frames).resolve()} by {by}, {predictor.config}, "
-        f"classes={config.classes or 'all'}"
+        f"{by}, label set {label_set.name} ({classes}), {predictor.config}, "
+        f"long_side_px={predictor.long_side_px}, classes={config.classes or 'all'}"
     )
     return infer_frames(predictor.segment, label_set, found, config, progress, fingerprint)
 
@@ -125,9 +134,11 @@ def infer_frames(
     overlays of a folder or video, fitted into the size of its first. `legend.png` and `frames.csv`
     (a row for each frame) are always written.
 
-    The same call again goes on where the last one stopped: frames whose row and files are there
-    are not done again, failed ones are. A frame that cannot be read, or that `segment` refuses with
-    a ValueError, fails alone.
+    The folder is bound to the fingerprint, and each result to the content of its source. The same
+    call again continues where the last one stopped: frames whose row and files are there are not
+    done again; failed ones, and those whose source was replaced, are. Calls for other frames or
+    outputs add to the folder and keep its rows. A frame that cannot be read, segmented, drawn or
+    written fails alone, as does a video; its row has the cause.
 
     Args:
       segment: [H, W, 3] uint8 RGB -> Segmentation. Called from this thread, in order.
@@ -141,41 +152,78 @@ def infer_frames(
       How many frames were done, failed and skipped.
 
     Raises:
-      ValueError: an option that does not fit, or an `out_dir` with results of another fingerprint.
-      OSError: the results cannot be written.
+      ValueError: an option that does not fit, an `out_dir` with results of another fingerprint or
+        version, or of other sources of the same names, or one where another call is at work.
+      OSError: the disk is full, or `out_dir` cannot be written to.
     """
+    drawn = label_set.select(config.classes.split(",")) if config.classes else None
+    results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
+    read_mark(results.out_dir, fingerprint)  # a folder that is refused gets no lock file
+    lock_path = results.out_dir / ".lock"
+    refusal = (
+        f"{results.out_dir}: must be written by one call at a time; another one is at work. "
+        "Remedy: wait for it, or another --out_dir"
+    )
+    with naming(lock_path):
+        results.out_dir.mkdir(parents=True, exist_ok=True)
+    with locked(lock_path, refusal):
+        return _fill(
+            segment, results, found, config, lambda line: progress(printable(line)), fingerprint
+        )
+
+
+def _fill(
+    segment: Segment,
+    results: Results,
+    found: FrameList,
+    config: InferConfig,
+    progress: Callable[[str], None],
+    fingerprint: str,
+) -> Counts:
+    """Does what is to be done in an output folder; see `infer_frames`."""
     for line in found.skipped:
         progress(line)
-    results = _open_results(label_set, config, fingerprint)
+    mark = read_mark(results.out_dir, fingerprint)
+    mark.write()
     journal = Journal(results.out_dir / "frames.csv", results.columns)
-    tasks = plan_tasks(found.frames, results, journal.rows)
+    tasks, shown = make_plan(found.frames, config.every, results, journal, mark)
+    pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.label_set))
+    failed_videos: list[Row] = []
+
+    def close_video(name: str, error: Exception | None) -> None:
+        if error is None:
+            mark.note_video(name, shown[name])
+        else:
+            source = Source(shown[name].source, "")
+            row = results.failed_row(video_row_name(name), source, name, error)
+            journal.append(row)
+            failed_videos.append(row)
+
     report = make_reporter(0, len(tasks), "frames", progress)
     started, done, failed = time.monotonic(), 0, 0
     with (
         journal,
-        Videos(lambda name: results.path("video", name), config.every) as videos,
+        Videos(lambda name: results.path("video", name), config.every, close_video) as videos,
         contextlib.closing(do_tasks(segment, tasks, results, journal, videos)) as finished,
     ):
-        for count, (task, status) in enumerate(finished, start=1):
-            if status != "ok":
+        for count, outcome in enumerate(finished, start=1):
+            if outcome.row["status"] != "ok":
                 failed += 1
-                progress(f"{task.frame.name}: {status}")
-            elif not task.stored:
+                progress(_failure(outcome.row))
+            elif not outcome.stored:
                 done += 1
             report(count)
-    journal.finish([frame.name for frame in found.frames])
-    counts = Counts(done, failed, len(found.frames) - done - failed)
+    journal.finish()
+    for row in failed_videos:
+        progress(_failure(row))
+    skipped = len(found.frames) - done - failed
+    films = f", videos failed: {len(failed_videos)}" if failed_videos else ""
     progress(
-        f"{len(found.frames)} frames: {done} done, {failed} failed, {counts.skipped} done before, "
+        f"{len(found.frames)} frames: {done} done, {failed} failed, {skipped} done before{films}, "
         f"in {duration(time.monotonic() - started)}; see {results.out_dir}"
     )
-    return counts
+    return Counts(done, failed + len(failed_videos), skipped)
 
 
-def _open_results(label_set: LabelSet, config: InferConfig, fingerprint: str) -> Results:
-    """Makes the output folder, or takes one of the same fingerprint; draws the legend."""
-    drawn = label_set.select(config.classes.split(",")) if config.classes else None
-    results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
-    claim(results.out_dir, fingerprint)
-    pictures.write_png(results.out_dir / "legend.png", pictures.legend(label_set))
-    return results
+def _failure(row: Row) -> str:
+    return f"{row['frame']}: {row['status']}"

@@ -1,25 +1,48 @@
-"""What an output folder holds: the files of each frame, a table of the frames, whose they are."""
+"""What an output folder has of each frame: its files, and its row in `frames.csv`."""
 
 import contextlib
-import csv
-import io
-import json
-from collections.abc import Iterable, Sequence
+import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mapseg import pictures
 from mapseg.config import OUTPUTS
-from mapseg.files import naming, write_text
-from mapseg.inference.frames import RESULTS_MARK
+from mapseg.inference.frames import Frame, printable
 from mapseg.labels import LabelSet
 
 _SUFFIXES = {"ids": "png", "overlay": "jpg", "panel": "jpg", "video": "mp4"}
 
 Row = dict[str, str]
+
+
+class Source(NamedTuple):
+    """What a result is bound to.
+
+    Attributes:
+      path: of the image or video, printable.
+      state: its size and times, another one whenever its content is another.
+    """
+
+    path: str
+    state: str
+
+
+def read_source(path: Path) -> Source:
+    """Notes what a file is like; the state of one that is not there is empty.
+
+    The time of the last change of the inode tells a replaced file even where its size and its time
+    of modification are the same, as programs that unpack or copy keep them.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return Source(printable(path), "")
+    return Source(printable(path), f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,8 @@ class Results:
     def columns(self) -> list[str]:
         """The columns of `frames.csv`."""
         fixed = ["frame", "status", "height", "width", "scale", "ms", "mean_confidence"]
-        return fixed + [f"share:{name}" for name in self.label_set.names]
+        bound = ["source", "source_state", "video"]
+        return [*fixed, *bound, *(f"share:{name}" for name in self.label_set.names)]
 
     def path(self, output: str, name: str) -> Path:
         """Returns the file of one output of a frame, or of a video."""
@@ -50,7 +74,23 @@ class Results:
 
     def exist(self, name: str) -> bool:
         """Tells whether every file of a frame is there; a video is not one frame's."""
-        return all(self.path(o, name).is_file() for o in self.outputs if o != "video")
+        return all(_is_file(self.path(o, name)) for o in self.outputs if o != "video")
+
+    def any_exists(self, name: str) -> bool:
+        """Tells whether a frame has a file of any output, asked for now or not."""
+        return any(_is_file(self.path(o, name)) for o in OUTPUTS if o != "video")
+
+    @functools.cached_property
+    def _outputs_there(self) -> list[str]:
+        # Asking a share for each file of 25,000 frames takes minutes.
+        there = [o for o in OUTPUTS if o in self.outputs or (self.out_dir / o).is_dir()]
+        return [o for o in there if o != "video"]
+
+    def remove(self, name: str) -> None:
+        """Removes every file of a frame."""
+        for output in self._outputs_there:
+            with contextlib.suppress(OSError):
+                self.path(output, name).unlink()
 
     def read_ids(self, name: str) -> np.ndarray:
         """Reads the ids of a frame that was done before: [H, W] uint8."""
@@ -74,6 +114,7 @@ class Results:
 
         Raises:
           OSError: a file cannot be written.
+          ValueError: a picture is too large for its kind of file.
         """
         if "ids" in self.outputs:
             pictures.write_png(self.path("ids", name), ids, self.label_set.palette)
@@ -83,87 +124,35 @@ class Results:
             panel = pictures.panel(image, ids, self.label_set, drawn=self.drawn)
             pictures.write_jpg(self.path("panel", name), panel)
 
-    def row(self, name: str, ids: np.ndarray, scale: float, ms: float, confidence: float) -> Row:
+    def row(
+        self,
+        frame: Frame,
+        source: Source,
+        ids: np.ndarray,
+        scale: float,
+        ms: float,
+        confidence: float,
+    ) -> Row:
         """Returns what `frames.csv` says of a frame that was segmented."""
         shares = pictures.count_ids(ids)[: len(self.label_set.classes)] / ids.size
-        fixed = [name, "ok", *map(str, ids.shape), f"{scale:.6g}", f"{ms:.1f}", f"{confidence:.4f}"]
-        values = fixed + [f"{share:.6f}" for share in shares]
+        fixed = ["ok", *map(str, ids.shape), f"{scale:.6g}", f"{ms:.1f}", f"{confidence:.4f}"]
+        values = [frame.name, *fixed, *source, frame.video, *(f"{share:.6f}" for share in shares)]
         return dict(zip(self.columns, values, strict=True))
 
-    def failed_row(self, name: str, error: Exception) -> Row:
-        """Returns what `frames.csv` says of a frame that could not be segmented."""
-        return {**dict.fromkeys(self.columns, ""), "frame": name, "status": f"error: {error}"}
+    def failed_row(self, name: str, source: Source, video: str, error: Exception) -> Row:
+        """Returns what `frames.csv` says of a frame, or a video, that could not be made."""
+        row = dict.fromkeys(self.columns, "")
+        row |= {"frame": name, "status": f"error: {_cause(error)}", "video": video}
+        return row | {"source": source.path, "source_state": source.state}
 
 
-def claim(out_dir: Path, fingerprint: str) -> None:
-    """Binds a folder to one fingerprint, so that results of two runs never mix.
-
-    Raises:
-      ValueError: it holds the results of another one, or other files.
-    """
-    path = out_dir / RESULTS_MARK
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        if stored != fingerprint:
-            raise ValueError(
-                f"{out_dir}: must hold results of the same run, checkpoint and options; it has "
-                f"those of {stored}, asked is {fingerprint}. Remedy: another --out_dir"
-            )
-    elif any((out_dir / name).exists() for name in (*OUTPUTS, "frames.csv")):
-        raise ValueError(
-            f"{out_dir}: must be empty or hold results of mapseg; it has others, without an "
-            f"{RESULTS_MARK}. Remedy: another --out_dir"
-        )
-    else:
-        text = json.dumps({"fingerprint": fingerprint}, indent=2) + "\n"
-        write_text(path, text)
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113, Path's raises where a name is too long
 
 
-class Journal:
-    """`frames.csv`: its rows are noted as frames are done, and put in order at the end."""
-
-    def __init__(self, path: Path, columns: list[str]) -> None:
-        self._path, self._columns = path, columns
-        self._notes_path = path.with_name("frames.journal.csv")
-        self.rows = {**self._read(path), **self._read(self._notes_path)}
-
-    def _read(self, path: Path) -> dict[str, Row]:
-        """Reads the rows of frames that were done; failed ones are to be tried again."""
-        if not path.is_file():
-            return {}
-        # A process that was killed leaves the last line without its end.
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-        reader = csv.DictReader(whole.splitlines())
-        if reader.fieldnames != self._columns:
-            return {}
-        return {row["frame"]: row for row in reader if row["status"] == "ok"}
-
-    def _text(self, rows: Iterable[Row], header: bool) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
-
-    def __enter__(self) -> "Journal":
-        write_text(self._notes_path, self._text(self.rows.values(), header=True))
-        self._file = self._notes_path.open("a", encoding="utf-8", newline="")
-        return self
-
-    def append(self, row: Row) -> None:
-        """Notes that a frame was done, or failed."""
-        self.rows[row["frame"]] = row
-        with naming(self._notes_path):
-            self._file.write(self._text([row], header=False))
-            self._file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # all rows are flushed; what was not, has been told
-            self._file.close()
-
-    def finish(self, names: Sequence[str]) -> None:
-        """Writes the rows of some frames, in their order, in place of the notes."""
-        rows = [self.rows[name] for name in names]
-        write_text(self._path, self._text(rows, header=True))
-        self._notes_path.unlink()
+def _cause(error: Exception) -> str:
+    text = printable(" ".join(str(error).split()))
+    kind = type(error).__name__
+    if kind == "ResourceExhaustedError":
+        return "the device's memory is full. Remedy: lower --tile_px"
+    return text if isinstance(error, ValueError | OSError) else f"{kind}: {text[:1000]}"

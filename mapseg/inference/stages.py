@@ -8,16 +8,17 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mapseg.inference.frames import Frame
+from mapseg.inference.journal import Journal
+from mapseg.inference.plan import Task
 from mapseg.inference.reading import FrameReader
-from mapseg.inference.results import Journal, Results, Row
-from mapseg.inference.videos import Videos
+from mapseg.inference.results import Results, Row
+from mapseg.inference.videos import Videos, is_disk_full
 
 if TYPE_CHECKING:
     from mapseg.inference.predictor import Segmentation
@@ -26,13 +27,6 @@ _AHEAD = 4  # frames decoded before the network needs them, and as many still be
 _THREADS = min(4, os.cpu_count() or 1)
 
 Segment = Callable[[np.ndarray], "Segmentation"]
-
-
-class Task(NamedTuple):
-    """A frame that needs work."""
-
-    frame: Frame
-    stored: bool  # all but its video is there from a call before, its ids too
 
 
 class _Loaded(NamedTuple):
@@ -48,21 +42,18 @@ class _Segmented(NamedTuple):
     ms: float = math.nan
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
+    """What came of a task.
+
+    Attributes:
+      row: of the frame in `frames.csv`.
+      stored: its row and files are those of a call before.
+      picture: for the video.
+    """
+
     row: Row
-    picture: np.ndarray | None  # for the video
-
-
-def plan_tasks(frames: Sequence[Frame], results: Results, rows: Mapping[str, Row]) -> list[Task]:
-    """Lists the frames that need work: those not done, and all of a video that is not whole."""
-    done = {f.name for f in frames if f.name in rows and results.exist(f.name)}
-    videos: set[str] = set()
-    if "video" in results.outputs:
-        there = {name: results.path("video", name).is_file() for name in {f.video for f in frames}}
-        videos = {f.video for f in frames if f.name not in done or not there[f.video]}
-    if "ids" not in results.outputs:
-        done -= {f.name for f in frames if f.video in videos}
-    return [Task(f, f.name in done) for f in frames if f.name not in done or f.video in videos]
+    stored: bool
+    picture: np.ndarray | None
 
 
 def do_tasks(
@@ -71,21 +62,24 @@ def do_tasks(
     results: Results,
     journal: Journal,
     videos: Videos,
-) -> Generator[tuple[Task, str], None, None]:
-    """Does the tasks in order, reading ahead and writing behind; yields (task, status)."""
+) -> Generator[Outcome, None, None]:
+    """Does the tasks in order, reading ahead and writing behind; yields what came of each.
+
+    A frame that cannot be read, segmented, drawn or written fails alone, unless the disk is full.
+    """
     source = FrameReader()
 
     def load(task: Task) -> _Loaded:
         image = source.read(task.frame.path, task.frame.number)
-        return _Loaded(image, results.read_ids(task.frame.name) if task.stored else None)
+        return _Loaded(image, _stored_ids(task, image, results))
 
-    def finish(task: Task, writing: "Future[_Outcome]") -> tuple[Task, str]:
+    def finish(task: Task, writing: "Future[Outcome]") -> Outcome:
         outcome = writing.result()
         if outcome.picture is not None:
             videos.add(task.frame, outcome.picture)
-        if not task.stored:
+        if not outcome.stored:
             journal.append(outcome.row)  # last: a row vouches for the files
-        return task, outcome.row["status"]
+        return outcome._replace(picture=None)
 
     # Frames of a video come one after the other; images may be decoded side by side.
     readers = 1 if any(task.frame.number is not None for task in tasks) else _THREADS
@@ -94,7 +88,7 @@ def do_tasks(
         ThreadPoolExecutor(_THREADS) as writing,
         ThreadPoolExecutor(1) as finishing,  # one thread, so in order
     ):
-        unfinished: deque[Future[tuple[Task, str]]] = deque()
+        unfinished: deque[Future[Outcome]] = deque()
         for task, loading in _ahead(reading, load, tasks):
             written = writing.submit(_write, task, _segment_one(segment, loading), results)
             unfinished.append(finishing.submit(finish, task, written))
@@ -117,7 +111,18 @@ def _ahead(
         yield waiting.popleft()
 
 
-def _segment_one(segment: Segment, loading: "Future[_Loaded]") -> _Segmented | ValueError:
+def _stored_ids(task: Task, image: np.ndarray, results: Results) -> np.ndarray | None:
+    """Reads the ids of a frame that was done; None where they are damaged: they are made again."""
+    if not task.stored:
+        return None
+    try:
+        ids = results.read_ids(task.frame.name)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return ids if ids.shape == image.shape[:2] else None
+
+
+def _segment_one(segment: Segment, loading: "Future[_Loaded]") -> _Segmented | Exception:
     try:
         image, ids = loading.result()
         if ids is not None:
@@ -125,20 +130,28 @@ def _segment_one(segment: Segment, loading: "Future[_Loaded]") -> _Segmented | V
         started = time.perf_counter()
         ids, confidence, scale = segment(image)
         return _Segmented(image, ids, confidence, scale, 1000 * (time.perf_counter() - started))
-    except ValueError as error:
+    except Exception as error:  # of any kind: no frame may end the work on the others
         return error
 
 
-def _write(task: Task, segmented: _Segmented | ValueError, results: Results) -> _Outcome:
+def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> Outcome:
     """Writes the files of a frame; gives its row, and its picture for the video."""
-    name = task.frame.name
-    if isinstance(segmented, ValueError):
-        return _Outcome(results.failed_row(name, segmented), None)
-    image, ids, confidence, scale, ms = segmented
-    tinted = None
-    if {"overlay", "video"} & {*results.outputs}:
-        tinted = results.overlay(image, ids)
-    if not task.stored:
-        results.write(name, image, ids, tinted)
-    row = results.row(name, ids, scale, ms, confidence)
-    return _Outcome(row, tinted if "video" in results.outputs else None)
+    frame = task.frame
+    try:
+        if isinstance(segmented, Exception):
+            raise segmented
+        image, ids, confidence, scale, ms = segmented
+        stored = math.isnan(scale)
+        tinted = None
+        if {"overlay", "video"} & {*results.outputs}:
+            tinted = results.overlay(image, ids)
+        if not stored:
+            results.write(frame.name, image, ids, tinted)
+        row = results.row(frame, task.source, ids, scale, ms, confidence)
+        return Outcome(row, stored, tinted if "video" in results.outputs else None)
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        results.remove(frame.name)
+        row = results.failed_row(frame.name, task.source, frame.video, error)
+        return Outcome(row, False, None)

@@ -1,5 +1,10 @@
 """Videos of overlays: one for each folder or video that frames come from."""
 
+import contextlib
+import errno
+import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,35 +14,55 @@ import numpy as np
 
 from mapseg.files import naming
 from mapseg.inference.frames import Frame
-from mapseg.inference.reading import open_video
+from mapseg.inference.reading import check_utf8, open_video
 
 FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
+_MAX_PX, _MAX_RATE = 8191, 65535  # of MPEG-4, whose rates are fractions of 16-bit numbers
+_DISK_IS_FULL_BYTES = 2**20
 
 
 class Videos:
-    """Writes the overlays of each folder or video as one video, one at a time."""
+    """Writes the overlays of each folder or video as one video, one at a time.
 
-    def __init__(self, video_path: Callable[[str], Path], every: int) -> None:
+    A video that cannot be made fails alone: its frames are then ignored.
+    """
+
+    def __init__(
+        self,
+        video_path: Callable[[str], Path],
+        every: int,
+        closed: Callable[[str, Exception | None], None],
+    ) -> None:
         """Begins with no video.
 
         Args:
           video_path: where the video of a name goes.
           every: of how many frames of a source each one is.
+          closed: takes the name of each video that is whole, or could not be made, and why.
         """
-        self._video_path, self._every = video_path, every
+        self._video_path, self._every, self._closed = video_path, every, closed
         self._name = ""
         self._writer: Any = None
         self._size = (0, 0)
         self._count = 0
 
     def add(self, frame: Frame, picture: np.ndarray) -> None:
-        """Adds the overlay of a frame to the video that shows it; frames come in order."""
-        if self._writer is None or frame.video != self._name:
+        """Adds the overlay of a frame to the video that shows it; frames come in order.
+
+        Raises:
+          OSError: the disk is full.
+        """
+        if frame.video != self._name:
             self._close()
-            self._open(frame, picture.shape[:2])
-        fitted = _fit(picture, self._size)
-        self._writer.write(cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR))
-        self._count += 1
+            self._name = frame.video
+            try:
+                self._open(frame, picture.shape[:2])
+            except (OSError, ValueError) as error:
+                self._fail(error)
+        if self._writer is not None:
+            fitted = _fit(picture, self._size)
+            self._writer.write(cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR))
+            self._count += 1
 
     @property
     def _path(self) -> Path:
@@ -45,16 +70,26 @@ class Videos:
 
     @property
     def _part(self) -> Path:
-        return self._path.with_suffix(".part.mp4")  # the ending tells OpenCV the container
+        # Hidden, so that it is no other video's; the ending tells OpenCV the container.
+        return self._path.with_name(f".{self._path.stem}.partial.mp4")
 
     def _open(self, frame: Frame, size: tuple[int, int]) -> None:
-        self._name, self._size, self._count = frame.video, size, 0
+        self._size, self._count = size, 0
         fps = 0.0 if frame.number is None else open_video(frame.path).get(cv2.CAP_PROP_FPS)
-        fps = fps / self._every if fps > 0 else FOLDER_FPS
+        fps = _rate(fps / self._every if 0 < fps < math.inf else FOLDER_FPS)
+        check_utf8(self._part)
         with naming(self._part):
             self._part.parent.mkdir(parents=True, exist_ok=True)
+            self._part.touch()  # OpenCV would not tell why it cannot
         code = cv2.VideoWriter_fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(self._part), code, fps, size[::-1])
+        writer = cv2.VideoWriter(str(self._part), code, fps, size[::-1])
+        if not writer.isOpened():
+            raise ValueError(
+                f"{self._path}: an MPEG-4 video must have sides of 2 to {_MAX_PX:,} px and 0.001 "
+                f"to {_MAX_RATE:,} frames/s; got {size[0]} x {size[1]} px and {fps:g} frames/s. "
+                "Remedy: leave video out of --outputs, or take smaller frames"
+            )
+        self._writer = writer
 
     def _close(self) -> None:
         if self._writer is None:
@@ -63,13 +98,37 @@ class Videos:
         self._writer = None
         # The writer reports nothing: a full disk shows only in what can be read back.
         written = cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if written != self._count:
+        try:
+            with naming(self._path):
+                if written != self._count:
+                    raise self._incomplete()
+                self._part.replace(self._path)
+        except (OSError, ValueError) as error:
+            self._fail(error)
+        else:
+            self._closed(self._name, None)
+
+    def _incomplete(self) -> Exception:
+        if shutil.disk_usage(self._part.parent).free < _DISK_IS_FULL_BYTES:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        return ValueError(
+            f"{self._path}: not all of {self._count} frames can be read back. Remedy: run the same "
+            "command again, or leave video out of --outputs"
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """Drops the video; its error ends all if the disk is full, and otherwise it alone."""
+        self._drop()
+        if is_disk_full(error):
+            raise error
+        self._closed(self._name, error)
+
+    def _drop(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        self._writer = None
+        with contextlib.suppress(OSError):  # a name that is too long
             self._part.unlink(missing_ok=True)
-            raise OSError(
-                f"{self._path}: cannot be written: not all of {self._count} frames arrived. "
-                "Remedy: free some space, or leave video out of --outputs"
-            )
-        self._part.replace(self._path)
 
     def __enter__(self) -> "Videos":
         return self
@@ -78,8 +137,24 @@ class Videos:
         if kind is None:
             self._close()
         elif self._writer is not None:
-            self._writer.release()
-            self._part.unlink(missing_ok=True)
+            self._drop()
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tells whether an error, or what it came from, is a full disk, which ends all work."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _rate(fps: float) -> float:
+    """Returns a rate as near to `fps` as OpenCV and MPEG-4 can note: 90.12 for 90.123."""
+    for digits in (3, 2, 1, 0):
+        if fps * 10**digits <= _MAX_RATE:
+            return fps if digits == 3 else round(fps, digits)
+    return fps
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -11,11 +11,13 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from errno import EACCES, ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mapseg import files
 from mapseg.files import whole_dir, write_text
 
 if TYPE_CHECKING:  # the run folder is looked at by commands that need no TensorFlow
@@ -45,12 +47,12 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
     """
     checkpoints_dir = run_dir / "checkpoints"
     steps = saved_steps(checkpoints_dir)
-    best = read_best(checkpoints_dir)
     chosen = steps[-1] if steps else None
-    if which == "best" and best is not None:
+    if which == "best" and (best := read_best(checkpoints_dir)) is not None:
         chosen = best.step
+        which = f"best, which is step {chosen} after best.json"
     elif which not in ("best", "latest"):
-        chosen = int(which) if which.isdigit() else None
+        chosen = int(which) if which.isdecimal() else None
     if chosen not in steps:
         raise FileNotFoundError(
             f"{checkpoints_dir}: checkpoint must be best, latest or a saved step, of {steps}; "
@@ -76,7 +78,7 @@ def write_checkpoint(
     path = _step_dir(checkpoints_dir, step)
     info = {"step": step, "keras": keras.__version__, "tensorflow": tf.__version__}
     with whole_dir(path) as partial:
-        state.write(str(partial / "state"))
+        _write_state(state, partial / "state", path)
         np.savez(partial / "weights.npz", **weights)  # type: ignore[arg-type]
         (partial / "info.json").write_text(json.dumps(info) + "\n", encoding="utf-8")
     best = read_best(checkpoints_dir)
@@ -84,6 +86,19 @@ def write_checkpoint(
         if best is None or old != best.step:
             shutil.rmtree(_step_dir(checkpoints_dir, old))
     return path
+
+
+def _write_state(state: "tf.train.Checkpoint", partial: Path, path: Path) -> None:
+    import tensorflow as tf
+
+    numbers = {tf.errors.ResourceExhaustedError: ENOSPC, tf.errors.PermissionDeniedError: EACCES}
+    try:
+        state.write(str(partial))
+    except tf.errors.OpError as error:
+        number = numbers.get(type(error))
+        if number is None:
+            raise
+        raise files.write_error(path, OSError(number, error.message)) from error
 
 
 def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
@@ -99,10 +114,15 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
     import keras
     import tensorflow as tf
 
-    info = json.loads((path / "info.json").read_text(encoding="utf-8"))
-    if info["keras"].split(".")[0] != keras.__version__.split(".")[0]:
+    remedy = f"remove {path}: training then resumes from the checkpoint before it, if there is one"
+    info_path = path / "info.json"
+    if not info_path.is_file():
+        raise FileNotFoundError(f"{info_path}: no such file. Remedy: {remedy}")
+    info = files.read_json(info_path, remedy)
+    written = files.read_field(info, "keras", str, info_path, remedy)
+    if written.split(".")[0] != keras.__version__.split(".")[0]:
         raise ValueError(
-            f"{path}: training must go on under the Keras that it began with, {info['keras']}; "
+            f"{path}: training must go on under the Keras that it began with, {written}; "
             f"this is {keras.__version__}. Remedy: use that environment, or start a new run from "
             "these weights with --init_from"
         )
@@ -112,7 +132,8 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
         status.assert_consumed()
     except (AssertionError, IndexError, tf.errors.OpError, ValueError) as error:
         raise ValueError(
-            f"{path}: the saved state must fit this run; it does not, or is damaged: {error}"
+            f"{path}: the saved state must fit this run; it does not, or is damaged: {error}. "
+            f"Remedy: {remedy}"
         ) from error
 
 
@@ -127,16 +148,25 @@ class Best:
 
 
 def read_best(checkpoints_dir: Path) -> Best | None:
-    """Reads which checkpoint is the best; None before an evaluation."""
+    """Reads which checkpoint is the best; None before an evaluation.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     path = checkpoints_dir / "best.json"
     if not path.is_file():
         return None
-    return Best(**json.loads(path.read_text(encoding="utf-8")))
+    remedy = "remove the file: the newest checkpoint is the best then, until the next evaluation"
+    raw = files.read_json(path, remedy)
+    kinds = {"step": int, "mean_iou": float, "split": str, "eval_samples": int}
+    return Best(**{name: files.read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
 def note_score(checkpoints_dir: Path, found: Best) -> None:
     """Makes a checkpoint the best, if it is better or the former was measured on other images."""
     best = read_best(checkpoints_dir)
+    if best is not None and best.step not in saved_steps(checkpoints_dir):
+        best = None  # someone removed it
     comparable = best is not None and (best.split, best.eval_samples) == (
         found.split,
         found.eval_samples,
@@ -146,6 +176,11 @@ def note_score(checkpoints_dir: Path, found: Best) -> None:
     ):
         return
     write_text(checkpoints_dir / "best.json", json.dumps(asdict(found)) + "\n")
+
+
+def checkpoint_step(path: Path) -> int:
+    """Returns the step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _step_dir(checkpoints_dir: Path, step: int) -> Path:

@@ -1,6 +1,8 @@
 """What a run is: its network, options, classes and records, as its folder stores them."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,6 +16,21 @@ from mapseg.files import write_text
 from mapseg.labels import LabelClass, LabelSet, parse_class_table
 
 FORMAT_VERSION = 1
+
+# Beside the checkpoints, what training writes and a new run must not find.
+_WRITTEN = (
+    "history.csv",
+    "loss.png",
+    "tensorboard/events.out.tfevents.*",
+    "evaluation/*.json",
+    "evaluation/panels/**/*.jpg",
+    "not_finite/step-*.npz",
+    "checkpoints/best.json",
+)
+# Their temporary names, of `files.whole_file`.
+_PARTIAL = re.compile(r"\.(config|labels|history|loss|best)\.\d+\.partial\.\w+")
+_PARTIAL_CHECKPOINT = re.compile(r"\.step-\d+\.\d+\.partial")
+_RESTORE = "put the file back as training wrote it, or train in another --run_dir"
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ def open_run(run_dir: Path) -> Run:
 
     Raises:
       FileNotFoundError: not a run folder.
-      ValueError: written by a version that this one does not understand.
+      ValueError: written by a version that this one does not understand, or damaged.
     """
     config_path, labels_path = run_dir / "config.json", run_dir / "labels.json"
     for path in (config_path, labels_path):
@@ -63,27 +80,26 @@ def open_run(run_dir: Path) -> Run:
                 f"{run_dir}: not a run folder, {path.name} is missing. Remedy: give the --run_dir "
                 "of a training run"
             )
-    try:
-        raw, labels = (
-            json.loads(p.read_text(encoding="utf-8")) for p in (config_path, labels_path)
+    raw, labels = (files.read_json(path, _RESTORE) for path in (config_path, labels_path))
+
+    def field(name: str, kind: type) -> Any:
+        return files.read_field(raw, name, kind, config_path, _RESTORE)
+
+    version = field("format_version", int)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{config_path}: format_version must be {FORMAT_VERSION}; got {version}. Remedy: use "
+            f"the mapseg that wrote it, {raw.get('mapseg', 'unknown')}"
         )
-        if raw["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{config_path}: format_version must be {FORMAT_VERSION}; got "
-                f"{raw['format_version']}. Remedy: use the mapseg that wrote it, "
-                f"{raw.get('mapseg', 'unknown')}"
-            )
-        return Run(
-            run_dir,
-            from_json(ModelConfig, raw["model"], str(config_path)),
-            from_json(TrainConfig, raw["train"], str(config_path)),
-            LabelSet.from_json(labels, str(labels_path)),
-            int(raw["long_side_px"]),
-            parse_class_table({"labels": raw["source_classes"]}, str(config_path)),
-            str(raw["records_digest"]),
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{config_path}: not written by mapseg, or damaged: {error!r}") from error
+    return Run(
+        run_dir,
+        from_json(ModelConfig, field("model", dict), str(config_path)),
+        from_json(TrainConfig, field("train", dict), str(config_path)),
+        LabelSet.from_json(labels, str(labels_path)),
+        field("long_side_px", int),
+        parse_class_table({"labels": field("source_classes", list)}, str(config_path)),
+        field("records_digest", str),
+    )
 
 
 def store_run(run: Run) -> None:
@@ -99,6 +115,55 @@ def store_run(run: Run) -> None:
     }
     write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")
     write_text(run.run_dir / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def check_new(run_dir: Path) -> None:
+    """Refuses a folder for a new run that holds something else.
+
+    What a run left that ended before its first checkpoint does not matter: see `clear_leftovers`.
+
+    Raises:
+      ValueError: files, and no config.json of mapseg.
+    """
+    names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
+    config_path = run_dir / "config.json"
+    if config_path.name in names:
+        raw = files.read_json(config_path, "give another --run_dir")
+        if not (isinstance(raw, dict) and {"format_version", "mapseg"} <= set(raw)):
+            raise ValueError(
+                f"{config_path}: must be that of a run of mapseg; it is not. Remedy: give another "
+                "--run_dir"
+            )
+        return
+    # It may have been killed between labels.json and config.json.
+    strangers = sorted(n for n in names - {".lock", "labels.json"} if not _PARTIAL.fullmatch(n))
+    if strangers:
+        raise ValueError(
+            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(strangers[:3])} and "
+            "no config.json. Remedy: give another --run_dir"
+        )
+
+
+def clear_leftovers(run_dir: Path, *, is_new: bool) -> list[str]:
+    """Removes what earlier starts left unfinished.
+
+    Args:
+      run_dir: the folder, which this process has locked.
+      is_new: the run begins: it has no checkpoint. Then what training wrote beside it goes too.
+
+    Returns:
+      The names of what was removed, less temporary files.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for path in folder.glob(".*"):
+            if _PARTIAL.fullmatch(path.name):
+                path.unlink()
+            elif _PARTIAL_CHECKPOINT.fullmatch(path.name):
+                shutil.rmtree(path)
+    found = [path for pattern in _WRITTEN for path in run_dir.glob(pattern)] if is_new else []
+    for path in found:
+        path.unlink()
+    return sorted({path.relative_to(run_dir).parts[0] for path in found})
 
 
 def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) -> None:

@@ -3,8 +3,11 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mapseg.files import whole_file
+from mapseg.files import naming, whole_file
+
+_REMEDY = "Remedy: remove that line, or put the file back as training wrote it"
 
 HISTORY_COLUMNS = (
     "step",
@@ -27,16 +30,31 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such history. Remedy: train first")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    # A process that was killed while it appended leaves a last row without its end.
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    try:
+        reader = csv.DictReader(whole.decode().splitlines())
         if not set(reader.fieldnames or ()) >= {"step", "loss"}:
             raise ValueError(f"{path}: must be a history.csv of mapseg with columns step, loss")
-        # A process that was killed while it appended leaves a last row without its end.
-        rows = [row for row in reader if row["step"] and None not in row.values()]
-    try:
-        return [{k: float(v) for k, v in row.items() if v} for row in rows]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: must hold numbers only; {error}") from error
+        rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: must be a CSV file in UTF-8; {error}. {_REMEDY}") from error
+    return [_numbers(row, f"{path}, line {line}") for line, row in rows if row["step"]]
+
+
+def _numbers(row: dict[Any, Any], place: str) -> dict[str, float]:
+    found = {}
+    for name, text in row.items():
+        if text == "":
+            continue
+        try:
+            found[name or "a value too many"] = float(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place}: {name or 'a value too many'} must be a number or empty; got {text!r}. "
+                f"{_REMEDY}"
+            ) from error
+    return found
 
 
 def training_secs(rows: Sequence[Mapping[str, float]], batch_size: int) -> float:
@@ -50,9 +68,13 @@ def training_secs(rows: Sequence[Mapping[str, float]], batch_size: int) -> float
 
 
 def append_history(path: Path, row: Mapping[str, float]) -> None:
-    """Adds a row; columns that it lacks stay empty."""
+    """Adds a row; columns that it lacks stay empty.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
     new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with naming(path), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS)
         if new:
             writer.writeheader()

@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from mapseg.charts import plot_history
+from mapseg.files import whole_file
 from mapseg.progress import duration
 from mapseg.runs.folder import Run
 from mapseg.runs.history import append_history, cut_history, read_history
@@ -29,6 +31,7 @@ class Journal:
         self._run, self._progress, self._is_first = run, progress, is_first
         self.rows = cut_history(run.history_path, step) if is_first else []
         if is_first:
+            cut_events(run.run_dir / "tensorboard", step)
             self._events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
         self.start_clock(step)
 
@@ -86,3 +89,20 @@ class Journal:
         rows = read_history(self._run.history_path)
         if rows:
             plot_history(rows, self._run.run_dir / "loss.png", self._run.train.loss_smoothing)
+
+
+def cut_events(folder: Path, last_step: int) -> None:
+    """Drops TensorBoard's events after a step, which a resumed run will write again."""
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        kept, cut = [], False
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                fits = tf.compat.v1.Event.FromString(record).step <= last_step
+                kept += [record] if fits else []
+                cut = cut or not fits
+        except tf.errors.DataLossError:  # the process was killed while it wrote the last one
+            cut = True
+        if cut:
+            with whole_file(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+                for record in kept:
+                    writer.write(record)

@@ -1,5 +1,7 @@
 """The loop around the training step."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -18,7 +20,7 @@ from mapseg.data.sharing import share_batches
 from mapseg.machine import gpus
 from mapseg.progress import telling
 from mapseg.runs.checkpoints import saved_steps
-from mapseg.runs.folder import Run, lock_run, store_run
+from mapseg.runs.folder import Run, clear_leftovers, lock_run, store_run
 from mapseg.runs.history import read_history
 from mapseg.training.devices import Workers, check_batch_norm, find_cluster, join, make_sum
 from mapseg.training.guard import Guard
@@ -32,8 +34,20 @@ from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
 
-# What TensorFlow says, in errors of many kinds, where another process cannot be reached any more.
-_LOST = re.compile(r"job:worker|task:\d|heartbeat|[Cc]ollective|NCCL|[Ss]ocket|[Cc]onnection")
+# What TensorFlow raises where another process cannot be reached any more. Device names of several
+# workers stand in every error: they say nothing.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+_LOST_TEXT = re.compile(r"NCCL|ops is aborted|heartbeat|[Ss]ocket closed|[Cc]onnection (re|closed)")
+_MAYBE_LOST = (
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 def train(
@@ -86,9 +100,9 @@ def train(
                 stopping,
             )
         except tf.errors.OpError as error:
-            if workers.count == 1 or not _LOST.search(str(error)):
+            if workers.count == 1 or not _tells_of_a_loss(error):
                 raise
-            raise ConnectionError(_lost_worker(run, str(error))) from error
+            raise ConnectionError(_lost_worker(run, workers.index, error)) from error
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,11 @@ def _assemble(
     for line in describe(run, state, split.samples, workers):
         progress(line)
     if is_first:  # only now: a run whose first weights are unavailable leaves no folder behind
+        if removed := clear_leftovers(run.run_dir, is_new=not resumed):
+            progress(
+                f"begins anew: no checkpoint is in {run.run_dir}; removed what an earlier start "
+                f"left: {', '.join(removed)}"
+            )
         store_run(run)
     step = int(state.step.numpy())
     journal = Journal(run, progress, is_first=is_first, step=step)
@@ -234,6 +253,10 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
     saved = saved_steps(run.checkpoints_dir)
     versions = (mapseg.__version__, tf.__version__, keras.__version__)
     options = {**to_json(predicting), **to_json(run.model), **to_json(run.train)}
+    # By content: each machine may have the file elsewhere, or another one in the same place.
+    labels = json.dumps({**run.label_set.to_json(), "name": ""}).encode()
+    digest = hashlib.sha256(labels).hexdigest()[:12]
+    options["label_set"] = f"{len(run.label_set.classes)} classes, digest {digest}"
     return {
         "GPUs": str(len(gpus())),
         "evaluating": str(evaluating),
@@ -244,12 +267,28 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
     }
 
 
-def _lost_worker(run: Run, reported: str) -> str:
-    task = re.search(r"task:(\d+)", reported)
-    who = f"worker {task[1]}" if task else "a worker"
+def _tells_of_a_loss(error: tf.errors.OpError) -> bool:
+    """Whether an error is that of a worker which cannot be reached, not of this one's own step."""
+    if isinstance(error, _MAYBE_LOST):
+        return bool(_LOST_TEXT.search(_cause(error)))
+    return isinstance(error, _LOST)
+
+
+def _cause(error: tf.errors.OpError) -> str:
+    """Returns what TensorFlow says, less where in the program the operation was made."""
+    heads = ("Graph execution error", "Detected at node", "File ", "[[", "The error could be from")
+    lines = (line.strip() for line in str(error.message).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(heads))
+
+
+def _lost_worker(run: Run, own: int, error: tf.errors.OpError) -> str:
+    cause = _cause(error)
+    others = [task for task in re.findall(r"task:(\d+)", cause) if int(task) != own]
+    who = f"worker {others[0]}" if others else "a worker"
     saved = saved_steps(run.checkpoints_dir)
     again = f"go on from step {saved[-1]}" if saved else "begin anew: nothing was saved yet"
     return (
         f"{who} has ended or cannot be reached any more; training cannot go on without it. Remedy: "
-        f"see what it says, and start all workers again with the same command: they {again}"
+        f"see what it says, and start all workers again with the same command: they {again}. "
+        f"TensorFlow's {type(error).__name__}: {cause[:600]}"
     )

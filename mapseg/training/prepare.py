@@ -13,7 +13,7 @@ from mapseg.config import ModelConfig, TrainConfig, split_options
 from mapseg.labels import make_label_set
 from mapseg.machine import gpus
 from mapseg.runs.checkpoints import saved_steps
-from mapseg.runs.folder import Run, amend_run, check_classes, open_run
+from mapseg.runs.folder import Run, amend_run, check_classes, check_new, open_run
 
 if TYPE_CHECKING:
     from mapseg.data.manifest import Manifest
@@ -120,21 +120,6 @@ def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: Trai
         schedule_steps=train.schedule_steps or train.steps,
     )
     return Run(run_dir, model, train, labels, split.long_side_px, manifest.classes, split.digest)
-
-
-def check_new(run_dir: Path) -> None:
-    """Refuses a folder for a new run that holds something else.
-
-    Raises:
-      ValueError: files and no config.json.
-    """
-    names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
-    strangers = sorted(names - {".lock"})
-    if strangers and "config.json" not in names:
-        raise ValueError(
-            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(strangers[:3])} and "
-            "no config.json. Remedy: give another --run_dir"
-        )
 
 
 def resolve_precision(asked: str) -> str:

@@ -2,7 +2,9 @@
 
 TensorFlow itself waits for a missing process without a word, deaf to signals. So the processes meet
 first: all send a greeting to worker 0, at the address where TensorFlow will then listen. It lets
-them go on when everyone is there and has said the same, or tells everyone why not.
+them go on when everyone is there and has said the same, or tells everyone why not. Whoever waits
+sends a sign of life every half second: so two processes of one index are told from one that was
+lost without a word and started again.
 """
 
 import json
@@ -14,10 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mapseg.progress import duration
+from mapseg.training.callers import Caller, Callers
 
 _TICK_SECS = 0.2
 _REPORT_SECS = 10.0
-_LARGEST_GREETING = 1 << 16
+_LARGEST_ANSWER = 1 << 16
+_BEAT_SECS = 0.5
+_SETTLING_SECS = 1.0  # after the last has come: a second one of the same index may come beside it
 
 
 @dataclass(frozen=True)
@@ -118,29 +123,28 @@ class _Wait:
 
 def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
     """Worker 0: takes the others' greetings, and answers all at once when the last has come."""
-    cluster = wait.cluster
-    server = _listener(cluster)
-    there: dict[int, tuple[socket.socket, dict[str, str]]] = {}
+    callers = Callers(len(wait.cluster.workers))
+    server = _listener(wait.cluster)
     with server, selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
         try:
-            while missing := [i for i in range(1, len(cluster.workers)) if i not in there]:
+            settled = time.monotonic()
+            while callers.missing or time.monotonic() - settled < _SETTLING_SECS:
                 if wait.stopping():
                     return False
-                if wait.is_over():
-                    problem = _late(wait, missing)
-                    _answer(there, problem)
-                    raise ConnectionError(problem)
-                wait.tell(missing)
-                for key, _ in selector.select(_TICK_SECS):
-                    if key.fileobj is server:
-                        connection, _address = server.accept()
-                        connection.setblocking(False)
-                        selector.register(connection, selectors.EVENT_READ, bytearray())
-                    else:
-                        _hear(selector, key, there, cluster)
-            problem = _differences(own, {i: said for i, (_, said) in there.items()})
-            _answer(there, problem)
+                if callers.missing:
+                    settled = time.monotonic()
+                    if wait.is_over():
+                        problem = _late(wait, callers.missing)
+                        callers.answer(problem)
+                        raise ConnectionError(problem)
+                    wait.tell(callers.missing)
+                problem = _take(selector, server, callers)
+                if problem:
+                    callers.answer(problem)
+                    raise ValueError(problem)
+            problem = callers.differences(own)
+            callers.answer(problem)
             if problem:
                 raise ValueError(problem)
         finally:
@@ -148,6 +152,27 @@ def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
                 if key.fileobj is not server:
                     key.fileobj.close()  # type: ignore[union-attr]
     return True
+
+
+def _take(selector: selectors.BaseSelector, server: socket.socket, callers: Callers) -> str:
+    """Takes what has come within a tick; returns what is wrong with the cluster, or nothing."""
+    for key, _ in selector.select(_TICK_SECS):
+        if key.fileobj is server:
+            connection, _address = server.accept()
+            connection.setblocking(False)
+            selector.register(connection, selectors.EVENT_READ, Caller(connection))
+            continue
+        caller = key.data
+        try:
+            problem = callers.hear(caller)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            selector.unregister(caller.connection)  # it ended, or is not a worker's
+            caller.connection.close()
+            callers.forget(caller)
+            continue
+        if problem:
+            return problem
+    return ""
 
 
 def _listener(cluster: Cluster) -> socket.socket:
@@ -158,70 +183,18 @@ def _listener(cluster: Cluster) -> socket.socket:
     except OSError as error:
         raise ConnectionError(
             f"worker {cluster.index} must be able to listen on port {port}, as TF_CONFIG says; "
-            f"{error}. Remedy: end the program that has it, or name another port in every worker's "
-            "TF_CONFIG"
+            f"{error}. Remedy: end the program that has it, which may be another process of index "
+            f"{cluster.index}: each needs its own; or name another port in every worker's TF_CONFIG"
         ) from error
-
-
-def _hear(
-    selector: selectors.BaseSelector,
-    key: selectors.SelectorKey,
-    there: dict[int, tuple[socket.socket, dict[str, str]]],
-    cluster: Cluster,
-) -> None:
-    """Takes what a connection has sent; one that ended, or is not a worker's, is forgotten."""
-    connection, heard = key.fileobj, key.data
-    if not isinstance(connection, socket.socket):
-        raise TypeError(f"a connection must be a socket; got {connection!r}")
-    try:
-        part = connection.recv(_LARGEST_GREETING)
-        heard += part
-        if part and len(heard) < _LARGEST_GREETING:
-            if heard.endswith(b"\n"):
-                said = json.loads(heard)
-                worker = said.pop("worker")
-                if 0 < worker < len(cluster.workers):
-                    there[worker] = (connection, said)
-            return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    selector.unregister(connection)
-    connection.close()
-    for worker, (known, _) in list(there.items()):
-        if known is connection:
-            del there[worker]
-
-
-def _answer(there: Mapping[int, tuple[socket.socket, object]], problem: str) -> None:
-    for connection, _ in there.values():
-        try:
-            connection.setblocking(True)
-            connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
-        except OSError:  # it has gone: TensorFlow will miss it within seconds, and say so
-            continue
-
-
-def _differences(own: Mapping[str, str], others: Mapping[int, Mapping[str, str]]) -> str:
-    """Says what the greetings differ in; empty where they do not."""
-    for worker, said in sorted(others.items()):
-        differing = [
-            f"{name}={said.get(name)} on worker {worker}, {name}={own.get(name)} on worker 0"
-            for name in sorted(own.keys() | said.keys())
-            if own.get(name) != said.get(name)
-        ]
-        if differing:
-            return (
-                f"every worker must be started alike, with the same run_dir on a disk that all "
-                f"share; got {'; '.join(differing)}. Remedy: give all the same flags"
-            )
-    return ""
 
 
 def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
     """Another worker: greets worker 0 until it answers."""
     host, _, port = wait.cluster.workers[0].rpartition(":")
     _listener(wait.cluster).close()  # TensorFlow will need it, and would not say what is wrong
-    message = json.dumps({"worker": wait.cluster.index, **own}).encode() + b"\n"
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    greeting = {"worker": wait.cluster.index, "process": process, **own}
+    message = json.dumps(greeting).encode() + b"\n"
     while not wait.stopping():
         if wait.is_over():
             raise ConnectionError(_late(wait, [0]))
@@ -230,10 +203,11 @@ def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
             with socket.create_connection((host, int(port)), timeout=_TICK_SECS) as connection:
                 connection.sendall(message)
                 answer = _listen(wait, connection)
-        except OSError:
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not yet worker 0
             time.sleep(_TICK_SECS)
             continue
         if answer is None:  # worker 0 went away, or this one shall stop
+            time.sleep(_TICK_SECS)
             continue
         if answer:
             raise ValueError(answer)
@@ -244,12 +218,16 @@ def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
 def _listen(wait: _Wait, connection: socket.socket) -> str | None:
     """Waits for worker 0's answer: what is wrong, empty for nothing; None where none came."""
     heard = b""
+    beaten = time.monotonic()
     while not heard.endswith(b"\n"):
         wait.tell([0])
         if wait.stopping() or wait.is_over():
             return None
+        if time.monotonic() - beaten >= _BEAT_SECS:
+            beaten = time.monotonic()
+            connection.sendall(b"\n")
         try:
-            part = connection.recv(_LARGEST_GREETING)
+            part = connection.recv(_LARGEST_ANSWER)
         except TimeoutError:
             continue
         if not part:
@@ -261,6 +239,6 @@ def _listen(wait: _Wait, connection: socket.socket) -> str | None:
 def _late(wait: _Wait, missing: list[int]) -> str:
     return (
         f"all workers of TF_CONFIG must come within {duration(wait.timeout_secs)}; "
-        f"{wait.names(missing)} did not. Remedy: start the same command there, check that the "
-        "address can be reached, or raise --peer_timeout_secs"
+        f"{wait.names(missing)} did not. Remedy: start the same command there, each process with "
+        "an index of its own, check that the address can be reached, or raise --peer_timeout_secs"
     )

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from mapseg.config import PredictConfig, to_json
+from mapseg.config import PredictConfig
 from mapseg.data.manifest import Manifest
-from mapseg.evaluation.evaluate import evaluate, write_evaluation
+from mapseg.evaluation.evaluate import evaluate, evaluation_facts, write_evaluation
 from mapseg.evaluation.scores import Scores
 from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
 from mapseg.model.weights import assign_weight_arrays, weight_arrays
-from mapseg.runs.checkpoints import Best, note_score
+from mapseg.runs.checkpoints import Best, find_checkpoint, note_score
 from mapseg.runs.folder import Run
 from mapseg.training.devices import Workers
 from mapseg.training.journal import Journal
@@ -94,14 +94,14 @@ class Validator:
 
     def _note(self, step: int, scores: Scores, journal: Journal) -> None:
         run, config = self._run, self._run.train
-        write_evaluation(
-            run.run_dir,
+        facts = evaluation_facts(
+            find_checkpoint(run.run_dir, str(step)),
+            self._manifest,
             config.eval_split,
-            scores,
-            step=step,
-            samples=config.eval_samples,
-            **to_json(self._predictor.config),
+            self._predictor.config,
+            config.eval_samples,
         )
+        write_evaluation(run.run_dir, config.eval_split, scores, **facts)
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
         # Last: the row says that the evaluation is done.

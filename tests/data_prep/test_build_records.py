@@ -436,7 +436,7 @@ def test_a_full_disk_ends_in_one_line_and_can_be_gone_on_from(vistas_dir, tmp_pa
     assert result.returncode == 1
     (error,) = (line for line in result.stderr.splitlines() if not line.startswith("to write"))
     assert "training-00001-of-00003.tfrecord: cannot be written: File too large" in error
-    assert "Remedy: free some space" in error
+    assert "Remedy: raise the limit of a file's size (ulimit -f)" in error
     assert_nothing_half_written(tmp_path / "r")
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").glob("*.tfrecord")}
     assert main(["", *options]) == 0
@@ -461,7 +461,7 @@ def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path
     for key, reason in (
         ("-a", "images/-a.jpg: must have the label of the same name"),
         ("_b", "images/_b.png: must be the only file of its stem; got _b.jpg too"),
-        ("e", "images/e.jpg: must be a whole JPEG or PNG image; got: image file is truncated"),
+        ("e", "images/e.jpg: must be a whole JPEG or PNG image; got: Premature end of JPEG file"),
         ("link", "labels/link.png: must be a file; got a link to nothing"),
     ):
         assert reason in split.left_out[key]

@@ -18,6 +18,7 @@ def test_every_output_of_frames_of_mixed_sizes(tmp_path):
     counts = run(frames, out_dir, outputs="ids,overlay,panel,video", lines=lines)
     assert counts == Counts(3, 0, 0)
     assert files_in(out_dir) == [
+        ".lock",
         "frames.csv",
         "ids/3.png",
         "ids/left/1.png",
@@ -42,6 +43,7 @@ def test_every_output_of_frames_of_mixed_sizes(tmp_path):
     assert [row["frame"] for row in rows] == ["3", "left/1", "left/2"]
     ms = float(rows[1].pop("ms"))
     assert 0 <= ms < 600_000
+    stat = (frames / "left" / "1.png").stat()
     assert rows[1] == {
         "frame": "left/1",
         "status": "ok",
@@ -49,6 +51,9 @@ def test_every_output_of_frames_of_mixed_sizes(tmp_path):
         "width": "10",
         "scale": "0.5",
         "mean_confidence": "0.7500",
+        "source": str(frames / "left" / "1.png"),
+        "source_state": f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}",
+        "video": "left",
         "share:road, dark": "0.700000",
         "share:marking": "0.300000",
     }

@@ -12,9 +12,8 @@ def test_results_of_another_run_are_not_mixed(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     run(tmp_path / "in", tmp_path / "out")
     before = files_in(tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "inference.json").read_text()) == {
-        "fingerprint": "run 1, step 7"
-    }
+    mark = json.loads((tmp_path / "out" / "inference.json").read_text())
+    assert (mark["format_version"], mark["fingerprint"]) == (2, "run 1, step 7")
     with pytest.raises(ValueError, match=r"of run 1, step 7, asked is run 2.*another --out_dir"):
         run(tmp_path / "in", tmp_path / "out", fingerprint="run 2")
     assert files_in(tmp_path / "out") == before
@@ -26,5 +25,5 @@ def test_results_of_another_run_are_not_mixed(tmp_path):
 def test_an_out_dir_that_cannot_be_made_is_named(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"file/out/inference\.json: cannot be written.*Remedy"):
+    with pytest.raises(OSError, match=r"file/out/\.lock: cannot be written.*Remedy"):
         run(tmp_path / "in", tmp_path / "file" / "out")

@@ -40,6 +40,9 @@ def test_a_video_that_did_not_arrive_whole_is_an_error(tmp_path, monkeypatch):
         def __init__(self, *_):
             pass
 
+        def isOpened(self):  # noqa: N802
+            return True
+
         def write(self, picture):
             pass
 
@@ -48,7 +51,12 @@ def test_a_video_that_did_not_arrive_whole_is_an_error(tmp_path, monkeypatch):
 
     write_image(tmp_path / "in" / "1.png")
     monkeypatch.setattr(videos.cv2, "VideoWriter", Deaf)
+    lines = []
+    assert run(tmp_path / "in", tmp_path / "out", outputs="video", lines=lines) == Counts(1, 1, 0)
+    assert "video/in.mp4: not all of 1 frames can be read back. Remedy" in lines[-2]
+    assert not (tmp_path / "out" / "video" / "in.mp4").exists()
+    monkeypatch.setattr(videos, "_DISK_IS_FULL_BYTES", 2**63)
     with pytest.raises(
-        OSError, match=r"video/in\.mp4: cannot be written: not all of 1 frames.*Remedy"
+        OSError, match=r"in\.mp4: cannot be written: No space left.*Remedy: free some space"
     ):
         run(tmp_path / "in", tmp_path / "out", outputs="video")

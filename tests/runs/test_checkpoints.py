@@ -75,6 +75,7 @@ def test_best_is_bound_to_what_it_was_measured_on(tmp_path):
         (Best(5, 0.3, "validation", 10), 5),  # other images: not comparable, the newer counts
         (Best(6, float("nan"), "other", 0), 5),
     ):
+        (tmp_path / f"step-{found.step:08d}").mkdir()
         checkpoints.note_score(tmp_path, found)
         best = checkpoints.read_best(tmp_path)
         assert (best.step if best else None) == best_step

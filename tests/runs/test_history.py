@@ -33,7 +33,7 @@ def test_a_history_that_is_not_there_or_not_one(tmp_path):
 def test_a_history_without_numbers_is_refused(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("step,loss\n1,much\n")
-    with pytest.raises(ValueError, match=r"history\.csv: must hold numbers"):
+    with pytest.raises(ValueError, match=r"history\.csv, line 2: loss must be a number"):
         read_history(path)
 
 

@@ -1,0 +1,193 @@
+"""Pairs the images below one folder with the labels below another, by their names alone."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapseg.files import walk
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LABEL_SUFFIXES = (".png",)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label. The key is the image's path below its folder, without suffix."""
+
+    key: str
+    image_path: Path
+    label_path: Path
+
+
+@dataclass(frozen=True)
+class Suffixes:
+    """How the names of images and of labels end; what stands before must be equal in a pair.
+
+    Attributes:
+      image: such as `_leftImg8bit.png`; empty: any of `IMAGE_SUFFIXES`.
+      label: such as `_gtFine_labelIds.png`; empty: any of `LABEL_SUFFIXES`.
+    """
+
+    image: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for name, suffix, kinds in (
+            ("image_suffix", self.image, IMAGE_SUFFIXES),
+            ("label_suffix", self.label, LABEL_SUFFIXES),
+        ):
+            if suffix and not suffix.lower().endswith(kinds):
+                raise ValueError(
+                    f"{name} must be the end of file names, with {' or '.join(kinds)}, the kinds "
+                    f"that are read; got {suffix}"
+                )
+
+
+def find_pairs(
+    image_dir: Path, label_dir: Path, suffixes: Suffixes | None = None
+) -> tuple[tuple[Pair, ...], dict[str, str]]:
+    """Pairs the images below one folder with the labels below another.
+
+    Names are compared in one Unicode form: macOS writes an umlaut as two characters. Hidden files
+    and folders and other suffixes are ignored.
+
+    Args:
+      image_dir: JPEG or PNG images, in sub-folders too.
+      label_dir: PNG labels, under the same relative paths.
+      suffixes: how their names end; with these, both folders may be one.
+
+    Returns:
+      The pairs by ascending key; and by key of what makes no pair, the reason: an image without a
+      label, a label without an image, two files with one key, a link to nothing, a name that is
+      not UTF-8.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: there is no image, or nothing tells images and labels in one folder apart.
+    """
+    suffixes = suffixes or Suffixes()
+    image_ends = (suffixes.image,) if suffixes.image else IMAGE_SUFFIXES
+    label_ends = (suffixes.label,) if suffixes.label else LABEL_SUFFIXES
+    for folder in (image_dir, label_dir):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+    one_folder = image_dir.resolve() == label_dir.resolve()
+    if one_folder and suffixes == Suffixes():
+        raise ValueError(
+            f"{image_dir}: images and labels must be told apart; got one folder for both. Remedy: "
+            "give --image_suffix and --label_suffix, the ends of their names, or another folder"
+        )
+    # In one folder `a.png` may be the image of `a_mask.png`: the longer suffix says more.
+    images, wrong_images = _files_by_key(image_dir, image_ends, label_ends if one_folder else ())
+    labels, wrong_labels = _files_by_key(label_dir, label_ends, image_ends if one_folder else ())
+    if not images and not wrong_images:
+        raise ValueError(
+            f"{image_dir}: must hold images ({', '.join(image_ends)}); got {content(image_dir)}"
+        )
+    single_images = [images[name] for name in images.keys() - labels.keys() - wrong_labels.keys()]
+    single_labels = [labels[name] for name in labels.keys() - images.keys() - wrong_images.keys()]
+    wrong = {
+        **_without_partner(single_labels, "image", label_dir, image_dir, (label_ends, image_ends)),
+        **_without_partner(single_images, "label", image_dir, label_dir, (image_ends, label_ends)),
+        **wrong_labels,
+        **wrong_images,
+    }
+    pairs = (
+        Pair(_cut(images[name], image_dir, image_ends), images[name], labels[name])
+        for name in images.keys() & labels.keys() - wrong.keys()
+    )
+    return tuple(sorted(pairs, key=lambda pair: pair.key)), dict(sorted(wrong.items()))
+
+
+def content(folder: Path) -> str:
+    """Names a few things that are in a folder."""
+    return ", ".join(sorted(_shown(p.name) for p in folder.iterdir())[:8]) or "an empty folder"
+
+
+def _files_by_key(
+    folder: Path, ends: Sequence[str], other_ends: Sequence[str]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Finds the files with one of these ends, unless a longer one of the others fits.
+
+    Returns:
+      By key in one Unicode form, the files; and what is wrong with some of them.
+    """
+    files: dict[str, Path] = {}
+    wrong: dict[str, str] = {}
+    for path in walk(folder):
+        length = _end_length(path.name, ends)
+        if not length or _end_length(path.name, other_ends) > length:
+            continue
+        key = _one_form(_cut(path, folder, ends))
+        if not _is_utf8(path.relative_to(folder)):
+            shown = _shown(path)
+            wrong[_shown(key)] = f"{shown}: the name must be UTF-8 text; got other bytes in it"
+            continue
+        if key in files:
+            wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
+        elif not path.is_file():
+            wrong[key] = f"{path}: must be a file; got a link to nothing"
+        files.setdefault(key, path)
+    return files, wrong
+
+
+def _end_length(name: str, ends: Sequence[str]) -> int:
+    """Returns how long the end of a name is, of those given; 0 if it has none of them."""
+    return max((len(end) for end in ends if name.lower().endswith(end.lower())), default=0)
+
+
+def _cut(path: Path, folder: Path, ends: Sequence[str]) -> str:
+    """Returns the path below a folder without the end of its name, or without its suffix."""
+    below = path.relative_to(folder)
+    return below.as_posix()[: -(_end_length(path.name, ends) or len(path.suffix)) or None]
+
+
+def _without_partner(
+    paths: Sequence[Path],
+    partner: str,
+    folder: Path,
+    partner_dir: Path,
+    ends: tuple[Sequence[str], Sequence[str]],
+) -> dict[str, str]:
+    """Says of files that have no partner what was looked for, and what there is in its place."""
+    if not paths:
+        return {}
+    own_ends, partner_ends = ends
+    near: dict[str, Path] = {}
+    for path in walk(partner_dir):
+        near.setdefault(_one_form(_cut(path, partner_dir, partner_ends)).casefold(), path)
+    reasons = {}
+    for path in paths:
+        key = _one_form(_cut(path, folder, own_ends))
+        other = near.get(key.casefold())
+        got = "none"
+        if other is not None and other != path:
+            known = _end_length(other.name, partner_ends)
+            got = f"{_shown(other)}, " + (
+                "whose name differs in upper and lower case"
+                if known
+                else f"but only {', '.join(partner_ends)} are read"
+            )
+        reasons[key] = (
+            f"{path}: must have the {partner} of the same name in {partner_dir}; got {got}"
+        )
+    return reasons
+
+
+def _one_form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(path: Path | str) -> str:
+    """Returns a path as text that any output takes: bytes that are not UTF-8 as their numbers."""
+    return os.fsencode(path).decode(errors="backslashreplace")

@@ -1,0 +1,92 @@
+"""TensorFlow's first import, without the lines that say at length that there is no GPU."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from mapseg import machine
+
+# What is said where there is no driver. TF_CPP_MIN_LOG_LEVEL comes too late for the first of it.
+_NOISE = (
+    r"^I\d{4} |All log messages before absl::InitializeLog|[Cc]ould not find cuda drivers|"
+    r"failed call to cuInit|Unable to register cu(DNN|FFT|BLAS) factory|TF-TRT Warning|"
+    r"oneDNN custom operations are on|binary is optimized to use available CPU instructions|"
+    r"^To enable the following instructions"
+)
+_FILTER = """
+import re, sys
+noise = re.compile(sys.argv[1].encode())
+for line in sys.stdin.buffer:
+    if not noise.search(line):
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+"""
+
+
+def quiet_tensorflow() -> None:
+    """Lets TensorFlow start quietly, where this machine has no NVIDIA driver.
+
+    To be called before TensorFlow is imported, which need not ever happen. Where there is a driver
+    nothing is hidden: these lines then say why a GPU is not used. TF_CPP_MIN_LOG_LEVEL, where the
+    user has set it, stays; 0 and 1 ask for all that there is.
+    """
+    if machine.has_nvidia_driver() or shutil.which("nvidia-smi") or "tensorflow" in sys.modules:
+        return
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1"):
+        sys.meta_path.insert(0, _QuietFinder())
+
+
+class _QuietFinder(MetaPathFinder):
+    """Finds TensorFlow as Python does, and filters the error output while it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            with _filtered_errors():
+                execute(module)
+                module.config.list_physical_devices()  # says the rest
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def _filtered_errors() -> Iterator[None]:
+    """Drops the noise from the error output of this process, libraries included.
+
+    Another process filters it: what is said before a crash is shown all the same.
+    """
+    try:
+        real = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    command = [sys.executable, "-I", "-S", "-c", _FILTER, _NOISE]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=real, start_new_session=True
+    ) as process:
+        if process.stdin is None:
+            raise TypeError("the filter must have an input")
+        os.dup2(process.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)

@@ -1,0 +1,233 @@
+"""Several workers: the true error is kept, a lost worker is one by the class of what is raised."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+from conftest import ROOT, TINY, free_ports, tf_config
+
+from mapseg.config import PredictConfig
+from mapseg.data.manifest import read_manifest
+from mapseg.training import loop, rendezvous
+from mapseg.training.prepare import begin_run
+from mapseg.training.rendezvous import Cluster, meet
+
+ALIKE = {"batch_size": "16"}
+PLACE = "[[{{node x}}]] /job:worker/replica:0/task:1/device:GPU:0"
+ABORTED = (
+    "Graph execution error:\n\nDetected at node CollectiveReduceV2 defined at (most recent call "
+    'last):\n  File "a.py", line 1, in f\n\nCollective ops is aborted by: Error reported from '
+    "/job:worker/task:0: /job:worker/task:2 stopped sending heartbeats.\n"
+)
+
+
+@pytest.fixture
+def failing(records_dir, tmp_path, monkeypatch):
+    """Training as worker 0 of three, which ends with an error."""
+
+    def train(error):
+        def fail(*_):
+            raise error
+
+        workers = SimpleNamespace(count=3, index=0, replicas=1, is_first=True)
+        monkeypatch.setattr(loop, "join", lambda *_: workers)
+        monkeypatch.setattr(loop, "_train", fail)
+        manifest = read_manifest(records_dir)
+        loop.train(begin_run(tmp_path / "run", manifest, TINY), manifest, print)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+        tf.errors.UnknownError,
+    ],
+)
+def test_a_lost_worker_is_named_and_what_tensorflow_says_is_kept(failing, kind):
+    error = kind(None, None, ABORTED)
+    with pytest.raises(
+        ConnectionError, match=r"^worker 2 has ended or cannot be reached"
+    ) as caught:
+        failing(error)
+    assert caught.value.__cause__ is error
+    assert "they begin anew: nothing was saved yet" in str(caught.value)
+    quoted = f"TensorFlow's {kind.__name__}: Collective ops is aborted by: Error reported from "
+    assert quoted in str(caught.value)
+    assert "a.py" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, f"OOM when allocating; {PLACE}"),
+        tf.errors.InvalidArgumentError(None, None, f"a shard is broken; Collective; {PLACE}"),
+        tf.errors.DataLossError(None, None, f"corrupted record; {PLACE}"),
+        tf.errors.InternalError(None, None, f"cuDNN launch failure; {PLACE}"),
+        tf.errors.UnknownError(None, None, f"KeyError: 'x'; {PLACE}"),
+        tf.errors.FailedPreconditionError(None, None, f"uninitialized; {PLACE}"),
+        ValueError("a bug"),
+    ],
+)
+def test_every_other_error_stays_what_it_is(failing, error):
+    with pytest.raises(type(error)) as caught:
+        failing(error)
+    assert caught.value is error
+
+
+def test_a_broken_shard_is_named_by_the_worker_that_read_it(records_dir, tmp_path):
+    records = shutil.copytree(records_dir, tmp_path / "records")
+    for shard in records.glob("training-*.tfrecord"):
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 255
+        shard.write_bytes(data)
+    run = {"records_dir": records, "run_dir": tmp_path / "run", "mode": "train"}
+    options = {**TINY, "steps": 1000, "batch_size": 4, "sync_batch_norm": True, **run}
+    arguments = [f"--{k}={str(v).lower() if v is True else v}" for k, v in options.items()]
+    ports = free_ports(2)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/train_small.py"), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **tf_config(ports, i)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    texts = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    errors = [text.splitlines()[-1] for text in texts]
+    assert any(line.startswith(f"error: {records}/training-") for line in errors), errors
+    for line in errors:
+        assert line.startswith(f"error: {records}/training-") or "TensorFlow's Unavailable" in line
+        assert "This is a bug" not in line
+
+
+# --- one index twice
+
+
+class Processes:
+    """Processes that meet, each in a thread; `found` has what came of each."""
+
+    def __init__(self):
+        self.found, self.threads = {}, []
+
+    def start(self, name, cluster, greeting=ALIKE, timeout_secs=20.0, stopping=lambda: False):
+        def go():
+            try:
+                self.found[name] = meet(cluster, greeting, timeout_secs, print, stopping)
+            except (ConnectionError, ValueError) as error:
+                self.found[name] = error
+
+        self.threads.append(threading.Thread(target=go))
+        self.threads[-1].start()
+
+    def end(self):
+        for thread in self.threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        return self.found
+
+
+def addresses(count):
+    return tuple(f"127.0.0.1:{port}" for port in free_ports(count))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_two_processes_of_one_index_are_refused_at_once_on_both(count):
+    """Those that come together too, though none is missing then."""
+    workers, processes, started = addresses(count), Processes(), time.monotonic()
+    for name, index in (("chief", 0), ("one", 1), ("other", 1)):
+        processes.start(name, Cluster(workers, index))
+        time.sleep(0.1)
+    found = processes.end()
+    assert time.monotonic() - started < 10
+    here = f"process {os.getpid()} on {socket.gethostname()}"
+    for name in ("chief", "one", "other"):
+        assert isinstance(found[name], ValueError), found
+        assert f"index 1 of TF_CONFIG must be one process; got two, {here} and {here}" in str(
+            found[name]
+        )
+
+
+def test_one_that_was_lost_without_a_word_is_no_second_one(monkeypatch):
+    """Its connection stays open, as after a power cut; it gives no sign of life."""
+    workers, processes = addresses(3), Processes()
+    processes.start("chief", Cluster(workers, 0))
+    time.sleep(0.3)
+    host, _, port = workers[0].rpartition(":")
+    with socket.create_connection((host, int(port))) as lost:
+        lost.sendall(b'{"worker": 1, "process": "lost", "batch_size": "16"}\n')
+        time.sleep(0.3)
+        processes.start(1, Cluster(workers, 1))
+        time.sleep(3 * rendezvous._BEAT_SECS)
+        processes.start(2, Cluster(workers, 2))
+        assert processes.end() == {"chief": True, 1: True, 2: True}
+
+
+def test_one_that_stops_leaves_the_place_to_the_other():
+    workers, processes = addresses(3), Processes()
+    processes.start("chief", Cluster(workers, 0))
+    processes.start(1, Cluster(workers, 1))
+    time.sleep(0.3)
+    host, _, port = workers[0].rpartition(":")
+    with socket.create_connection((host, int(port))) as second:
+        second.sendall(b'{"worker": 1, "process": "second", "batch_size": "8"}\n')
+    time.sleep(0.1)
+    processes.start(2, Cluster(workers, 2))
+    assert processes.end() == {"chief": True, 1: True, 2: True}
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_port_that_is_taken_may_be_that_of_the_same_index(index):
+    with socket.create_server(("", 0)) as server:
+        workers = ["127.0.0.1:1", "127.0.0.1:1"]
+        workers[index] = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"may be another process of index {index}"):
+            meet(Cluster(tuple(workers), index), {}, 1.0, print, lambda: False)
+
+
+# --- the label set that all have in common
+
+
+def test_workers_compare_label_sets_by_content(records_dir, tmp_path):
+    manifest = read_manifest(records_dir)
+    paths = [tmp_path / name / "set.json" for name in ("one", "other", "third")]
+    for path, others in zip(paths, ("a", "a", "b"), strict=True):
+        path.parent.mkdir()
+        groups = [
+            {"name": "a", "color": [1, 2, 3], "sources": ["flat--*"]},
+            {"name": "b", "color": [4, 5, 6], "sources": ["nature--*"]},
+        ]
+        path.write_text(json.dumps({"classes": groups, "others": others}))
+
+    def greeting(path):
+        run = begin_run(tmp_path / "run", manifest, {**TINY, "label_set": str(path)})
+        return loop._greeting(run, PredictConfig(), True)
+
+    one, other, third = map(greeting, paths)
+    assert one == other
+    differing = {name for name in one if one[name] != third[name]}
+    assert differing == {"label_set"}
+    assert one["label_set"].startswith("2 classes, digest ")
+    # The same path, and another content on another machine.
+    run = begin_run(tmp_path / "run", manifest, {**TINY, "label_set": str(paths[0])})
+    edited = dataclasses.replace(
+        run, label_set=dataclasses.replace(run.label_set, source_to_train=(255,) * 256)
+    )
+    assert loop._greeting(edited, PredictConfig(), True) != one
