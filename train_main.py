@@ -42,8 +42,9 @@ def work(values: flags.FlagValues) -> int:
         from mapseg.runs.history import read_history
 
         histories = {run: read_history(Path(run) / "history.csv") for run in values.runs}
-        plot_runs(histories, Path(values.plot_path), values.loss_smoothing)
-        cli.report(f"wrote {values.plot_path}")
+        plot_path = Path(cli.required(values, "plot_path"))
+        plot_runs(histories, plot_path, values.loss_smoothing)
+        cli.report(f"wrote {plot_path}")
         return 0
     run_dir = Path(cli.required(values, "run_dir"))
     records_dir = Path(cli.required(values, "records_dir")) if mode != "export" else Path()

@@ -47,9 +47,9 @@ def _work_on(values: flags.FlagValues) -> int:
     for split in source.splits:
         _print_split(manifest.splits[split.name])
     if any(manifest.splits[split.name].left_out for split in source.splits):
-        print("to try again what was left out: the same command with --on_error=stop")
-    print(*audit_lines(records_dir), sep="\n")
-    print(f"{records_dir}: finished in {duration(time.monotonic() - started)}")
+        cli.report("to try again what was left out: the same command with --on_error=stop")
+    cli.report("\n".join(audit_lines(records_dir)))
+    cli.report(f"{records_dir}: finished in {duration(time.monotonic() - started)}")
     return 0
 
 
@@ -130,31 +130,33 @@ def _find_source(values: flags.FlagValues) -> sources.Source:
 
 def _print_source(source: sources.Source) -> None:
     taken = f"labels {source.label_version}, " if source.label_version else ""
-    print(f"{taken}{len(source.classes)} classes")
+    cli.report(f"{taken}{len(source.classes)} classes")
     for version in source.other_versions:
-        print(f"labels {version} are there too: --label_version={version} takes them")
+        cli.report(f"labels {version} are there too: --label_version={version} takes them")
     for name, reason in source.skipped.items():
-        print(f"skipped {name}: {reason}")
+        cli.report(f"skipped {name}: {reason}")
     for split in source.splits:
-        print(f"{split.name}: {len(split.pairs)} pairs in {split.image_dir}, {split.label_dir}")
+        cli.report(
+            f"{split.name}: {len(split.pairs)} pairs in {split.image_dir}, {split.label_dir}"
+        )
 
 
 def _print_split(split: Split) -> None:
     size = amount(sum(shard.bytes for shard in split.shards))
-    print(f"{split.name}: {split.samples} samples in {len(split.shards)} shards, {size}")
+    cli.report(f"{split.name}: {split.samples} samples in {len(split.shards)} shards, {size}")
     for keys, what in (
         (split.made_upright, "made upright, as their EXIF orientation says"),
         (split.kept_turned, "kept as stored: their EXIF orientation contradicts the label"),
     ):
         if keys:
             more = ", ..." if len(keys) > _SHOWN else ""
-            print(f"{split.name}: {len(keys)} images {what}: {', '.join(keys[:_SHOWN])}{more}")
+            cli.report(f"{split.name}: {len(keys)} images {what}: {', '.join(keys[:_SHOWN])}{more}")
     if split.left_out:
-        print(f"{split.name}: {len(split.left_out)} pairs left out:")
+        cli.report(f"{split.name}: {len(split.left_out)} pairs left out:")
         for reason in list(split.left_out.values())[:_SHOWN]:
-            print(f"  {reason}")
+            cli.report(f"  {reason}")
         if len(split.left_out) > _SHOWN:
-            print(f"  and {len(split.left_out) - _SHOWN} more, all named in {AUDIT_NAME}")
+            cli.report(f"  and {len(split.left_out) - _SHOWN} more, all named in {AUDIT_NAME}")
 
 
 if __name__ == "__main__":

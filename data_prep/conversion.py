@@ -45,7 +45,7 @@ def build_records(
         such pairs alone; the manifest has the others.
       OSError: a file cannot be written, or the disk has no room for what is to come.
     """
-    _check_records_dir(records_dir)
+    _check_records_dir(records_dir, source)
     plans = {s.name: plan_shards(s, source, resize, records_dir, skip) for s in source.splits}
     jobs = [job for plan in plans.values() for job in plan]
     if not (records_dir / PARTS_DIR).is_dir():
@@ -116,7 +116,13 @@ def _check_not_empty(manifest: Manifest, source: sources.Source) -> None:
         )
 
 
-def _check_records_dir(records_dir: Path) -> None:
+def _check_records_dir(records_dir: Path, source: sources.Source) -> None:
+    for folder in (f for split in source.splits for f in (split.image_dir, split.label_dir)):
+        if records_dir.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{records_dir}: records must not lie among the images and labels that they are "
+                f"made from; got a folder inside {folder}. Remedy: another --records_dir"
+            )
     begun = (records_dir / PARTS_DIR).is_dir() or (records_dir / MANIFEST_NAME).is_file()
     foreign = next(records_dir.glob("*.tfrecord*"), None)
     if foreign and not begun:

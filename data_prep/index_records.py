@@ -191,9 +191,9 @@ def _work_on(values: flags.FlagValues) -> int:
     started = time.monotonic()
     manifest = index_records(records_dir, classes, show)
     for split in manifest.splits.values():
-        print(f"{split.name}: {split.samples} samples in {len(split.shards)} shards")
-    print(*audit_lines(records_dir), sep="\n")
-    print(f"{records_dir}: finished in {duration(time.monotonic() - started)}")
+        cli.report(f"{split.name}: {split.samples} samples in {len(split.shards)} shards")
+    cli.report("\n".join(audit_lines(records_dir)))
+    cli.report(f"{records_dir}: finished in {duration(time.monotonic() - started)}")
     return 0
 
 

@@ -90,7 +90,7 @@ def _work_on(values: flags.FlagValues) -> int:
     out_dir = Path(cli.required(values, "out_dir"))
     counts = {name: values[name].value for name in DEFAULT_COUNTS}
     write_sample(out_dir, counts, values.seed, cli.report)
-    print(f"{out_dir}: finished")
+    cli.report(f"{out_dir}: finished")
     return 0
 
 

@@ -177,7 +177,7 @@ def _work_on(values: flags.FlagValues) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        print(*_table(read_manifest(records_dir)), sep="\n")
+        cli.report("\n".join(_table(read_manifest(records_dir))))
     return 1 if problems else 0
 
 

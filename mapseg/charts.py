@@ -244,6 +244,8 @@ def _dress(axis: Axes, what: str) -> None:
 
 
 def _write_figure(path: Path, figure: Figure) -> None:
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a chart must be named as a PNG; got {path.name}. Remedy: .png")
     FigureCanvasAgg(figure)
     data = io.BytesIO()
     figure.savefig(data, format="png")

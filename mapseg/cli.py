@@ -115,8 +115,9 @@ def run(
                 "switch as --name or --noname"
             )
         if values["help"].value:
-            print(about, values.get_help(), sep="\n")
+            report(f"{about}\n{values.get_help()}")
             return 0
+        _expand_home(values)
         return main(values)
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on", file=sys.stderr)
@@ -129,10 +130,10 @@ def run(
 
 
 def report(line: str) -> None:
-    """Shows a line of progress at once; a reader that went away does not end the work."""
+    """Shows a line at once; a reader that went away, or a full disk, does not end the work."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -175,6 +176,35 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         reading.close()
 
 
+def _expand_home(values: flags.FlagValues) -> None:
+    """Lets `~` begin the path of a folder or file: a shell leaves --name=~/folder as it is."""
+    for name in values:
+        if name.endswith(("_dir", "_path")) and str(values[name].value or "").startswith("~"):
+            values[name].value = str(Path(values[name].value).expanduser())
+
+
+def _check_flag_file(path: Path) -> None:
+    """Refuses a flag file that absl would misread.
+
+    Raises:
+      ValueError: it is not plain UTF-8.
+    """
+    if not path.is_file():
+        return  # absl's own error names it
+    data = path.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: a flag file must be text in UTF-8; got {error}. Remedy: save it as UTF-8"
+        ) from error
+    if text.startswith("\ufeff"):
+        raise ValueError(
+            f"{path}: a flag file must begin with a flag; got a byte-order mark. Remedy: save it "
+            "as UTF-8 without one"
+        )
+
+
 def _flag_files_first(argv: Sequence[str]) -> list[str]:
     """Moves every --flagfile to the front: with absl the last value of a flag wins."""
     files: list[str] = []
@@ -188,6 +218,8 @@ def _flag_files_first(argv: Sequence[str]) -> list[str]:
         else:
             is_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
             (files if is_file else others).append(argument)
+    for file in files:
+        _check_flag_file(Path(file.partition("=")[2]).expanduser())
     return [argv[0], *files, *others]
 
 

@@ -45,8 +45,9 @@ def _option(
     return field(default=default, metadata=metadata)
 
 
-_POSITIVE: tuple[Check, str] = (lambda v: v > 0, "positive")
-_NOT_NEGATIVE: tuple[Check, str] = (lambda v: v >= 0, "zero or more")
+_POSITIVE: tuple[Check, str] = (lambda v: 0 < v < math.inf, "positive")
+_NOT_NEGATIVE: tuple[Check, str] = (lambda v: 0 <= v < math.inf, "zero or more")
+_SEED: tuple[Check, str] = (lambda v: 0 <= v < 2**31, "0 to 2147483647")
 _SHARE: tuple[Check, str] = (lambda v: 0 <= v < 1, "at least 0 and below 1")
 
 
@@ -218,7 +219,7 @@ class TrainConfig(_Checked):
         identity=True,
     )
     seed: int = _option(
-        1, "seed of the weights, the order and the augmentation", check=_NOT_NEGATIVE, identity=True
+        1, "seed of the weights, the order and the augmentation", check=_SEED, identity=True
     )
     init_from: str = _option(
         "",

@@ -66,6 +66,11 @@ def parse_class_table(raw: Any, origin: str) -> tuple[LabelClass, ...]:
             raise ValueError(f"{where} must have an id in 0-255; got its place as its id")
         red, green, blue = label["color"]
         color, evaluate = (red, green, blue), label.get("evaluate", True)
+        if not label["name"].isprintable():
+            raise ValueError(
+                f"{where}: name must be printable text; got {label['name']!r}. Remedy: a name "
+                "without line breaks and control characters"
+            )
         classes.append(LabelClass(class_id, label["name"], color, evaluate))
     for what in ("id", "name"):
         values = [getattr(c, what) for c in classes]

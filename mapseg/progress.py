@@ -75,5 +75,7 @@ def telling(what: str, progress: Callable[[str], None]) -> Iterator[None]:
 
 def show(text: str) -> None:
     """Shows a line on the error output; on a terminal a reporter's is replaced by the next line."""
+    if sys.stderr is None:  # it is closed
+        return
     end = "\r" if sys.stderr.isatty() and text.endswith(_LEFT) else "\n"
     print(f"{text:<79}" if sys.stderr.isatty() else text, end=end, file=sys.stderr, flush=True)

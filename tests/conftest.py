@@ -3,6 +3,7 @@ import os
 import random
 import shutil
 import socket
+import time
 from pathlib import Path
 
 # Tests are for the CPU: the same everywhere, and a GPU stays free for its user.
@@ -136,6 +137,16 @@ def free_ports(count):
         if port not in ports:
             ports.append(port)
     return ports
+
+
+def connected(address):
+    """A connection to a worker, as soon as it listens."""
+    host, _, port = address.rpartition(":")
+    while True:
+        try:
+            return socket.create_connection((host, int(port)))
+        except ConnectionRefusedError:
+            time.sleep(0.02)
 
 
 def tf_config(ports, index):

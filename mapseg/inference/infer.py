@@ -100,6 +100,10 @@ def infer_deeplab(
 
 
 def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such weights file. Remedy: another --checkpoint, or copy it again"
+        )
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

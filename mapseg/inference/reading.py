@@ -13,6 +13,7 @@ from mapseg.data.encoded import JPEG, PNG, check_jpeg
 
 # Cameras store 10, 12 or 14 bits in 16: where no value needs all, nobody can tell how bright it is.
 SMALLEST_16_BIT_PEAK = 2**14
+_MISREAD_TIFF_MODES = ("RGBA", "RGBa", "LA", "La", "PA", "LAB")  # OpenCV gives other colours
 DEPTH_MESSAGE = (
     "an image must have 8 bits, or use the range of 16: its values may be a camera's 10, 12 or 14 "
     "bits. Remedy: scale it to 8 bits"
@@ -79,6 +80,11 @@ def _check(data: bytes) -> None:
             check_jpeg(data)
         elif not data.startswith(PNG):  # OpenCV is strict with PNG
             picture.load()
+            if picture.format == "TIFF" and picture.mode in _MISREAD_TIFF_MODES:
+                raise ValueError(
+                    f"a TIFF must be grey or RGB, without transparency; got {picture.mode}. "
+                    "Remedy: save it as RGB"
+                )
 
 
 def _decode(data: bytes) -> np.ndarray:

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from errno import EACCES, ENOSPC
+from errno import EACCES, EFBIG, ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,11 @@ def write_checkpoint(
 def _write_state(state: "tf.train.Checkpoint", partial: Path, path: Path) -> None:
     import tensorflow as tf
 
-    numbers = {tf.errors.ResourceExhaustedError: ENOSPC, tf.errors.PermissionDeniedError: EACCES}
+    numbers = {
+        tf.errors.ResourceExhaustedError: ENOSPC,
+        tf.errors.PermissionDeniedError: EACCES,
+        tf.errors.OutOfRangeError: EFBIG,
+    }
     try:
         state.write(str(partial))
     except tf.errors.OpError as error:

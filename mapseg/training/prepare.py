@@ -114,6 +114,12 @@ def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: Trai
     """
     split = manifest.split(train.train_split)
     labels = make_label_set(manifest.classes, train.label_set)
+    if not labels.count(split.pixels, manifest.classes).any():
+        raise ValueError(
+            f"{manifest.records_dir}: split {split.name} must have pixels of a class that is "
+            f"trained; label set {labels.name} has none there. Remedy: another --label_set or "
+            "--train_split"
+        )
     train = replace(
         train,
         precision=resolve_precision(train.precision),

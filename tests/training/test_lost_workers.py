@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-from conftest import ROOT, TINY, free_ports, tf_config
+from conftest import ROOT, TINY, connected, free_ports, tf_config
 
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
@@ -109,7 +109,7 @@ def test_a_broken_shard_is_named_by_the_worker_that_read_it(records_dir, tmp_pat
         )
         for i in range(2)
     ]
-    texts = [process.communicate(timeout=200)[1] for process in processes]
+    texts = [process.communicate(timeout=1200)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     errors = [text.splitlines()[-1] for text in texts]
     assert any(line.startswith(f"error: {records}/training-") for line in errors), errors
@@ -127,7 +127,7 @@ class Processes:
     def __init__(self):
         self.found, self.threads = {}, []
 
-    def start(self, name, cluster, greeting=ALIKE, timeout_secs=20.0, stopping=lambda: False):
+    def start(self, name, cluster, greeting=ALIKE, timeout_secs=1200.0, stopping=lambda: False):
         def go():
             try:
                 self.found[name] = meet(cluster, greeting, timeout_secs, print, stopping)
@@ -139,7 +139,7 @@ class Processes:
 
     def end(self):
         for thread in self.threads:
-            thread.join(30)
+            thread.join(1500)
             assert not thread.is_alive()
         return self.found
 
@@ -156,7 +156,7 @@ def test_two_processes_of_one_index_are_refused_at_once_on_both(count):
         processes.start(name, Cluster(workers, index))
         time.sleep(0.1)
     found = processes.end()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 600  # not at the end of the wait
     here = f"process {os.getpid()} on {socket.gethostname()}"
     for name in ("chief", "one", "other"):
         assert isinstance(found[name], ValueError), found
@@ -169,9 +169,7 @@ def test_one_that_was_lost_without_a_word_is_no_second_one(monkeypatch):
     """Its connection stays open, as after a power cut; it gives no sign of life."""
     workers, processes = addresses(3), Processes()
     processes.start("chief", Cluster(workers, 0))
-    time.sleep(0.3)
-    host, _, port = workers[0].rpartition(":")
-    with socket.create_connection((host, int(port))) as lost:
+    with connected(workers[0]) as lost:
         lost.sendall(b'{"worker": 1, "process": "lost", "batch_size": "16"}\n')
         time.sleep(0.3)
         processes.start(1, Cluster(workers, 1))
@@ -185,8 +183,7 @@ def test_one_that_stops_leaves_the_place_to_the_other():
     processes.start("chief", Cluster(workers, 0))
     processes.start(1, Cluster(workers, 1))
     time.sleep(0.3)
-    host, _, port = workers[0].rpartition(":")
-    with socket.create_connection((host, int(port))) as second:
+    with connected(workers[0]) as second:
         second.sendall(b'{"worker": 1, "process": "second", "batch_size": "8"}\n')
     time.sleep(0.1)
     processes.start(2, Cluster(workers, 2))

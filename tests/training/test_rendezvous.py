@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from conftest import free_ports
+from conftest import connected, free_ports
 
 from mapseg.training.rendezvous import Cluster, meet, read_cluster
 
@@ -107,16 +107,6 @@ def test_one_that_comes_goes_and_comes_again_is_counted_once():
     assert not late.found  # worker 1 went away: worker 2 waits on
     again = Meeting(workers, {1: ALIKE})
     assert {**chief.end(), **late.end(), **again.end()} == {0: True, 1: True, 2: True}
-
-
-def connected(address):
-    """A connection to a worker, as soon as it listens."""
-    host, _, port = address.rpartition(":")
-    while True:
-        try:
-            return socket.create_connection((host, int(port)))
-        except ConnectionRefusedError:
-            time.sleep(0.02)
 
 
 def test_strangers_are_not_counted():
