@@ -78,7 +78,8 @@ def read_label(path: Path, classes: Sequence[LabelClass]) -> tuple[bytes, Image.
     """
     data = _read(path)
     if not data.startswith(PNG):
-        raise ValueError(f"{path}: a label must be a PNG of ids; got another kind of file")
+        kind = "another kind of file" if data else "an empty file"
+        raise ValueError(f"{path}: a label must be a PNG of ids; got {kind}. {_REMEDY}")
     with naming(path):
         label = open_image(data)
     depth, color_type = channel_bits(data), data[25]

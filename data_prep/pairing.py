@@ -128,7 +128,8 @@ def _files_by_key(
         if key in files:
             wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
         elif not path.is_file():
-            wrong[key] = f"{path}: must be a file; got a link to nothing"
+            kind = "a link to nothing" if path.is_symlink() else "a pipe, socket or device"
+            wrong[key] = f"{path}: must be a file; got {kind}"
         files.setdefault(key, path)
     return files, wrong
 

@@ -27,9 +27,10 @@ class SourceSplit:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
+        if not re.fullmatch(r"\w[\w.-]{0,199}", self.name):
             raise ValueError(
-                f"split must be a name of letters, digits, and . - _ between; got {self.name}"
+                "split must be a name of letters, digits, and . - _ between, at most 200; got "
+                f"{self.name}"
             )
 
 

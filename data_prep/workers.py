@@ -41,7 +41,12 @@ def convert_shards(
             convert_shard(job, lambda: report(next(count)))
         return
     context = multiprocessing.get_context("spawn")
-    counter, stop = context.Value("q", 0), context.Event()
+    try:
+        counter, stop = context.Value("q", 0), context.Event()
+    except OSError as error:
+        raise OSError(
+            f"processes must be able to share memory (/dev/shm); got: {error}. Remedy: --workers=1"
+        ) from error
     with ProcessPoolExecutor(workers, context, _start_worker, (counter, stop)) as pool:
         try:
             with _interrupts_ignored():

@@ -55,7 +55,8 @@ def read_json(path: Path) -> Any:
       ValueError: it is not UTF-8, not JSON, or has a name twice in one object.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        what = "must be a regular file" if path.exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}")
     data = path.read_bytes()
     if data.startswith(_UTF_16_OR_32) or b"\0" in data[:4]:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Situations that people met: each gives the right result, or one clear line."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,12 @@ from PIL import Image
 
 import train_main
 from data_prep import build_records
-from mapseg.config import TrainConfig
+from data_prep.decoding import read_label
+from data_prep.pairing import find_pairs
+from data_prep.sources import SourceSplit
+from mapseg.config import InferConfig, TrainConfig
 from mapseg.data.manifest import read_manifest
+from mapseg.inference.frames import find_frames
 from mapseg.inference.reading import read_image
 from mapseg.labels import parse_class_table
 from mapseg.training.prepare import begin_run
@@ -113,3 +118,30 @@ def test_a_conversion_ends_though_nobody_reads_or_hears_it(records_dir, tmp_path
         done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, (redirected, done.stderr)
         assert (tmp_path / name / "manifest.json").is_file()
+
+
+def test_an_empty_label_is_called_so(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"a\.png: .*got an empty file.*Remedy"):
+        read_label(tmp_path / "a.png", tuple(parse_class_table({"labels": LABELS}, "t")))
+
+
+def test_a_pipe_among_the_images_is_called_so(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
+    os.mkfifo(tmp_path / "images" / "b.png")
+    _, left_out = find_pairs(tmp_path / "images", tmp_path / "labels")
+    assert "got a pipe, socket or device" in left_out["b"]
+
+
+def test_a_split_name_that_no_file_can_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at most 200"):
+        SourceSplit("a" * 250, tmp_path, tmp_path, ())
+
+
+def test_a_list_that_names_a_folder_says_so(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "list.txt").write_text("frames\n")
+    with pytest.raises(FileNotFoundError, match="a folder or device, not a file"):
+        find_frames(InferConfig(frames=str(tmp_path / "list.txt"), out_dir="P"))

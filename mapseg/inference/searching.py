@@ -133,7 +133,8 @@ def _read_list(path: Path) -> list[Path]:
             continue
         frame = _absolute(path.parent / entry)
         if not frame.is_file():
-            raise FileNotFoundError(f"{path}, line {number}: no such file: {frame}")
+            what = "a folder or device, not a file" if frame.exists() else "no such file"
+            raise FileNotFoundError(f"{path}, line {number}: {what}: {frame}")
         if not (is_image(frame) or is_video(frame)):
             raise ValueError(
                 f"{path}, line {number}: must name an image or a video "
