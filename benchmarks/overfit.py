@@ -88,6 +88,7 @@ def overfit(
     from mapseg.evaluation.scores import Scores, confusion_matrix
     from mapseg.inference.predictor import Predictor
     from mapseg.labels import VOID, LabelClass, make_label_set
+    from mapseg.model.network import live_network
     from mapseg.runs.folder import Run
     from mapseg.training.state import build_state
     from mapseg.training.step import make_step
@@ -110,7 +111,7 @@ def overfit(
     run = Run(Path(), model, config, labels, max(label.shape), (), "")
     state = build_state(run, print, fresh=True)
     step = make_step(state, config, tf.distribute.get_strategy())
-    predictor = Predictor(state.model, PredictConfig(scale="1"), max(label.shape))
+    predictor = Predictor(live_network(state.model), PredictConfig(scale="1"), max(label.shape))
     batch = tf.constant(image[np.newaxis]), tf.constant(label[np.newaxis])
     for done in range(every_steps, STEPS + 1, every_steps):
         started = time.perf_counter()

@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 from typing import TYPE_CHECKING, Any
 
+from mapseg import onednn
+
 __version__ = "0.1.0"
 
 
@@ -54,3 +56,4 @@ else:
 
 
 _check_stack()
+onednn.turn_on()

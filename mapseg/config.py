@@ -366,6 +366,11 @@ class InferConfig(_Checked):
             f"a comma-separated list of {', '.join(OUTPUTS)}",
         ),
     )
+    batch_size: int = _option(
+        0,
+        "frames of one size that go through the network together; 0 is 8 on a GPU, 1 on a CPU",
+        check=(lambda v: v >= 0, "0 or more"),
+    )
     every: int = _option(1, "take every so many frames of each folder or video", check=_POSITIVE)
     classes: str = _option("", "draw only these classes in pictures; empty is all")
 

@@ -16,7 +16,7 @@ MODULES = {
 }
 BASE = {
     *("config", "labels", "json_files", "files", "progress"),
-    *("machine", "startup", "compiling", "pictures", "charts"),
+    *("machine", "startup", "onednn", "compiling", "pictures", "charts"),
 }
 # A package, and what it may import beside its own modules and BASE.
 MAY_IMPORT = {

@@ -28,7 +28,7 @@ class _Exported(tf.Module):
 
     def __init__(self, predictor: Predictor):
         super().__init__()
-        variables = predictor.model.variables
+        variables = predictor.network.variables
         self.weights = [v if isinstance(v, tf.Variable) else v.value for v in variables]
         signature = {
             "ids": tf.TensorSpec([None, None], tf.uint8),
@@ -37,7 +37,9 @@ class _Exported(tf.Module):
         }
         batch = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
         files = tf.TensorSpec(None, tf.string, name="encoded")
-        segment_one = predictor.graph
+
+        def segment_one(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {name: values[0] for name, values in predictor.graph(image[tf.newaxis]).items()}
 
         # One image at a time: the predictor's memory is bounded for one.
         @tf.function(input_signature=[batch])

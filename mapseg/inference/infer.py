@@ -5,10 +5,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mapseg import pictures
+from mapseg import machine, pictures
 from mapseg.config import InferConfig, PredictConfig
 from mapseg.files import locked, naming
 from mapseg.inference.frames import FrameList, find_frames, printable
@@ -26,6 +27,8 @@ from mapseg.runs.folder import open_run
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import; what is missing is reported before
     from mapseg.inference.predictor import Predictor
+
+_GPU_BATCH = 8
 
 
 class Counts(NamedTuple):
@@ -89,12 +92,13 @@ def infer_deeplab(
     found, index_path = find_frames(config), find_deeplab(prefix)
 
     from mapseg.inference.predictor import Predictor
+    from mapseg.model.network import frozen_network
     from mapseg.model.published import CITYSCAPES_LONG_SIDE_PX, load_deeplab
 
     model, label_set = load_deeplab(prefix)
     # The index holds a checksum of every weight.
     by = f"{Path(prefix).name} ({_digest(index_path)})"
-    predictor = Predictor(model, predicting, CITYSCAPES_LONG_SIDE_PX)
+    predictor = Predictor(frozen_network(model), predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
     return _infer(predictor, label_set, found, config, progress, by)
 
@@ -120,7 +124,9 @@ def _infer(
         f"{by}, label set {label_set.name} ({classes}), {predictor.config}, "
         f"long_side_px={predictor.long_side_px}, classes={config.classes or 'all'}"
     )
-    return infer_frames(predictor.segment, label_set, found, config, progress, fingerprint)
+    if not config.batch_size:
+        config = replace(config, batch_size=_GPU_BATCH if machine.gpus() else 1)
+    return infer_frames(predictor.segment_batch, label_set, found, config, progress, fingerprint)
 
 
 def infer_frames(
@@ -145,7 +151,7 @@ def infer_frames(
     written fails alone, as does a video; its row has the cause.
 
     Args:
-      segment: [H, W, 3] uint8 RGB -> Segmentation. Called from this thread, in order.
+      segment: [B, H, W, 3] uint8 RGB -> B of Segmentation. Called from this thread, in order.
       label_set: the classes that `segment` tells apart.
       found: the frames.
       config: what to write where.
@@ -208,7 +214,9 @@ def _fill(
     with (
         journal,
         Videos(lambda name: results.path("video", name), config.every, close_video) as videos,
-        contextlib.closing(do_tasks(segment, tasks, results, journal, videos)) as finished,
+        contextlib.closing(
+            do_tasks(segment, tasks, results, journal, videos, config.batch_size or 1)
+        ) as finished,
     ):
         for count, outcome in enumerate(finished, start=1):
             if outcome.row["status"] != "ok":

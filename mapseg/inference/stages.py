@@ -1,7 +1,8 @@
-"""The stages of a frame: it is decoded, segmented, written.
+"""The stages of a frame: it is decoded, segmented in a batch, written.
 
 Decoding and encoding run in threads around the network, a few frames ahead and behind, so memory
-is bounded and the order of the results is the order of the frames.
+is bounded and the order of the results is the order of the frames. What a GPU computes is awaited
+by the thread that writes it.
 """
 
 import math
@@ -23,10 +24,10 @@ from mapseg.inference.videos import Videos, is_disk_full
 if TYPE_CHECKING:
     from mapseg.inference.predictor import Segmentation
 
-_AHEAD = 4  # frames decoded before the network needs them, and as many still being written
+_AHEAD = 4  # frames decoded beyond a batch before the network needs them, or still being written
 _THREADS = min(4, os.cpu_count() or 1)
 
-Segment = Callable[[np.ndarray], "Segmentation"]
+Segment = Callable[[np.ndarray], Sequence["Segmentation"]]
 
 
 class _Loaded(NamedTuple):
@@ -35,11 +36,32 @@ class _Loaded(NamedTuple):
 
 
 class _Segmented(NamedTuple):
+    """A frame whose ids are stored, or are computed in a batch.
+
+    Attributes:
+      image: [H, W, 3] uint8.
+      stored_ids: [H, W] uint8, if they are.
+      batch: else, what the network says of the frames of a batch.
+      place: of the frame in it.
+      started: when the batch was, in seconds of `time.perf_counter`.
+    """
+
     image: np.ndarray
-    ids: np.ndarray
-    confidence: float = math.nan  # nan: its ids were stored
-    scale: float = math.nan
-    ms: float = math.nan
+    stored_ids: np.ndarray | None = None
+    batch: Sequence["Segmentation"] = ()
+    place: int = 0
+    started: float = 0.0
+
+    def read(self) -> tuple[np.ndarray, float, float, float]:
+        """Returns ids, confidence, scale and ms, the last three nan for a stored frame.
+
+        On a GPU it waits for the batch; ms are its time from the call on, shared by its frames.
+        """
+        if self.stored_ids is not None:
+            return self.stored_ids, math.nan, math.nan, math.nan
+        found = self.batch[self.place]
+        ms = 1000 * (time.perf_counter() - self.started) / len(self.batch)
+        return found.ids, found.confidence, found.scale, ms
 
 
 class Outcome(NamedTuple):
@@ -62,10 +84,20 @@ def do_tasks(
     results: Results,
     journal: Journal,
     videos: Videos,
+    batch_size: int,
 ) -> Generator[Outcome, None, None]:
     """Does the tasks in order, reading ahead and writing behind; yields what came of each.
 
     A frame that cannot be read, segmented, drawn or written fails alone, unless the disk is full.
+
+    Args:
+      segment: frames [B, H, W, 3] uint8 -> what the network says of each; called from this thread.
+      tasks: what is to be done.
+      results: where the files go.
+      journal: takes the rows.
+      videos: takes the pictures.
+      batch_size: so many frames that follow one another go through the network together, if they
+        are of one size; B.
     """
     source = FrameReader()
 
@@ -89,26 +121,59 @@ def do_tasks(
         ThreadPoolExecutor(1) as finishing,  # one thread, so in order
     ):
         unfinished: deque[Future[Outcome]] = deque()
-        for task, loading in _ahead(reading, load, tasks):
-            written = writing.submit(_write, task, _segment_one(segment, loading), results)
-            unfinished.append(finishing.submit(finish, task, written))
-            if len(unfinished) > _AHEAD:
+        loaded = _ahead(reading, load, tasks, batch_size + _AHEAD)
+        for batch in _batches(loaded, batch_size):
+            for task, segmented in _segment_batch(segment, batch):
+                written = writing.submit(_write, task, segmented, results)
+                unfinished.append(finishing.submit(finish, task, written))
+            while len(unfinished) > _AHEAD + batch_size - 1:
                 yield unfinished.popleft().result()
         while unfinished:
             yield unfinished.popleft().result()
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, load: Callable[[Task], _Loaded], tasks: Iterable[Task]
-) -> Iterator[tuple[Task, "Future[_Loaded]"]]:
-    """Yields the tasks in order while the next ones are being loaded."""
+    pool: ThreadPoolExecutor, load: Callable[[Task], _Loaded], tasks: Iterable[Task], count: int
+) -> Iterator[tuple[Task, _Loaded | Exception]]:
+    """Yields the tasks in order, loaded, while the next ones are being loaded."""
     waiting: deque[tuple[Task, Future[_Loaded]]] = deque()
     for task in tasks:
         waiting.append((task, pool.submit(load, task)))
-        if len(waiting) > _AHEAD:
-            yield waiting.popleft()
+        if len(waiting) >= count:
+            yield _loaded(*waiting.popleft())
     while waiting:
-        yield waiting.popleft()
+        yield _loaded(*waiting.popleft())
+
+
+def _loaded(task: Task, loading: "Future[_Loaded]") -> tuple[Task, _Loaded | Exception]:
+    try:
+        return task, loading.result()
+    except Exception as error:  # of any kind: no frame may end the work on the others
+        return task, error
+
+
+def _needs_network(loaded: _Loaded | Exception) -> bool:
+    return isinstance(loaded, _Loaded) and loaded.ids is None
+
+
+def _batches(
+    loaded: Iterable[tuple[Task, _Loaded | Exception]], batch_size: int
+) -> Iterator[list[tuple[Task, _Loaded | Exception]]]:
+    """Groups tasks in order, so that the frames of a group that need the network have one size."""
+    group: list[tuple[Task, _Loaded | Exception]] = []
+    shapes: list[tuple[int, ...]] = []
+    for task, item in loaded:
+        if isinstance(item, _Loaded) and _needs_network(item):
+            if shapes and shapes[0] != item.image.shape:
+                yield group
+                group, shapes = [], []
+            shapes.append(item.image.shape)
+        group.append((task, item))
+        if len(group) == batch_size:
+            yield group
+            group, shapes = [], []
+    if group:
+        yield group
 
 
 def _stored_ids(task: Task, image: np.ndarray, results: Results) -> np.ndarray | None:
@@ -122,16 +187,32 @@ def _stored_ids(task: Task, image: np.ndarray, results: Results) -> np.ndarray |
     return ids if ids.shape == image.shape[:2] else None
 
 
-def _segment_one(segment: Segment, loading: "Future[_Loaded]") -> _Segmented | Exception:
+def _segment_batch(
+    segment: Segment, group: Sequence[tuple[Task, _Loaded | Exception]]
+) -> Iterator[tuple[Task, _Segmented | Exception]]:
+    """Segments the frames of a group that need it: together, or else one by one."""
+    frames = [x.image for _, x in group if isinstance(x, _Loaded) and _needs_network(x)]
+    started = time.perf_counter()
+    batch: Sequence[Segmentation] | Exception = ()
     try:
-        image, ids = loading.result()
-        if ids is not None:
-            return _Segmented(image, ids)
-        started = time.perf_counter()
-        ids, confidence, scale = segment(image)
-        return _Segmented(image, ids, confidence, scale, 1000 * (time.perf_counter() - started))
-    except Exception as error:  # of any kind: no frame may end the work on the others
-        return error
+        batch = segment(np.stack(frames)) if frames else ()
+    except Exception as error:  # of any kind, as above
+        if len(group) > 1:
+            for one in group:
+                yield from _segment_batch(segment, [one])
+            return
+        batch = error
+    place = 0
+    for task, item in group:
+        if isinstance(item, Exception):
+            yield task, item
+        elif item.ids is not None:
+            yield task, _Segmented(item.image, item.ids)
+        elif isinstance(batch, Exception):
+            yield task, batch
+        else:
+            yield task, _Segmented(item.image, None, batch, place, started)
+            place += 1
 
 
 def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> Outcome:
@@ -140,8 +221,8 @@ def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> O
     try:
         if isinstance(segmented, Exception):
             raise segmented
-        image, ids, confidence, scale, ms = segmented
-        stored = math.isnan(scale)
+        image, (ids, confidence, scale, ms) = segmented.image, segmented.read()
+        stored = segmented.stored_ids is not None
         tinted = None
         if {"overlay", "video"} & {*results.outputs}:
             tinted = results.overlay(image, ids)

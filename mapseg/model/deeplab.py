@@ -9,7 +9,7 @@ is never up-sampled. An encoder with a context module of its own goes without th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -66,6 +66,44 @@ def build_model(
         return keras.Model(image, x, name="deeplabv3plus")
 
 
+class Parts(NamedTuple):
+    """The network of `build_model` before its last up-sampling, cut where only a few tensors pass.
+
+    Attributes:
+      normalize: the first layer.
+      encoder: a network without nested ones.
+      features: what the decoder takes of the encoder, as symbolic tensors.
+      logits: [B, h, w, C] at stride 4, as a symbolic tensor.
+      stride: pixels from a logit to the next.
+    """
+
+    normalize: Normalize
+    encoder: keras.Model
+    features: list[Any]
+    logits: Any
+    stride: int
+
+
+def without_upsampling(model: keras.Model) -> tuple[keras.Model, int]:
+    """Returns the network of `build_model` up to its coarse logits, and their stride in pixels."""
+    coarse = keras.Model(model.input, model.get_layer("logits-semantic").output)
+    return coarse, model.get_layer("logits-upsample").factor
+
+
+def split_model(model: keras.Model) -> Parts:
+    """Splits the network of `build_model` into its parts, which share its weights."""
+    names = {layer.name for layer in model.layers}
+    user = "aspp0" if "aspp0" in names else "concat_projection-dropout"
+    (encoder,) = (x for x in model.layers if isinstance(x, keras.Model))
+    return Parts(
+        model.get_layer("normalize"),
+        encoder,
+        [model.get_layer(n).input for n in ("decoder-feature_projection0", user)],
+        model.get_layer("logits-semantic").output,
+        model.get_layer("logits-upsample").factor,
+    )
+
+
 def coarse_model(
     model: keras.Model, *, recompute: bool = False
 ) -> tuple[Callable[[tf.Tensor], tf.Tensor], int]:
@@ -77,17 +115,12 @@ def coarse_model(
       model: from `build_model`.
       recompute: compute the encoder's activations again for the gradient.
     """
-    logits = model.get_layer("logits-semantic").output
-    factor = model.get_layer("logits-upsample").factor
     if not recompute:
-        coarse = keras.Model(model.input, logits)
-        return lambda image: coarse(image, training=True), factor
-    names = {layer.name for layer in model.layers}
-    user = "aspp0" if "aspp0" in names else "concat_projection-dropout"
-    features = [model.get_layer(n).input for n in ("decoder-feature_projection0", user)]
-    decoder, normalize = keras.Model(features, logits), model.get_layer("normalize")
-    (encoder,) = (recomputed(x) for x in model.layers if isinstance(x, keras.Model))
-    return lambda image: decoder(encoder(normalize(image)), training=True), factor
+        coarse, stride = without_upsampling(model)
+        return lambda image: coarse(image, training=True), stride
+    parts = split_model(model)
+    encoder, decoder = recomputed(parts.encoder), keras.Model(parts.features, parts.logits)
+    return lambda image: decoder(encoder(parts.normalize(image)), training=True), parts.stride
 
 
 @contextmanager

@@ -45,6 +45,7 @@ class Run:
       long_side_px: median long side of the images that it is trained on.
       source_classes: class table of the records, whose ids `label_set` maps.
       records_digest: of the training split, so that a run never goes on with other samples.
+      onednn: whether it began with oneDNN; None: as TensorFlow chose, in an earlier version.
     """
 
     run_dir: Path
@@ -54,6 +55,7 @@ class Run:
     long_side_px: int
     source_classes: tuple[LabelClass, ...]
     records_digest: str
+    onednn: bool | None = None
 
     @property
     def history_path(self) -> Path:
@@ -99,6 +101,7 @@ def open_run(run_dir: Path) -> Run:
         field("long_side_px", int),
         parse_class_table({"labels": field("source_classes", list)}, str(config_path)),
         field("records_digest", str),
+        field("onednn", bool) if "onednn" in raw else None,
     )
 
 
@@ -111,6 +114,7 @@ def store_run(run: Run) -> None:
         "train": to_json(run.train),
         "long_side_px": run.long_side_px,
         "records_digest": run.records_digest,
+        **({} if run.onednn is None else {"onednn": run.onednn}),
         "source_classes": [c.to_json() for c in run.source_classes],
     }
     write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import mapseg
+from mapseg import onednn
 from mapseg.config import PredictConfig, TrainConfig, to_json
 from mapseg.data.batches import CropStream
 from mapseg.data.manifest import Manifest
@@ -161,6 +162,8 @@ def _assemble(
     state = open_state(run, workers.strategy, progress, resumed=resumed)
     for line in describe(run, state, split.samples, workers):
         progress(line)
+    if resumed and (line := onednn.difference(run.onednn)):
+        progress(line)
     if is_first:  # only now: a run whose first weights are unavailable leaves no folder behind
         if removed := clear_leftovers(run.run_dir, is_new=not resumed):
             progress(
@@ -261,6 +264,7 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
         "GPUs": str(len(gpus())),
         "evaluating": str(evaluating),
         "versions of mapseg, TensorFlow and Keras": ", ".join(versions),
+        "oneDNN": str(onednn.is_on()),
         "records": run.records_digest,
         "newest checkpoint": str(saved[-1] if saved else None),
         **{name: str(value) for name, value in options.items()},

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mapseg import onednn
 from mapseg.config import ModelConfig, TrainConfig, split_options
 from mapseg.labels import make_label_set
 from mapseg.machine import gpus
@@ -63,6 +64,7 @@ def resume_run(run_dir: Path, options: Mapping[str, Any]) -> Run | None:
         return None
     run = amend_run(open_run(run_dir), options)
     check_steps(run)
+    onednn.use_stored(run.onednn)
     return run
 
 
@@ -125,7 +127,16 @@ def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: Trai
         precision=resolve_precision(train.precision),
         schedule_steps=train.schedule_steps or train.steps,
     )
-    return Run(run_dir, model, train, labels, split.long_side_px, manifest.classes, split.digest)
+    return Run(
+        run_dir,
+        model,
+        train,
+        labels,
+        split.long_side_px,
+        manifest.classes,
+        split.digest,
+        onednn.is_on(),
+    )
 
 
 def resolve_precision(asked: str) -> str:

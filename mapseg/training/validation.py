@@ -12,6 +12,7 @@ from mapseg.evaluation.evaluate import evaluate, evaluation_facts, write_evaluat
 from mapseg.evaluation.scores import Scores
 from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
+from mapseg.model.network import live_network
 from mapseg.model.weights import assign_weight_arrays, weight_arrays
 from mapseg.runs.checkpoints import Best, find_checkpoint, note_score
 from mapseg.runs.folder import Run
@@ -53,12 +54,12 @@ class Validator:
         self._run, self._manifest, self._workers = run, manifest, workers
         self._state, self._progress, self._add_up = state, progress, add_up
         self._evaluated_steps = {*evaluated_steps}
-        model = state.model
+        self._model = state.model
         if workers.replicas > 1:  # a copy: the network itself lies on many devices
             config = replace(run.model, encoder_weights="none")
             classes = len(run.label_set.classes)
-            model = build_model(config, classes, precision=run.train.precision)
-        self._predictor = Predictor(model, predicting, run.long_side_px)
+            self._model = build_model(config, classes, precision=run.train.precision)
+        self._predictor = Predictor(live_network(self._model), predicting, run.long_side_px)
 
     def run_if_due(self, step: int, saver: Saver, journal: Journal) -> None:
         """Saves and evaluates at a step that is to be evaluated and was not."""
@@ -72,8 +73,8 @@ class Validator:
             return
         started = time.monotonic()
         saver.save(step)
-        if self._predictor.model is not self._state.model:
-            assign_weight_arrays(self._predictor.model, weight_arrays(self._state.model))
+        if self._model is not self._state.model:
+            assign_weight_arrays(self._model, weight_arrays(self._state.model))
         is_first = self._workers.is_first
         scores = evaluate(
             self._predictor,

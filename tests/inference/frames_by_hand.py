@@ -53,7 +53,12 @@ def names(frames, out_dir="unused", **options):
 def run(frames, out_dir, segment=segment, fingerprint="run 1, step 7", lines=None, **options):
     lines = [] if lines is None else lines
     made = config(frames, out_dir, **options)
-    return infer_frames(segment, LABEL_SET, find_frames(made), made, lines.append, fingerprint)
+
+    def segment_batch(images):
+        return [segment(image) for image in images]
+
+    found = find_frames(made)
+    return infer_frames(segment_batch, LABEL_SET, found, made, lines.append, fingerprint)
 
 
 def read_rows(out_dir):

@@ -312,7 +312,7 @@ def test_a_folder_is_bound_to_weights_and_options_not_to_the_frames_path(tmp_pat
     monkeypatch.setattr(infer, "infer_frames", lambda *a: fingerprints.append(a[-1]))
 
     class Predictor:
-        segment, config, long_side_px = segment, "scale=1", 64
+        segment_batch, config, long_side_px = segment, "scale=1", 64
 
     for frames in ("a", "b"):
         write_image(tmp_path / frames / "1.png")

@@ -4,20 +4,9 @@ import tensorflow as tf
 
 from mapseg.config import PredictConfig
 from mapseg.inference.predictor import Predictor
+from mapseg.model.network import Network
 
 CLASSES = 5
-
-
-class Network(tf.Module):
-    """Stands in for a trained network: a function of the tile gives the logits."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self._logits = logits
-
-    def __call__(self, images, training):
-        assert training is False
-        return self._logits(images)
 
 
 def by_brightness(images):
@@ -43,8 +32,8 @@ def blocks(height, width, block=16):
 @pytest.mark.parametrize("tile_px", [65, 1025])
 def test_every_pixel_gets_its_class_at_the_images_own_size(size, tile_px):
     image = blocks(*size)
-    predictor = Predictor(Network(by_brightness), PredictConfig(scale="1", tile_px=tile_px), 512)
-    ids, confidence, scale = predictor.segment(image)
+    predictor = Predictor(Network(by_brightness, 1), PredictConfig(scale="1", tile_px=tile_px), 512)
+    ids, confidence, scale, _ = predictor.segment(image)
     np.testing.assert_array_equal(ids, image[..., 0] // 51)
     assert ids.dtype == np.uint8
     assert confidence == pytest.approx(np.exp(10) / (np.exp(10) + 4), rel=1e-4)
@@ -55,8 +44,10 @@ def test_every_pixel_gets_its_class_at_the_images_own_size(size, tile_px):
 @pytest.mark.parametrize("scale", ["0.5", "2", "1.37"])
 def test_a_scaled_input_gives_ids_in_the_right_place(scale, tile_px):
     image = blocks(192, 240, block=48)
-    predictor = Predictor(Network(by_brightness), PredictConfig(scale=scale, tile_px=tile_px), 512)
-    ids, _, used = predictor.segment(image)
+    predictor = Predictor(
+        Network(by_brightness, 1), PredictConfig(scale=scale, tile_px=tile_px), 512
+    )
+    ids, _, used, _ = predictor.segment(image)
     assert used == pytest.approx(float(scale))
     # Blended seams between blocks may read as a class between; a shift would move whole seams.
     wrong = ids != image[..., 0] // 51
@@ -68,16 +59,18 @@ def test_a_scaled_input_gives_ids_in_the_right_place(scale, tile_px):
 
 
 def test_auto_scale_matches_the_training_images_long_side():
-    predictor = Predictor(Network(by_brightness), PredictConfig(), 480)
+    predictor = Predictor(Network(by_brightness, 1), PredictConfig(), 480)
     for size, scale in (((240, 120), 2), ((100, 960), 0.5), ((480, 300), 1)):
-        ids, _, used = predictor.segment(blocks(*size))
+        ids, _, used, _ = predictor.segment(blocks(*size))
         assert used == pytest.approx(scale)
         assert ids.shape == size
 
 
 def test_pixels_come_from_deep_within_a_tile():
-    predictor = Predictor(Network(near_the_tiles_edge), PredictConfig(scale="1", tile_px=101), 512)
-    ids, _, _ = predictor.segment(np.zeros([300, 260, 3], np.uint8))
+    predictor = Predictor(
+        Network(near_the_tiles_edge, 1), PredictConfig(scale="1", tile_px=101), 512
+    )
+    ids, *_ = predictor.segment(np.zeros([300, 260, 3], np.uint8))
     assert not ids[10:-10, 10:-10].any()  # only the image's own edges are near an edge
     assert ids[:10].all()
     assert ids[:, -10:].all()
@@ -94,7 +87,7 @@ def test_flip_averages_with_the_mirror_image():
     image = np.zeros([4, 8, 3], np.uint8)
     plain, flipped = (
         Predictor(
-            Network(left_is_sure_right_is_not), PredictConfig(scale="1", flip_average=flip), 8
+            Network(left_is_sure_right_is_not, 1), PredictConfig(scale="1", flip_average=flip), 8
         ).segment(
             image,
         )[0]
@@ -144,8 +137,8 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images(flip):
         return tf.reshape(logits, [1, height, width, CLASSES])
 
     config = PredictConfig(scale="2", scales="1,0.5,0.3", flip_average=flip)
-    predictor = Predictor(Network(network), config, 512)
-    ids, confidence, scale = predictor.segment(np.zeros([30, 50, 3], np.uint8))
+    predictor = Predictor(Network(network, 1), config, 512)
+    ids, confidence, scale, _ = predictor.segment(np.zeros([30, 50, 3], np.uint8))
     views = list(reference_views((30, 50), [(60, 100), (30, 50), (18, 30)], flip))
     expected = np.mean([softmax(view) for view in views], axis=0)
     np.testing.assert_array_equal(ids, expected.argmax(-1))
@@ -165,7 +158,7 @@ def test_every_scale_and_mirror_image_is_in_its_place():
     for top, left in ((0, 0), (20, 150), (90, 60), (100, 250), (150, 310)):
         image[top : top + 40, left : left + 20] = 255
     config = PredictConfig(scale="1", scales="0.5,1,2", flip_average=True, tile_px=65)
-    ids, _, _ = Predictor(Network(bright_is_sure), config, 512).segment(image)
+    ids, *_ = Predictor(Network(bright_is_sure, 1), config, 512).segment(image)
     bright = image[..., 0] > 127
     assert ids[bright].all()
     grown = tf.nn.max_pool2d(bright[np.newaxis, ..., np.newaxis].astype("f"), 7, 1, "SAME")
@@ -181,8 +174,8 @@ def test_pixels_come_from_deep_within_the_tiles_of_all_scales():
         return tf.stack([0.1 * (1 - near), 10 * near], -1)
 
     config = PredictConfig(scale="1", scales="0.4,0.9,1.5", flip_average=True, tile_px=101)
-    predictor = Predictor(Network(near_an_edge_is_sure), config, 512)
-    ids, _, _ = predictor.segment(np.zeros([200, 260, 3], np.uint8))
+    predictor = Predictor(Network(near_an_edge_is_sure, 1), config, 512)
+    ids, *_ = predictor.segment(np.zeros([200, 260, 3], np.uint8))
     assert not ids[27:-27, 27:-27].any()  # 10 pixels of the smallest scale, and a seam
     assert ids[:24].all()
     assert ids[:, -24:].all()
@@ -195,8 +188,8 @@ def test_a_tile_without_pixels_of_the_image_is_left_out():
         tf.py_function(lambda: runs.append(1), [], [])
         return by_brightness(images)
 
-    predictor = Predictor(Network(count), PredictConfig(tile_px=65), 640)
-    ids, _, scale = predictor.segment(np.full([1, 2, 3], 60, np.uint8))
+    predictor = Predictor(Network(count, 1), PredictConfig(tile_px=65), 640)
+    ids, _, scale, _ = predictor.segment(np.full([1, 2, 3], 60, np.uint8))
     assert scale == 320
     assert ids.tolist() == [[1, 1]]
     assert len(runs) == 2

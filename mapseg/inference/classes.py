@@ -1,0 +1,196 @@
+"""Logits at a coarse stride -> the class of each pixel, without the logits of all pixels.
+
+Between four samples that agree on the class every pixel has that class: bilinear interpolation
+averages, and an average keeps the order. So a CPU interpolates only between samples that disagree.
+A GPU, which would wait for their number, and averages over several views interpolate everywhere.
+Both go band by band, to bound the memory.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Values that exist at once at the image's own size; more would not be faster.
+_BAND_VALUES = 2**24
+_ANY = tf.TensorShape([None, None, None])
+
+
+class View(NamedTuple):
+    """What a network says of a region, once: at one scale, mirrored or not.
+
+    Attributes:
+      logits: [B, h, w, C] float32, h and w at least 2.
+      rows: [n] float32 where among the samples the region's rows of pixels lie.
+      columns: [m] float32; descending in a mirrored view.
+    """
+
+    logits: tf.Tensor
+    rows: tf.Tensor
+    columns: tf.Tensor
+
+
+class Classes(NamedTuple):
+    """The classes of a region's pixels.
+
+    Attributes:
+      ids: [B, n, m] uint8.
+      confidence: [B] float32 mean of the highest probability.
+      probability: [B, n, m] float32 highest probability of each pixel; [B, n, 0] if not asked for.
+    """
+
+    ids: tf.Tensor
+    confidence: tf.Tensor
+    probability: tf.Tensor
+
+
+def cut_view(logits: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> View:
+    """Keeps of a tile's logits [B, h, w, C] what lies around some positions in it."""
+    kept, positions = [], []
+    for axis, at in ((1, rows), (2, columns)):
+        first, last = tf.minimum(at[0], at[-1]), tf.maximum(at[0], at[-1])
+        start = tf.cast(tf.maximum(first, 0.0), tf.int32)
+        start = tf.maximum(tf.minimum(start, tf.shape(logits)[axis] - 2), 0)
+        kept.append((start, tf.cast(last, tf.int32) + 2))
+        positions.append(at - tf.cast(start, tf.float32))
+    (top, bottom), (left, right) = kept
+    logits = logits[:, top:bottom, left:right]
+    # A network that gives one sample says the same everywhere.
+    border = [tf.maximum(2 - tf.shape(logits)[axis], 0) for axis in (1, 2)]
+    logits = tf.pad(logits, [[0, 0], [0, border[0]], [0, border[1]], [0, 0]], "SYMMETRIC")
+    return View(logits, *positions)
+
+
+def classes_between(view: View) -> Classes:
+    """Takes the arg-max of the interpolated logits, only where samples disagree.
+
+    The confidence is a mean over the samples, not over the pixels.
+    """
+    logits = view.logits
+    batch, height, width = tf.unstack(tf.shape(logits)[:3])
+    row_cells = _cells(view.rows, height)
+    column_cells = _cells(view.columns, width)
+    block = tf.shape(row_cells.weights)[1] * tf.shape(column_cells.weights)[1]
+    band = tf.maximum(_BAND_VALUES // (logits.shape[-1] * block * (width - 1) * batch), 1)
+    blocks = tf.zeros([batch, 0, block * (width - 1)], tf.uint8)
+    for first in tf.range(0, height - 1, band):
+        tf.autograph.experimental.set_loop_options(
+            parallel_iterations=1, shape_invariants=[(blocks, _ANY)]
+        )
+        last = tf.minimum(first + band, height - 1)
+        found = _blocks(
+            logits[:, first : last + 1], row_cells.weights[first:last], column_cells.weights
+        )
+        blocks = tf.concat([blocks, found], axis=1)
+    side = tf.shape(column_cells.weights)[1]
+    ids = tf.reshape(blocks, [batch, height - 1, width - 1, -1, side])
+    ids = tf.reshape(tf.transpose(ids, [0, 1, 3, 2, 4]), [batch, -1, (width - 1) * side])
+    ids = tf.gather(tf.gather(ids, row_cells.places, axis=1), column_cells.places, axis=2)
+    highest = tf.reduce_max(logits, -1, keepdims=True)
+    probability = 1 / tf.reduce_sum(tf.exp(logits - highest), -1)
+    confidence = tf.reduce_mean(probability, [1, 2])
+    return Classes(ids, confidence, tf.zeros([batch, tf.size(view.rows), 0]))
+
+
+class _Cells(NamedTuple):
+    """How pixels lie in the cells between the samples of an axis.
+
+    Attributes:
+      weights: [cells, k, 2] float32 of the samples before and after, for the up to k pixels of a
+        cell; what lies beyond a cell's own pixels is read by none.
+      places: [n] int32 the place of each pixel among all k of all cells.
+    """
+
+    weights: tf.Tensor
+    places: tf.Tensor
+
+
+def _cells(positions: tf.Tensor, samples: tf.Tensor) -> _Cells:
+    positions = tf.clip_by_value(positions, 0.0, tf.cast(samples - 1, tf.float32))
+    cells = tf.minimum(tf.cast(positions, tf.int32), samples - 2)
+    firsts = tf.searchsorted(cells, tf.range(samples - 1))
+    count = tf.size(positions)
+    places = tf.range(count) - tf.gather(firsts, cells)
+    most = tf.reduce_max(places) + 1
+    shares = tf.gather(
+        positions - tf.cast(cells, tf.float32),
+        tf.minimum(firsts[:, tf.newaxis] + tf.range(most), count - 1),
+    )
+    return _Cells(tf.stack([1 - shares, shares], -1), cells * most + places)
+
+
+def _blocks(logits: tf.Tensor, row_weights: tf.Tensor, column_weights: tf.Tensor) -> tf.Tensor:
+    """Finds the classes within cells.
+
+    Args:
+      logits: [B, h, w, C].
+      row_weights: [h - 1, k, 2].
+      column_weights: [w - 1, l, 2].
+
+    Returns:
+      [B, h - 1, (w - 1) * k * l] uint8.
+    """
+    batch, height, width = tf.unstack(tf.shape(logits)[:3])
+    best = tf.cast(tf.argmax(logits, -1, tf.int32), tf.uint8)
+    first = best[:, :-1, :-1]
+    others = (best[:, :-1, 1:], best[:, 1:, :-1], best[:, 1:, 1:])
+    mixed = tf.where(tf.reduce_any([first != other for other in others], 0))
+    image, row, column = tf.unstack(tf.cast(mixed, tf.int32), axis=1)
+    sample = (image * height + row) * width + column
+    corners = tf.stack([sample, sample + 1, sample + width, sample + width + 1], 1)
+    corners = tf.gather(tf.reshape(logits, [-1, logits.shape[-1]]), corners)
+    down = tf.gather(row_weights, row)[:, :, tf.newaxis, :, tf.newaxis]
+    across = tf.gather(column_weights, column)[:, tf.newaxis, :, tf.newaxis, :]
+    block = tf.shape(row_weights)[1] * tf.shape(column_weights)[1]
+    values = tf.matmul(tf.reshape(down * across, [-1, block, 4]), corners)
+    found = tf.cast(tf.argmax(values, -1, tf.int32), tf.uint8)
+    classes = tf.repeat(tf.reshape(first, [-1, 1]), block, axis=1)
+    cell = (image * (height - 1) + row) * (width - 1) + column
+    classes = tf.tensor_scatter_nd_update(classes, cell[:, tf.newaxis], found)
+    return tf.reshape(classes, [batch, height - 1, (width - 1) * block])
+
+
+def average_classes(views: list[View], *, probability: bool) -> Classes:
+    """Averages the probabilities of a region's pixels over views and takes the arg-max.
+
+    Args:
+      views: of the same n x m pixels.
+      probability: whether to return that of each pixel.
+    """
+    batch, (height, width) = tf.shape(views[0].logits)[0], map(tf.size, views[0][1:])
+    band = _BAND_VALUES // (views[0].logits.shape[-1] * len(views) * width * batch)
+    band = tf.maximum(band, 1)
+    ids = tf.zeros([batch, 0, width], tf.uint8)
+    highest = tf.zeros([batch, 0, width])
+    total = tf.zeros([batch])
+    for first in tf.range(0, height, band):
+        tf.autograph.experimental.set_loop_options(
+            parallel_iterations=1, shape_invariants=[(ids, _ANY), (highest, _ANY)]
+        )
+        rows = [view._replace(rows=view.rows[first : first + band]) for view in views]
+        mean = tf.add_n([_probabilities(view) for view in rows]) / len(views)
+        ids = tf.concat([ids, tf.cast(tf.argmax(mean, -1, tf.int32), tf.uint8)], axis=1)
+        of_pixels = tf.reduce_max(mean, -1)
+        total += tf.reduce_sum(of_pixels, [1, 2])
+        if probability:
+            highest = tf.concat([highest, of_pixels], axis=1)
+    if not probability:
+        highest = tf.zeros([batch, height, 0])
+    return Classes(ids, total / tf.cast(height * width, tf.float32), highest)
+
+
+def _probabilities(view: View) -> tf.Tensor:
+    """Interpolates the logits of a view: [B, n, m, C] softmax."""
+    band = _interpolate(view.logits, view.rows, 1)
+    return tf.nn.softmax(_interpolate(band, view.columns, 2))
+
+
+def _interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tensor:
+    """Reads values linearly between the samples of an axis, clamped at its ends."""
+    last = tf.shape(values)[axis] - 1
+    positions = tf.clip_by_value(positions, 0.0, tf.cast(last, tf.float32))
+    low = tf.cast(positions, tf.int32)
+    share = positions - tf.cast(low, tf.float32)
+    share = tf.reshape(share, [-1, 1, 1] if axis == 1 else [-1, 1])
+    below = tf.gather(values, low, axis=axis)
+    above = tf.gather(values, tf.minimum(low + 1, last), axis=axis)
+    return below + (above - below) * share
