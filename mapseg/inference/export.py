@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from mapseg.data.samples import decode_image
 from mapseg.files import whole_dir
+from mapseg.inference.headers import is_animated, read_jpeg_channels
 from mapseg.inference.orientation import upright
 from mapseg.inference.predictor import Predictor
 from mapseg.inference.reading import DEPTH_MESSAGE, SMALLEST_16_BIT_PEAK
@@ -17,6 +18,11 @@ _OWN_FILES = {
     *("assets", "fingerprint.pb", "keras_metadata.pb", "labels.json", "saved_model.pb"),
     "variables",
 }
+_CMYK_MESSAGE = (
+    "a JPEG must be grey or RGB; got CMYK, which TensorFlow converts otherwise than inference. "
+    "Remedy: save it as RGB"
+)
+_ANIMATED_MESSAGE = "a PNG must hold one picture; got an animated one. Remedy: save each by itself"
 
 
 class _Exported(tf.Module):
@@ -72,9 +78,9 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     signature `encoded`, also the method `segment_encoded`, takes `encoded`: the bytes of one JPEG
     or PNG file, or of [B] whose images have one size, as TensorFlow Serving gets them in
     `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It gives the same, for one file
-    without B. Photographs are turned upright by their EXIF data, as in inference. Images of 16 bits
-    whose values end below 2^14 are refused there too, but a damaged JPEG is decoded as far as it
-    goes.
+    without B. Photographs are turned upright by their EXIF data, as in inference. As there, images
+    of 16 bits whose values end below 2^14, animated PNGs and JPEGs that were cut off are refused;
+    CMYK is refused too. But a JPEG that is damaged within is decoded, its rest wrong.
 
     Args:
       run: for the classes.
@@ -105,6 +111,8 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a JPEG or PNG as `read_image` does: [H, W, 3] uint8."""
+    tf.debugging.assert_less(read_jpeg_channels(encoded), 4, _CMYK_MESSAGE)
+    tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE])
     is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
     if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
         deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
