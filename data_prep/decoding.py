@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS
 from data_prep.pairing import Pair
-from mapseg.data.encoded import PNG, channel_bits, check_single, open_image
+from mapseg.data.encoded import JPEG, PNG, channel_bits, check_single, open_image
 from mapseg.labels import LabelClass
 
 _MODES = {"jpeg": ("L", "RGB"), "png": ("1", "L", "LA", "P", "RGB", "RGBA")}
@@ -45,6 +45,12 @@ def _read(path: Path) -> bytes:
 
 
 def _open(path: Path, data: bytes) -> Image.Image:
+    if not data.startswith((JPEG, PNG)):
+        kind = "another kind of file" if data else "an empty file"
+        raise ValueError(
+            f"{path}: must be a whole JPEG or PNG image; got {kind}, by its first bytes. Remedy: "
+            "fetch it again or save it as PNG, or leave such pairs out with --on_error=skip"
+        )
     with naming(path):
         image = open_image(data)
     try:

@@ -73,10 +73,15 @@ def check_single(image: Image.Image) -> None:
         if not copies[0] and all(copies[1:]):
             return
     if count > 1:
-        raise ValueError(
-            f"an image file must hold one picture; got {count} pages or frames. Remedy: save each "
-            "as a file of its own, or an animation as a video"
-        )
+        raise ValueError(several_message(str(count)))
+
+
+def several_message(count: str) -> str:
+    """Says what is wrong with a file of several pictures."""
+    return (
+        f"an image file must hold one picture; got {count} pages or frames. Remedy: save each as a "
+        "file of its own, or an animation as a video"
+    )
 
 
 def _is_copy(tiff: Image.Image, page: int) -> bool:

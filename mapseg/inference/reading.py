@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mapseg.data.encoded import JPEG, PNG, check_jpeg, check_single
+from mapseg.data.encoded import JPEG, PNG, check_jpeg, check_single, several_message
 
 # Cameras store 10, 12 or 14 bits in 16: where no value needs all, nobody can tell how bright it is.
 SMALLEST_16_BIT_PEAK = 2**14
+_PPM_HEAD = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
 _MISREAD_TIFF_MODES = ("RGBA", "RGBa", "LA", "La", "PA", "LAB")  # OpenCV gives other colours
 DEPTH_MESSAGE = (
     "an image must have 8 bits, or use the range of 16: its values may be a camera's 10, 12 or 14 "
@@ -93,15 +95,20 @@ def _measure(path: Path) -> VideoLength:
 
 
 def _check_converted(path: Path) -> None:
-    """Refuses a video of interlaced pictures, in place of which OpenCV returns unset memory.
+    """Refuses a video whose frames OpenCV returns as they are not.
 
-    That memory never changes; that of another capture is other memory.
+    In place of interlaced ones it returns unset memory, which never changes; that of another
+    capture is other memory. Of 16 bits it takes the upper 8, as of images.
 
     Raises:
-      ValueError: OpenCV cannot open it, or cannot convert its pictures.
+      ValueError: it is one of these, or OpenCV cannot open it.
     """
     capture = open_video(path)
     _, first = capture.read()
+    if first is not None and _is_16_bit(capture) and first.max() < SMALLEST_16_BIT_PEAK >> 8:
+        raise ValueError(
+            f"{path}: {DEPTH_MESSAGE}; got 16-bit frames up to {int(first.max()) << 8}"
+        )
     whole, picture = first is not None, first
     while whole and np.array_equal(picture, first):
         whole, picture = capture.read()
@@ -113,6 +120,12 @@ def _check_converted(path: Path) -> None:
             f"{path}: a video must be progressive; got frames that never change, as OpenCV gives "
             "for interlaced ones. Remedy: ffmpeg -i IN -map 0:v -vf yadif -crf 10 OUT.mp4"
         )
+
+
+def _is_16_bit(capture: Any) -> bool:
+    # FFmpeg's codes of formats without a common name have the bits at one end: Y1 0 16, 16 0 1 Y.
+    code = int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) & 0xFFFFFFFF
+    return 16 in (code & 0xFF, code >> 24)
 
 
 @contextmanager
@@ -179,6 +192,7 @@ def _check(data: bytes) -> None:
             check_jpeg(data)
         elif not data.startswith(PNG):  # OpenCV is strict with PNG
             picture.load()
+            _check_ppm(data)
             if picture.format == "TIFF" and picture.mode in _MISREAD_TIFF_MODES:
                 raise ValueError(
                     f"a TIFF must be grey or RGB, without transparency; got {picture.mode}. "
@@ -186,11 +200,27 @@ def _check(data: bytes) -> None:
                 )
 
 
+def _check_ppm(data: bytes) -> None:
+    """Refuses a PPM that OpenCV would decode too dark, or of several pictures."""
+    head = _PPM_HEAD.match(data)
+    if head is None:
+        return
+    kind, width, height, peak = map(int, head.groups())
+    if peak not in (255, 65535):
+        raise ValueError(
+            f"the maximum in a PPM's header must be 255 or 65535; got {peak}. Remedy: scale it to "
+            "8 bits"
+        )
+    size = width * height * (3 if kind == 6 else 1) * (2 if peak > 255 else 1)
+    if data[head.end() + size :].lstrip()[:1] == b"P":
+        raise ValueError(several_message("more"))
+
+
 def _decode(data: bytes) -> np.ndarray:
     encoded = np.frombuffer(data, np.uint8)
     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
-        raise ValueError("cut off, or not an image")
+        raise ValueError("cut off, or of a kind that OpenCV does not decode")
     if image.dtype == np.uint8:
         return image
     peak = image.max()

@@ -92,6 +92,29 @@ def test_smaller_copies_and_masks_in_a_tiff_are_no_pages(tmp_path):
             read_image(tmp_path / "a.tif")
 
 
+def save_ppm(path, peak, dtype, count=1, comment=b""):
+    pixels = np.full((8, 12, 3), 0.7 * peak).astype(dtype)
+    head = b"P6\n" + comment + b"12 8\n" + str(peak).encode() + b"\n"
+    path.write_bytes(count * (head + pixels.tobytes()))
+
+
+def test_a_ppm_of_another_maximum_or_several_pictures_is_refused(tmp_path):
+    """OpenCV takes its values as they are, of the first picture."""
+    path = tmp_path / "a.ppm"
+    for peak, dtype in ((255, np.uint8), (65535, ">u2")):
+        save_ppm(path, peak, dtype, comment=b"# 7 of 9\n")
+        assert np.abs(read_image(path) - 178.0).max() <= 1
+    for peak, dtype in ((100, np.uint8), (1023, ">u2"), (4095, ">u2")):
+        save_ppm(path, peak, dtype)
+        with pytest.raises(
+            ValueError, match=rf"a\.ppm: .*must be 255 or 65535; got {peak}.*Remedy"
+        ):
+            read_image(path)
+    save_ppm(path, 255, np.uint8, count=2)
+    with pytest.raises(ValueError, match="must hold one picture; got more pages"):
+        read_image(path)
+
+
 # Videos that are not what they announce
 
 
@@ -211,3 +234,32 @@ def test_a_video_of_another_codec_says_so(tmp_path):
     lines = []
     assert run(tmp_path / "a.avi", tmp_path / "out", lines=lines) == Counts(0, 1, 0)
     assert "a.avi: " in lines[-2] and ("codec" in lines[-2] or "can decode" in lines[-2])
+
+
+@pytest.mark.parametrize(("bits", "whole"), [(16, True), (12, False)])
+def test_a_video_of_16_bits_must_use_their_range(tmp_path, monkeypatch, bits, whole):
+    """As of infrared cameras; OpenCV takes the upper 8 bits, so that 12 are dark."""
+    write_moving(tmp_path / "a.avi", "MJPG", count=4)
+    opened = cv2.VideoCapture
+
+    class Deep:
+        def __init__(self, path):
+            self._capture = opened(path)
+
+        def __getattr__(self, name):
+            return getattr(self._capture, name)
+
+        def get(self, what):
+            code = int.from_bytes(b"Y1\0\x10", "little")
+            return code if what == cv2.CAP_PROP_CODEC_PIXEL_FORMAT else self._capture.get(what)
+
+        def read(self):
+            is_read, picture = self._capture.read()
+            return is_read, None if picture is None else picture >> (16 - bits)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Deep)
+    if whole:
+        assert measure_video(tmp_path / "a.avi") == VideoLength(4, 4, True)
+    else:
+        with pytest.raises(ValueError, match=r"a\.avi: an image must have 8 bits.*Remedy"):
+            measure_video(tmp_path / "a.avi")
