@@ -69,6 +69,8 @@ def _check_image(sample: Sample) -> None:
             f"{sample.key}: sizes must be equal; got image {sizes[0]}, label {sizes[1]}, "
             f"image/height and image/width {sample.size}"
         )
+    if image.mode == "CMYK":  # decoders differ in its colours
+        raise ValueError(f"{sample.key}: an image must be grey or RGB; got CMYK")
     if channel_bits(sample.image) > 8:
         raise ValueError(
             f"{sample.key}: an image must have at most 8 bits a channel; got "

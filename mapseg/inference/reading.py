@@ -24,8 +24,8 @@ DEPTH_MESSAGE = (
     "bits. Remedy: scale it to 8 bits"
 )
 
-# How much less than announced a video may have. The length of AVI and MP4 is that of the pictures;
-# elsewhere it is that of the longest track, and sound often ends later.
+# How much less than announced a video may have. AVI and MP4 announce the pictures' own length,
+# other containers that of the longest track, and sound often ends later.
 _SLACK_FRAMES, _SLACK_SECS = 3, 1.0
 _TRIES = 100  # to decode anything behind a frame that cannot be
 _OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
@@ -61,9 +61,10 @@ def measure_video(path: Path) -> VideoLength:
     It is damaged where frames can be decoded behind one that cannot, or where it has fewer frames
     than announced and a gap in time, at its end or within. Fewer frames alone show nothing: the
     number is an estimate where the rate varies, and counts frames that an edit list cuts off.
+    Damage that the decoder conceals goes unnoticed.
 
     Raises:
-      ValueError: OpenCV cannot open it, or cannot convert its pictures.
+      ValueError: OpenCV cannot open it, or returns its frames as they are not.
     """
     _check_converted(path)
     length = _measure(path)
@@ -88,9 +89,10 @@ def _measure(path: Path) -> VideoLength:
     with path.open("rb") as file:
         head = file.read(8)
     exact = head.startswith(b"RIFF") or head.endswith(b"ftyp")
-    slack = _SLACK_FRAMES if exact else fps * _SLACK_SECS
-    lost = max((announced / fps - end) * fps - 1, (gap - _SLACK_SECS) * fps)
-    fewer = announced - frames > slack and lost > slack
+    second = max(fps * _SLACK_SECS, _SLACK_FRAMES)
+    slack = _SLACK_FRAMES if exact else second
+    lacks_end, lacks_middle = announced - end * fps - 1 > slack, gap * fps - 1 > second
+    fewer = announced - frames > slack and (lacks_end or lacks_middle)
     return VideoLength(frames, int(announced), not (resumes or fewer))
 
 
@@ -268,7 +270,7 @@ def _damaged_video(path: Path, number: int, announced: float) -> ValueError:
         )
     count = f"{announced:.0f}" if announced > number else "more"
     return ValueError(
-        f"{path}: a video must be decodable to its end; got {number} frames of {count}, the rest "
-        "is damaged or missing. Remedy: fetch it again, or if this is all of it make a whole one: "
-        "ffmpeg -i IN -map 0:v -crf 10 OUT.mp4"
+        f"{path}: a video must be decodable to its end; got {number} frames of {count}: the rest "
+        "is damaged or missing, or its sound is longer. Remedy: fetch it again, or if this is all "
+        "of it make a whole one: ffmpeg -i IN -map 0:v -crf 10 OUT.mp4"
     )

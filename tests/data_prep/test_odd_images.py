@@ -356,3 +356,24 @@ def test_a_phones_jpeg_of_two_pictures_is_its_first(pair):
     pair.image_path.write_bytes(buffer.getvalue())
     stored = np.asarray(Image.open(io.BytesIO(parse_sample(convert(pair)[0]).image)))
     assert np.abs(stored.astype(int) - picture()).mean() < 4
+
+
+def test_cmyk_is_refused_by_conversion_and_verification(pair):
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).convert("CMYK").save(buffer, "JPEG")
+    data = buffer.getvalue()
+    pair.image_path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.jpg: an image must be grey or RGB.* mode CMYK"):
+        convert(pair)
+    with pytest.raises(ValueError, match="key: an image must be grey or RGB; got CMYK"):
+        inspect_record(record_of(data), range(4))
+
+
+def test_another_kind_of_file_is_called_so(pair):
+    for data, kind in (
+        (encoded(picture(), "WEBP"), "another kind of file"),
+        (b"", "an empty file"),
+    ):
+        pair.image_path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"a\.jpg: .*got {kind}, .*Remedy: fetch it again or"):
+            convert(pair)

@@ -165,8 +165,8 @@ def test_a_damaged_video_gives_its_first_frames_and_the_cause(tmp_path):
     (row,) = [row for row in read_rows(out_dir) if row["status"] != "ok"]
     assert row["frame"] == f"clip/{frames:06d}"
     assert (
-        f"clip.mp4: a video must be decodable to its end; got {frames} frames of 60, the rest is "
-        "damaged or missing. Remedy: fetch it again" in row["status"]
+        f"clip.mp4: a video must be decodable to its end; got {frames} frames of 60: the rest is "
+        "damaged or missing, or its sound is longer. Remedy: fetch it again" in row["status"]
     )
     assert run(pattern, out_dir, outputs="ids") == Counts(0, 1, frames + 1)
     write_moving(tmp_path / "in" / "clip.mp4")  # fetched again: all is done again
