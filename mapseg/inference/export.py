@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from mapseg.data.encoded import JPEG
 from mapseg.data.samples import decode_image
 from mapseg.files import whole_dir
 from mapseg.inference.headers import is_animated, read_jpeg_channels
@@ -22,6 +23,7 @@ _CMYK_MESSAGE = (
     "a JPEG must be grey or RGB; got CMYK, which TensorFlow converts otherwise than inference. "
     "Remedy: save it as RGB"
 )
+_KIND_MESSAGE = "a file must be a JPEG or PNG; got another kind. Remedy: save it as one of these"
 _ANIMATED_MESSAGE = "a PNG must hold one picture; got an animated one. Remedy: save each by itself"
 
 
@@ -111,9 +113,11 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a JPEG or PNG as `read_image` does: [H, W, 3] uint8."""
+    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == JPEG
+    tf.debugging.Assert(is_png or is_jpeg, [_KIND_MESSAGE])
     tf.debugging.assert_less(read_jpeg_channels(encoded), 4, _CMYK_MESSAGE)
     tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE])
-    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
     if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
         deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
         peak = tf.reduce_max(tf.cast(deep, tf.int32))

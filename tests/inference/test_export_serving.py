@@ -157,3 +157,10 @@ def test_every_kind_of_png_is_decoded_as_frames_are(tmp_path, mode):
     data = io.BytesIO()
     Image.fromarray(PIXELS).convert(mode).save(data, "PNG")
     assert_decoded_as_frames_are(data.getvalue(), tmp_path / "frame")
+
+
+@pytest.mark.parametrize("data", [encode("WEBP"), encode("GIF"), encode("BMP"), b"text", b""])
+def test_other_kinds_of_files_are_called_so(data):
+    """TensorFlow decodes some of them, to other shapes."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be a JPEG or PNG; got another"):
+        tf.function(_decode)(tf.constant(data))
