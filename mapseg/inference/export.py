@@ -115,9 +115,13 @@ def _decode(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a JPEG or PNG as `read_image` does: [H, W, 3] uint8."""
     is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
     is_jpeg = tf.strings.substr(encoded, 0, 3) == JPEG
-    tf.debugging.Assert(is_png or is_jpeg, [_KIND_MESSAGE])
-    tf.debugging.assert_less(read_jpeg_channels(encoded), 4, _CMYK_MESSAGE)
-    tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE])
+    checks = [
+        tf.debugging.Assert(is_png or is_jpeg, [_KIND_MESSAGE]),
+        tf.debugging.Assert(read_jpeg_channels(encoded) < 4, [_CMYK_MESSAGE]),
+        tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE]),
+    ]
+    with tf.control_dependencies(checks):  # or a decoder's error may come first
+        encoded = tf.identity(encoded)
     if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
         deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
         peak = tf.reduce_max(tf.cast(deep, tf.int32))
