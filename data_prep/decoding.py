@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS
 from data_prep.pairing import Pair
-from mapseg.data.encoded import PNG, channel_bits, open_image
+from mapseg.data.encoded import JPEG, PNG, channel_bits, check_single, open_image
 from mapseg.labels import LabelClass
 
 _MODES = {"jpeg": ("L", "RGB"), "png": ("1", "L", "LA", "P", "RGB", "RGBA")}
@@ -44,6 +44,22 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{path}: must be readable; got: {error.strerror}. {_REMEDY}") from error
 
 
+def _open(path: Path, data: bytes) -> Image.Image:
+    if not data.startswith((JPEG, PNG)):
+        kind = "another kind of file" if data else "an empty file"
+        raise ValueError(
+            f"{path}: must be a whole JPEG or PNG image; got {kind}, by its first bytes. Remedy: "
+            "fetch it again or save it as PNG, or leave such pairs out with --on_error=skip"
+        )
+    with naming(path):
+        image = open_image(data)
+    try:
+        check_single(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return image
+
+
 def read_image(path: Path) -> tuple[bytes, Image.Image, str]:
     """Reads an image file without decoding it.
 
@@ -51,11 +67,10 @@ def read_image(path: Path) -> tuple[bytes, Image.Image, str]:
       Its bytes, the image, and jpeg or png.
 
     Raises:
-      ValueError: a file that is unreadable, damaged or of a kind that cannot be used.
+      ValueError: a file that is unreadable, damaged, animated or of a kind that cannot be used.
     """
     data = _read(path)
-    with naming(path):
-        image = open_image(data)
+    image = _open(path, data)
     image_format = "png" if data.startswith(PNG) else "jpeg"
     if image.mode not in _MODES[image_format] or channel_bits(data) > 8:
         raise ValueError(
@@ -74,14 +89,14 @@ def read_label(path: Path, classes: Sequence[LabelClass]) -> tuple[bytes, Image.
       contradicts the class table, as of a colour map it would, else nothing.
 
     Raises:
-      ValueError: a file that is unreadable, damaged or no map of ids; an id outside the table.
+      ValueError: a file that is unreadable, damaged, animated or no map of ids; an id outside the
+        table.
     """
     data = _read(path)
     if not data.startswith(PNG):
         kind = "another kind of file" if data else "an empty file"
         raise ValueError(f"{path}: a label must be a PNG of ids; got {kind}. {_REMEDY}")
-    with naming(path):
-        label = open_image(data)
+    label = _open(path, data)
     depth, color_type = channel_bits(data), data[25]
     if color_type not in (_PNG_GREY, _PNG_PALETTE) or (color_type == _PNG_GREY and depth != 8):
         kind = {_PNG_GREY: "grey", 2: "RGB", 4: "grey with alpha", 6: "RGBA"}[color_type]

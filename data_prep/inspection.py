@@ -1,11 +1,12 @@
 """Decodes all of a record, and checks it against itself and its class table."""
 
+import zlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from data_prep.facts import SampleFacts, note_facts
-from mapseg.data.encoded import JPEG, channel_bits, check_jpeg, open_image
+from mapseg.data.encoded import JPEG, channel_bits, check_jpeg, check_single, open_image
 from mapseg.data.samples import Sample, decode_image, parse_sample
 from mapseg.data.tiles import Window, decode_window, fill_tiles, tile_grid
 from mapseg.labels import VOID
@@ -56,9 +57,11 @@ def _check_image(sample: Sample) -> None:
     """
     try:
         image, label = open_image(sample.image), open_image(sample.label)
+        for picture in (image, label):
+            check_single(picture)
         if sample.image.startswith(JPEG):
             check_jpeg(sample.image)
-    except (ValueError, OSError, SyntaxError) as error:
+    except (ValueError, OSError, SyntaxError, zlib.error) as error:
         raise ValueError(f"{sample.key}: image and label must be decodable; got {error}") from error
     sizes = [(picture.height, picture.width) for picture in (image, label)]
     if sizes != [sample.size] * 2:
@@ -66,6 +69,8 @@ def _check_image(sample: Sample) -> None:
             f"{sample.key}: sizes must be equal; got image {sizes[0]}, label {sizes[1]}, "
             f"image/height and image/width {sample.size}"
         )
+    if image.mode == "CMYK":  # decoders differ in its colours
+        raise ValueError(f"{sample.key}: an image must be grey or RGB; got CMYK")
     if channel_bits(sample.image) > 8:
         raise ValueError(
             f"{sample.key}: an image must have at most 8 bits a channel; got "

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from mapseg.data.encoded import JPEG
 from mapseg.data.samples import decode_image
 from mapseg.files import whole_dir
+from mapseg.inference.headers import is_animated, read_jpeg_channels
 from mapseg.inference.orientation import upright
 from mapseg.inference.predictor import Predictor
 from mapseg.inference.reading import DEPTH_MESSAGE, SMALLEST_16_BIT_PEAK
@@ -17,6 +19,12 @@ _OWN_FILES = {
     *("assets", "fingerprint.pb", "keras_metadata.pb", "labels.json", "saved_model.pb"),
     "variables",
 }
+_CMYK_MESSAGE = (
+    "a JPEG must be grey or RGB; got CMYK, which TensorFlow converts otherwise than inference. "
+    "Remedy: save it as RGB"
+)
+_KIND_MESSAGE = "a file must be a JPEG or PNG; got another kind. Remedy: save it as one of these"
+_ANIMATED_MESSAGE = "a PNG must hold one picture; got an animated one. Remedy: save each by itself"
 
 
 class _Exported(tf.Module):
@@ -74,9 +82,9 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     signature `encoded`, also the method `segment_encoded`, takes `encoded`: the bytes of one JPEG
     or PNG file, or of [B] whose images have one size, as TensorFlow Serving gets them in
     `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It gives the same, for one file
-    without B. Photographs are turned upright by their EXIF data, as in inference. Images of 16 bits
-    whose values end below 2^14 are refused there too, but a damaged JPEG is decoded as far as it
-    goes.
+    without B. Photographs are turned upright by their EXIF data, as in inference. As there, images
+    of 16 bits whose values end below 2^14, animated PNGs and JPEGs that were cut off are refused;
+    CMYK is refused too. But a JPEG that is damaged within is decoded, its rest wrong.
 
     Args:
       run: for the classes.
@@ -108,6 +116,14 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a JPEG or PNG as `read_image` does: [H, W, 3] uint8."""
     is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == JPEG
+    checks = [
+        tf.debugging.Assert(is_png or is_jpeg, [_KIND_MESSAGE]),
+        tf.debugging.Assert(read_jpeg_channels(encoded) < 4, [_CMYK_MESSAGE]),
+        tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE]),
+    ]
+    with tf.control_dependencies(checks):  # or a decoder's error may come first
+        encoded = tf.identity(encoded)
     if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
         deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
         peak = tf.reduce_max(tf.cast(deep, tf.int32))

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from mapseg.config import InferConfig
-from mapseg.inference.reading import open_video
+from mapseg.inference.reading import VideoLength, measure_video
 from mapseg.inference.searching import IMAGE_TYPES, is_image, is_video, search
 
 
@@ -38,7 +38,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameList:
-    """Frames in natural order (2 before 10), and lines that tell what was left out."""
+    """Frames in natural order (2 before 10), and lines that tell what was left out or may lack."""
 
     frames: tuple[Frame, ...]
     skipped: tuple[str, ...]
@@ -51,8 +51,9 @@ def find_frames(config: InferConfig) -> FrameList:
     path a line, from the list's folder on; an image; or a video. Where a folder has folders named
     `image_*` below it, as all layouts of KITTI do, only their images are frames. Hidden files and
     results of inference never are. A file that is named twice is one frame. Videos are decoded
-    once to count their frames, because their headers may only estimate it; one that cannot be
-    decoded is a single frame, which will fail.
+    once to count their frames, because their headers may only estimate it. One that cannot be
+    decoded is a single frame, which will fail; one that is damaged within, or lacks its end, has a
+    last frame that will fail.
 
     Args:
       config: `frames`, `cameras` and `every` are used.
@@ -71,6 +72,7 @@ def find_frames(config: InferConfig) -> FrameList:
     while found.base / home in inside:  # a folder of the same name as the one it lies in
         home += "_"
     frames: list[Frame] = []
+    lines = list(found.skipped)
     videos: dict[str, Path] = {}
     ordered = sorted(dict.fromkeys(found.paths), key=order)
     for _, group in itertools.groupby(ordered, key=lambda path: path.parent):
@@ -83,19 +85,17 @@ def find_frames(config: InferConfig) -> FrameList:
         for path in (path for path in folder if is_video(path)):
             name = _output_name(path, found.base)
             video = _own_video(videos, name, path)
-            count = _count_video_frames(path)
-            numbers = range(0, count, config.every)
-            frames.extend(Frame(path, f"{name}/{n:06d}", video, n) for n in numbers)
-            if not count:  # reading it tells why
-                frames.append(Frame(path, name, video, 0))
+            parts, notes = _video_frames(path, name, video, config.every)
+            frames += parts
+            lines += notes
     if not frames:
         raise FileNotFoundError(
-            f"{config.frames}: no frames found; {'; '.join(found.skipped) or 'no files there'}. "
+            f"{config.frames}: no frames found; {'; '.join(lines) or 'no files there'}. "
             f"Remedy: name a folder of images ({' '.join(IMAGE_TYPES)}), a quoted glob that "
             "matches files, a .txt list of paths, or a video"
         )
     _refuse_equal_names(frames)
-    return FrameList(tuple(frames), found.skipped)
+    return FrameList(tuple(frames), tuple(lines))
 
 
 def printable(text: str | Path) -> str:
@@ -137,9 +137,25 @@ def _refuse_equal_names(frames: Iterable[Frame]) -> None:
             )
 
 
-def _count_video_frames(path: Path) -> int:
+def _video_frames(path: Path, name: str, video: str, every: int) -> tuple[list[Frame], list[str]]:
+    """Returns the frames of a video, and lines that tell what it may lack.
+
+    Reading the last one, of a video that is not whole, tells what is wrong with it.
+    """
     try:
-        capture = open_video(path)
+        length = measure_video(path)
     except ValueError:
-        return 0
-    return sum(1 for _ in iter(capture.grab, False))
+        length = VideoLength(0, 0, False)
+    if not length.frames:
+        return [Frame(path, name, video, 0)], []
+    numbers = [*range(0, length.frames, every)]
+    if not length.is_whole:
+        numbers.append(length.frames)
+    frames = [Frame(path, f"{name}/{n:06d}", video, n) for n in numbers]
+    if not length.is_whole or length.frames >= length.announced:
+        return frames, []
+    line = (
+        f"{path}: {length.frames} frames where {length.announced} are announced: its rate varies, "
+        "it was cut without being encoded anew, or some are lost"
+    )
+    return frames, [line]

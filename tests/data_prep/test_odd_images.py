@@ -289,3 +289,91 @@ def test_a_png_whose_last_checksum_differs_is_named(pair):
     pair.image_path.write_bytes(data[:-1] + b"x")
     with pytest.raises(ValueError, match=r"a\.jpg: must be a whole .* checksum"):
         convert(pair)
+
+
+def with_pixels(png, change):
+    """A PNG whose compressed pixels are changed, in one chunk, with sound checksums of chunks."""
+    at = png.index(b"IDAT") - 4
+    length = int.from_bytes(png[at : at + 4], "big")
+    assert png[at + 12 + length :][4:8] == b"IEND"
+    return png[:at] + chunk(b"IDAT", change(png[at + 8 : at + 8 + length])) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("file", ["image_path", "label_path"])
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda data: data[:-4], "its compressed pixels lack their end"),
+        (lambda data: data[:-1], "its compressed pixels lack their end"),
+        (lambda data: data[:-4] + b"abcd", "incorrect data check"),
+    ],
+)
+def test_a_png_whose_pixels_lack_their_checksum_is_named(pair, file, change, cause):
+    """Pillow decodes some of them; TensorFlow, which trains on them, none."""
+    path = getattr(pair, file)
+    png = encoded(IDS if file == "label_path" else picture(), "PNG")
+    path.write_bytes(with_pixels(png, lambda data: data + b"and more"))
+    convert(pair)
+    path.write_bytes(with_pixels(png, change))
+    with pytest.raises(ValueError, match=rf"{path.name}: must be a whole .*{cause}.*Remedy: fetch"):
+        convert(pair)
+    image, label = path.read_bytes(), None
+    if file == "label_path":
+        image, label = encoded(picture()), image
+    with pytest.raises(ValueError, match="key: image and label must be decodable; got"):
+        inspect_record(record_of(image, label), range(4))
+
+
+def animated(*pictures):
+    buffer = io.BytesIO()
+    first, *others = map(Image.fromarray, pictures)
+    first.save(buffer, "PNG", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
+def test_an_animated_png_is_refused(pair):
+    image, label = animated(picture(), picture(1)), animated(IDS, IDS[::-1].copy())
+    single = encoded(picture(), "PNG")
+    for data, label_data, name in (
+        (image, pair.label_path.read_bytes(), "jpg"),
+        (single, label, "png"),
+    ):
+        pair.image_path.write_bytes(data)
+        pair.label_path.write_bytes(label_data)
+        with pytest.raises(
+            ValueError, match=rf"a\.{name}: an image file must hold one picture; got 2"
+        ):
+            convert(pair)
+        with pytest.raises(ValueError, match=r"key: .*must hold one picture; got 2 pages"):
+            inspect_record(record_of(data, label_data), range(4))
+
+
+def test_a_phones_jpeg_of_two_pictures_is_its_first(pair):
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(
+        buffer, "MPO", save_all=True, append_images=[Image.fromarray(picture(1))]
+    )
+    pair.image_path.write_bytes(buffer.getvalue())
+    stored = np.asarray(Image.open(io.BytesIO(parse_sample(convert(pair)[0]).image)))
+    assert np.abs(stored.astype(int) - picture()).mean() < 4
+
+
+def test_cmyk_is_refused_by_conversion_and_verification(pair):
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).convert("CMYK").save(buffer, "JPEG")
+    data = buffer.getvalue()
+    pair.image_path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.jpg: an image must be grey or RGB.* mode CMYK"):
+        convert(pair)
+    with pytest.raises(ValueError, match="key: an image must be grey or RGB; got CMYK"):
+        inspect_record(record_of(data), range(4))
+
+
+def test_another_kind_of_file_is_called_so(pair):
+    for data, kind in (
+        (encoded(picture(), "WEBP"), "another kind of file"),
+        (b"", "an empty file"),
+    ):
+        pair.image_path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"a\.jpg: .*got {kind}, .*Remedy: fetch it again or"):
+            convert(pair)

@@ -122,3 +122,45 @@ def test_encoded_files_are_served_with_the_ids_of_inference(run_dir, tmp_path):
     assert served.shape == (2, 48, 32)
     for path, ids in zip(paths, served, strict=True):
         np.testing.assert_array_equal(ids, estimator.predict(read_image(path), config).ids)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_cmyk_is_refused_for_it_would_give_other_ids(options):
+    data = io.BytesIO()
+    Image.fromarray(PIXELS).convert("CMYK").save(data, "JPEG", **options)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"got CMYK.*Remedy: save it as RGB"):
+        tf.function(_decode)(tf.constant(data.getvalue()))
+
+
+def test_an_animated_png_is_refused():
+    frame = Image.fromarray(PIXELS)
+    for others, count in (([Image.fromarray(PIXELS[::-1])], 2), ([], 1)):
+        data = io.BytesIO()
+        frame.save(data, "PNG", save_all=True, append_images=others)
+        if count == 1:
+            np.testing.assert_array_equal(tf.function(_decode)(data.getvalue()), PIXELS)
+        else:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="got an animated one"):
+                tf.function(_decode)(tf.constant(data.getvalue()))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_that_was_cut_off_is_refused(options, share):
+    data = encode("JPEG", quality=95, **options)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.function(_decode)(tf.constant(data[: int(share * len(data))]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_kind_of_png_is_decoded_as_frames_are(tmp_path, mode):
+    data = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(data, "PNG")
+    assert_decoded_as_frames_are(data.getvalue(), tmp_path / "frame")
+
+
+@pytest.mark.parametrize("data", [encode("WEBP"), encode("GIF"), encode("BMP"), b"text", b""])
+def test_other_kinds_of_files_are_called_so(data):
+    """TensorFlow decodes some of them, to other shapes."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be a JPEG or PNG; got another"):
+        tf.function(_decode)(tf.constant(data))

@@ -314,8 +314,8 @@ def test_a_video_that_mpeg_4_cannot_hold_fails_alone(tmp_path, size, why):
 def test_a_rate_is_rounded_to_what_mpeg_4_can_note(tmp_path):
     path = tmp_path / "phone.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 90.123, (64, 48))
-    for _ in range(3):
-        writer.write(np.zeros((48, 64, 3), np.uint8))
+    for i in range(3):
+        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
     writer.release()
     assert run(path, tmp_path / "out", outputs="ids,video") == Counts(3, 0, 0)
     video = cv2.VideoCapture(str(tmp_path / "out" / "video" / "phone.mp4"))
