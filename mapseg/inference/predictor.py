@@ -6,6 +6,7 @@ run the very same code.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -53,6 +54,10 @@ class Segmentations(Sequence[Segmentation]):
     def __init__(self, result: dict[str, tf.Tensor]):
         self._result = result
 
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in self._result.items()}
+
     def __len__(self) -> int:
         return int(self._result["ids"].shape[0])
 
@@ -65,13 +70,10 @@ class Segmentations(Sequence[Segmentation]):
     def __getitem__(self, index: int | slice) -> Segmentation | list[Segmentation]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        values = {name: tensor[index].numpy() for name, tensor in self._result.items()}
-        return Segmentation(
-            values["ids"],
-            float(values["confidence"]),
-            float(values["scale"]),
-            values.get("probability"),
-        )
+        arrays = self._arrays
+        probability = arrays["probability"][index] if "probability" in arrays else None
+        confidence, scale = float(arrays["confidence"][index]), float(arrays["scale"][index])
+        return Segmentation(arrays["ids"][index], confidence, scale, probability)
 
 
 class Predictor(tf.Module):

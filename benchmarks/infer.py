@@ -1,0 +1,248 @@
+"""Times frames: the network alone, from files to files, and another program in turn with it.
+
+    python benchmarks/infer.py [--run_dirs=RUN] [--encoders=mobilenet_v2,resnet50] [--size=375x1242]
+        [--batches=1] [--rounds=3] [--twin="PYTHON torch_cpu.py"] [--check] [--frames=DIR]
+
+A network is that of a run, or one of random weights: random weights give noise, the worst case for
+a CPU, which interpolates logits only where neighbours disagree on the class. Each measurement has a
+process of its own, and all take turns, `--rounds` times: uint8 frames in memory -> ids in memory, a
+frame after the other or in batches. --twin is a command that takes ARCH HxW BATCH infer|onnx and
+prints a JSON line with median_ms, CHANNELS of its decoder in the environment.
+
+--frames segments a folder of images with infer_main.py's options into id PNGs and overlays, and
+compares the time a frame from the tenth on with the network's own. --check exits with 1 where a
+target of TARGETS is missed.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from absl import flags
+
+from mapseg import cli, machine
+from mapseg.config import ENCODERS, InferConfig, PredictConfig
+
+CLASSES = 66
+TIMM_NAMES = {"mobilenet_v2": "mobilenetv2_100", "efficientnet_lite0": "efficientnet_lite0"}
+# (of a trained run, mode of the twin) -> most that our time may be of the twin's.
+TARGETS = {(True, "onnx"): 1.0, (True, "infer"): 0.55, (False, "onnx"): 1.0, (False, "infer"): 0.7}
+END_TO_END_TARGET = 1.25
+FIRST_FRAMES = 10  # not counted: they fill the queues and warm up
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines what the program takes."""
+    values = flags.FlagValues()
+    names = ", ".join(ENCODERS)
+    flags.DEFINE_list("run_dirs", [], "runs whose networks are timed", flag_values=values)
+    flags.DEFINE_list("encoders", [], f"random weights, of {names}", flag_values=values)
+    flags.DEFINE_integer("decoder_channels", 256, "with random weights", flag_values=values)
+    flags.DEFINE_string("size", "375x1242", "of a frame", flag_values=values)
+    flags.DEFINE_string("image", "", "a frame to repeat, in place of noise", flag_values=values)
+    flags.DEFINE_list("batches", ["1"], "batch sizes", flag_values=values)
+    flags.DEFINE_integer("calls", 15, "that are timed in a process", flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "turns that each process gets", flag_values=values)
+    flags.DEFINE_string("twin", "", "another program to time", flag_values=values)
+    flags.DEFINE_list("twin_modes", ["onnx", "infer"], "what it times", flag_values=values)
+    flags.DEFINE_string("frames", "", "a folder to segment from end to end", flag_values=values)
+    flags.DEFINE_bool("check", False, "exit with 1 where a target is missed", flag_values=values)
+    flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Prints a line for each measurement; with --check 1 where a target was missed."""
+    print(machine_line(), flush=True)
+    missed, records = [], []
+    sources = [(True, run) for run in values.run_dirs] + [(False, e) for e in values.encoders]
+    for is_run, source in sources:
+        for batch in map(int, values.batches):
+            case = {"source": source, "is_run": is_run, "batch": batch}
+            case |= {name: values[name].value for name in ("size", "image", "calls")}
+            case["decoder_channels"] = values.decoder_channels
+            records.append(compare(case, values))
+            missed += records[-1]["missed"]
+        if values.frames and is_run:
+            records.append(end_to_end(source, values))
+            missed += records[-1]["missed"]
+        if values.json:  # after each: a later one may be cut off
+            text = json.dumps(records, indent=1) + "\n"
+            Path(values.json).write_text(text, encoding="utf-8")
+    for line in missed:
+        print(f"missed: {line}")
+    return 1 if missed and values.check else 0
+
+
+def machine_line() -> str:
+    """Says what is measured on."""
+    flags_of_cpu: set[str] = set()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags_of_cpu = set(next((x for x in lines if x.startswith("flags")), "").split())
+    kinds = [x for x in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if x in flags_of_cpu]
+    return f"{machine.cores()} cores, {' '.join(kinds) or 'no AVX2'}, {os.uname().machine}"
+
+
+def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
+    """Times a case and its twins in turn, and prints medians, spreads and ratios."""
+    own = [sys.executable, __file__, "--case", json.dumps(case)]
+    facts = run_json(own)  # a first turn, which tells the network and warms the disk's cache
+    commands = {"mapseg": own}
+    arch = TIMM_NAMES.get(facts["encoder"], facts["encoder"])
+    for mode in values.twin_modes if values.twin else ():
+        size = [arch, case["size"], str(case["batch"]), mode, str(case["calls"])]
+        commands[mode] = [*shlex.split(values.twin), *size]
+    os.environ["CHANNELS"] = str(facts["decoder_channels"])
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for _ in range(values.rounds):
+        for name, command in commands.items():
+            turns[name].append(run_json(command))
+    title = f"{facts['encoder']}, decoder of {facts['decoder_channels']}"
+    title += f", {case['size']}, batch {case['batch']}"
+    title += ", trained" if case["is_run"] else ", random weights"
+    medians = {name: median(t["median_ms"] for t in found) for name, found in turns.items()}
+    missed = []
+    for name, found in turns.items():
+        times = [t["median_ms"] for t in found]
+        line = f"{title}: {name} {medians[name]:.0f} ms ({min(times):.0f} to {max(times):.0f})"
+        line += f", {found[0]['peak_rss_mb']} MB"
+        if name == "mapseg":
+            last = found[-1]
+            line += f", p99 {last['p99_ms']:.0f} ms, first frame after {last['first_secs']:.1f} s"
+        else:
+            ratio, most = medians["mapseg"] / medians[name], TARGETS[case["is_run"], name]
+            line += f"; ratio {ratio:.2f}, at most {most}"
+            if ratio > most:
+                missed.append(f"{title}: {ratio:.2f} of {name}, at most {most}")
+        print(line, flush=True)
+    return {**case, "turns": turns, "medians": medians, "missed": missed}
+
+
+def end_to_end(run_dir: str, values: flags.FlagValues) -> dict[str, Any]:
+    """Segments a folder into files, and compares with the time of the network alone."""
+    case = {"source": run_dir, "frames": values.frames}
+    found = [run_json([sys.executable, __file__, "--case", json.dumps(case)]) for _ in range(3)]
+    ratio = median(x["frame_ms"] / x["network_ms"] for x in found)
+    frame_ms, network_ms = (median(x[k] for x in found) for k in ("frame_ms", "network_ms"))
+    line = f"{values.frames}: {frame_ms:.0f} ms a frame from file to files, "
+    line += f"network {network_ms:.0f} ms; ratio {ratio:.2f}, at most {END_TO_END_TARGET}"
+    print(line, flush=True)
+    missed = [line] if ratio > END_TO_END_TARGET else []
+    return {**case, "turns": found, "missed": missed}
+
+
+def run_json(command: Sequence[str]) -> dict[str, Any]:
+    """Runs a program and parses the last line that it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChildProcessError(f"{shlex.join(command)} must succeed; {done.stderr[-1000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Is what a process of its own does; returns its figures."""
+    started = time.perf_counter()
+    import numpy as np
+
+    predictor, encoder, channels = load(case)
+    if "frames" in case:
+        return measure_frames(case, predictor)
+    height, width = map(int, case["size"].split("x"))
+    frames = np.random.default_rng(0).integers(0, 256, [case["batch"], height, width, 3], np.uint8)
+    if case["image"]:
+        from mapseg.inference.reading import read_image
+
+        frames[:] = read_image(Path(case["image"]))[:height, :width]
+    times = []
+    for _ in range(case["calls"] + 2):
+        begun = time.perf_counter()
+        for segmentation in predictor.segment_batch(frames):
+            _ = segmentation.ids
+        times.append(1000 * (time.perf_counter() - begun))
+        if len(times) == 1:
+            first = time.perf_counter() - started
+    timed = sorted(times[2:])
+    return {
+        "encoder": encoder,
+        "decoder_channels": channels,
+        "median_ms": median(timed),
+        "p99_ms": timed[min(len(timed) - 1, int(0.99 * len(timed)))],
+        "first_secs": first,
+        "peak_rss_mb": machine.taken_bytes("peak") >> 20,
+    }
+
+
+def load(case: dict[str, Any]) -> tuple[Any, str, int]:
+    """Loads a predictor at scale 1, in one tile; returns also its encoder and decoder channels."""
+    from mapseg.inference.predictor import Predictor, load_predictor
+
+    config = PredictConfig(scale="1", tile_px=4097)
+    if case.get("is_run", True):
+        from mapseg.runs.checkpoints import find_checkpoint
+        from mapseg.runs.folder import open_run
+
+        run = open_run(Path(case["source"]))
+        predictor = load_predictor(run, config, find_checkpoint(run.run_dir))
+        return predictor, run.model.encoder, run.model.decoder_channels
+    from mapseg.config import ModelConfig
+    from mapseg.model.deeplab import build_model
+    from mapseg.model.network import frozen_network
+
+    channels = case["decoder_channels"]
+    model = ModelConfig(encoder=case["source"], encoder_weights="none", decoder_channels=channels)
+    network = frozen_network(build_model(model, CLASSES))
+    return Predictor(network, config, 1), case["source"], channels
+
+
+def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
+    """Times a folder of frames, and the network on one of them afterwards, in the same process."""
+    from mapseg.inference.frames import find_frames
+    from mapseg.inference.infer import infer_frames
+    from mapseg.inference.reading import read_image
+    from mapseg.runs.folder import open_run
+
+    returned = []
+
+    def segment(frames: Any) -> Any:
+        found = predictor.segment_batch(frames)
+        returned.append(time.perf_counter())
+        return found
+
+    with tempfile.TemporaryDirectory() as out_dir:
+        config = InferConfig(frames=case["frames"], out_dir=out_dir)
+        found = find_frames(config)
+        labels = open_run(Path(case["source"])).label_set
+        infer_frames(segment, labels, found, config, lambda _: None, "benchmark")
+        ended = time.perf_counter()
+    frames = [read_image(f.path)[None] for f in found.frames[FIRST_FRAMES:]]
+    begun = time.perf_counter()
+    for frame in frames:
+        predictor.segment_batch(frame)
+    network = time.perf_counter() - begun
+    return {
+        "frame_ms": 1000 * (ended - returned[FIRST_FRAMES - 1]) / len(frames),
+        "network_ms": 1000 * network / len(frames),
+        "peak_rss_mb": machine.taken_bytes("peak") >> 20,
+    }
+
+
+def main() -> int:
+    """Runs the benchmark, or one measurement of it."""
+    if sys.argv[1:2] == ["--case"]:
+        print(json.dumps(measure(json.loads(sys.argv[2]))))
+        return 0
+    return cli.run(work, define_flags(), sys.argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
