@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mapseg import pictures
 from mapseg.config import InferConfig, PredictConfig
-from mapseg.files import locked, naming
-from mapseg.inference.frames import FrameList, find_frames, printable
-from mapseg.inference.journal import Journal
+from mapseg.files import check_writable, locked, naming, printable
+from mapseg.inference.frame_table import FrameTable
+from mapseg.inference.frames import FrameList, find_frames
 from mapseg.inference.mark import read_mark
 from mapseg.inference.plan import make_plan, video_row_name
 from mapseg.inference.results import Results, Row, Source
@@ -61,7 +61,9 @@ def infer_run(
     """
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
-    found = find_frames(config)  # what is missing is reported before TensorFlow is imported
+    # What is missing, or cannot be written to, is reported before TensorFlow is imported.
+    check_writable(Path(config.out_dir))
+    found = find_frames(config)
     by = f"{path.name} ({_digest(path / 'weights.npz')})"
 
     from mapseg.inference.predictor import load_predictor
@@ -86,6 +88,7 @@ def infer_deeplab(
       FileNotFoundError: no such checkpoint, or no frames.
       ValueError: see `load_deeplab` and `infer_frames`.
     """
+    check_writable(Path(config.out_dir))
     found, index_path = find_frames(config), find_deeplab(prefix)
 
     from mapseg.inference.predictor import Predictor
@@ -189,8 +192,8 @@ def _fill(
         progress(line)
     mark = read_mark(results.out_dir, fingerprint)
     mark.write()
-    journal = Journal(results.out_dir / "frames.csv", results.columns)
-    tasks, shown = make_plan(found.frames, config.every, results, journal, mark)
+    table = FrameTable(results.out_dir / "frames.csv", results.columns)
+    tasks, shown = make_plan(found.frames, config.every, results, table, mark)
     pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.label_set))
     failed_videos: list[Row] = []
 
@@ -200,15 +203,15 @@ def _fill(
         else:
             source = Source(shown[name].source, "")
             row = results.failed_row(video_row_name(name), source, name, error)
-            journal.append(row)
+            table.append(row)
             failed_videos.append(row)
 
     report = make_reporter(0, len(tasks), "frames", progress)
     started, done, failed = time.monotonic(), 0, 0
     with (
-        journal,
+        table,
         Videos(lambda name: results.path("video", name), config.every, close_video) as videos,
-        contextlib.closing(do_tasks(segment, tasks, results, journal, videos)) as finished,
+        contextlib.closing(do_tasks(segment, tasks, results, table, videos)) as finished,
     ):
         for count, outcome in enumerate(finished, start=1):
             if outcome.row["status"] != "ok":
@@ -217,7 +220,7 @@ def _fill(
             elif not outcome.stored:
                 done += 1
             report(count)
-    journal.finish()
+    table.finish()
     for row in failed_videos:
         progress(_failure(row))
     skipped = len(found.frames) - done - failed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mapseg.inference.journal import Journal
+from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.plan import Task
 from mapseg.inference.reading import FrameReader
 from mapseg.inference.results import Results, Row
@@ -60,7 +60,7 @@ def do_tasks(
     segment: Segment,
     tasks: Sequence[Task],
     results: Results,
-    journal: Journal,
+    table: FrameTable,
     videos: Videos,
 ) -> Generator[Outcome, None, None]:
     """Does the tasks in order, reading ahead and writing behind; yields what came of each.
@@ -78,7 +78,7 @@ def do_tasks(
         if outcome.picture is not None:
             videos.add(task.frame, outcome.picture)
         if not outcome.stored:
-            journal.append(outcome.row)  # last: a row vouches for the files
+            table.append(outcome.row)  # last: a row vouches for the files
         return outcome._replace(picture=None)
 
     # Frames of a video come one after the other; images may be decoded side by side.

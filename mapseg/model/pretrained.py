@@ -82,7 +82,7 @@ def find_deeplab(prefix: str) -> Path:
     Raises:
       FileNotFoundError: there is none.
     """
-    path = Path(f"{prefix}.index")
+    path = _deeplab_index(prefix)
     if not path.is_file():
         raise FileNotFoundError(
             f"{prefix}: init_checkpoint must be the prefix of a TF DeepLab checkpoint "
@@ -90,6 +90,32 @@ def find_deeplab(prefix: str) -> Path:
             "the archive, and give DIR/model.ckpt"
         )
     return path
+
+
+def find_initial(source: str) -> Path:
+    """Returns what a training run is to start from, for `init_from`.
+
+    Args:
+      source: a run folder, a checkpoint's folder or `weights.npz` of mapseg, or the prefix of a TF
+        DeepLab checkpoint.
+
+    Returns:
+      That folder or file; of TF DeepLab's checkpoint the prefix, which is no file.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not (Path(source).exists() or _deeplab_index(source).is_file()):
+        raise FileNotFoundError(
+            f"{source}: init_from must be a run folder, a weights.npz, or the prefix of a TF "
+            "DeepLab checkpoint (PREFIX.index and PREFIX.data-* exist); nothing of the kind is "
+            "there. Remedy: put it there, or name another"
+        )
+    return Path(source)
+
+
+def _deeplab_index(prefix: str) -> Path:
+    return Path(f"{prefix}.index")
 
 
 def imagenet_weights(encoder: str) -> tuple[Path, str]:

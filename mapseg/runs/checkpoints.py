@@ -11,14 +11,13 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from errno import EACCES, EFBIG, ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mapseg import files
 from mapseg.files import whole_dir, write_text
+from mapseg.stored_json import read_field, read_stored_json
 
 if TYPE_CHECKING:  # the run folder is looked at by commands that need no TensorFlow
     import tensorflow as tf
@@ -71,6 +70,9 @@ def write_checkpoint(
     """Saves the training state and the weights, then removes what is older than `keep`.
 
     The best checkpoint is never removed.
+
+    Raises:
+      WriteError: it cannot be written.
     """
     import keras
     import tensorflow as tf
@@ -78,7 +80,7 @@ def write_checkpoint(
     path = _step_dir(checkpoints_dir, step)
     info = {"step": step, "keras": keras.__version__, "tensorflow": tf.__version__}
     with whole_dir(path) as partial:
-        _write_state(state, partial / "state", path)
+        state.write(str(partial / "state"))
         np.savez(partial / "weights.npz", **weights)  # type: ignore[arg-type]
         (partial / "info.json").write_text(json.dumps(info) + "\n", encoding="utf-8")
     best = read_best(checkpoints_dir)
@@ -86,23 +88,6 @@ def write_checkpoint(
         if best is None or old != best.step:
             shutil.rmtree(_step_dir(checkpoints_dir, old))
     return path
-
-
-def _write_state(state: "tf.train.Checkpoint", partial: Path, path: Path) -> None:
-    import tensorflow as tf
-
-    numbers = {
-        tf.errors.ResourceExhaustedError: ENOSPC,
-        tf.errors.PermissionDeniedError: EACCES,
-        tf.errors.OutOfRangeError: EFBIG,
-    }
-    try:
-        state.write(str(partial))
-    except tf.errors.OpError as error:
-        number = numbers.get(type(error))
-        if number is None:
-            raise
-        raise files.write_error(path, OSError(number, error.message)) from error
 
 
 def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
@@ -122,8 +107,8 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
     info_path = path / "info.json"
     if not info_path.is_file():
         raise FileNotFoundError(f"{info_path}: no such file. Remedy: {remedy}")
-    info = files.read_json(info_path, remedy)
-    written = files.read_field(info, "keras", str, info_path, remedy)
+    info = read_stored_json(info_path, remedy)
+    written = read_field(info, "keras", str, info_path, remedy)
     if written.split(".")[0] != keras.__version__.split(".")[0]:
         raise ValueError(
             f"{path}: training must go on under the Keras that it began with, {written}; "
@@ -161,9 +146,9 @@ def read_best(checkpoints_dir: Path) -> Best | None:
     if not path.is_file():
         return None
     remedy = "remove the file: the newest checkpoint is the best then, until the next evaluation"
-    raw = files.read_json(path, remedy)
+    raw = read_stored_json(path, remedy)
     kinds = {"step": int, "mean_iou": float, "split": str, "eval_samples": int}
-    return Best(**{name: files.read_field(raw, name, kinds[name], path, remedy) for name in kinds})
+    return Best(**{name: read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
 def note_score(checkpoints_dir: Path, found: Best) -> None:

@@ -1,10 +1,14 @@
 """What a run is: its network, options, classes and records, as its folder stores them."""
 
+import contextlib
 import json
+import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ from typing import Any
 import mapseg
 from mapseg import files
 from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
-from mapseg.files import write_text
+from mapseg.files import naming, write_text
 from mapseg.labels import LabelClass, LabelSet, parse_class_table
+from mapseg.stored_json import read_field, read_stored_json
 
 FORMAT_VERSION = 1
 
@@ -80,10 +85,10 @@ def open_run(run_dir: Path) -> Run:
                 f"{run_dir}: not a run folder, {path.name} is missing. Remedy: give the --run_dir "
                 "of a training run"
             )
-    raw, labels = (files.read_json(path, _RESTORE) for path in (config_path, labels_path))
+    raw, labels = (read_stored_json(path, _RESTORE) for path in (config_path, labels_path))
 
     def field(name: str, kind: type) -> Any:
-        return files.read_field(raw, name, kind, config_path, _RESTORE)
+        return read_field(raw, name, kind, config_path, _RESTORE)
 
     version = field("format_version", int)
     if version != FORMAT_VERSION:
@@ -128,7 +133,7 @@ def check_new(run_dir: Path) -> None:
     names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
     config_path = run_dir / "config.json"
     if config_path.name in names:
-        raw = files.read_json(config_path, "give another --run_dir")
+        raw = read_stored_json(config_path, "give another --run_dir")
         if not (isinstance(raw, dict) and {"format_version", "mapseg"} <= set(raw)):
             raise ValueError(
                 f"{config_path}: must be that of a run of mapseg; it is not. Remedy: give another "
@@ -209,10 +214,34 @@ def _means_stored(run: Run, name: str, value: Any) -> bool:
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
 
 
-def lock_run(run_dir: Path) -> AbstractContextManager[None]:
-    """Holds a run folder for one training process; ValueError where another one has it."""
-    return files.locked(
-        run_dir / ".lock",
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
+    """Holds a run folder for one training process; ValueError where another one has it.
+
+    Yields:
+      A check, to be made before something is written, which would make the folder anew: it raises
+      a FileNotFoundError where the folder was removed, moved, or begun anew by another process.
+    """
+    path = run_dir / ".lock"
+    refusal = (
         f"{run_dir}: must be trained by one process at a time; another one is at work. "
-        "Remedy: wait for it, or give another --run_dir",
+        "Remedy: wait for it, or give another --run_dir"
     )
+    holder = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
+
+    def check() -> None:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == holder:
+                return
+        raise FileNotFoundError(
+            f"{run_dir}: the run folder must stay while it is trained; it was removed, moved or "
+            "replaced. Remedy: the same command begins the run anew; if the folder was moved, give "
+            "its new --run_dir, and training resumes from the last checkpoint"
+        )
+
+    with files.locked(path, refusal) as file:
+        with naming(path):
+            file.truncate(0)
+            file.write(holder)
+            file.flush()
+        yield check
