@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 from runs_by_hand import make_run
@@ -54,3 +55,24 @@ def test_one_process_at_a_time(tmp_path):
         pass
     with lock_run(tmp_path):
         pass
+
+
+def test_a_run_folder_that_is_no_longer_ones_own_is_noticed(tmp_path):
+    run_dir = tmp_path / "run"
+    removed = pytest.raises(FileNotFoundError, match=r"run: the run folder must stay.*removed")
+    with lock_run(run_dir) as check:
+        check()
+        error = pytest.raises(ValueError, match="another one is at work")
+        with error, lock_run(run_dir):
+            pass
+        check()  # who was refused changed nothing
+        run_dir.rename(tmp_path / "moved")
+        with removed:
+            check()
+        with lock_run(run_dir) as check_other, removed:  # begun anew in its place
+            check_other()
+            check()
+        shutil.rmtree(run_dir)
+        with removed:
+            check()
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
