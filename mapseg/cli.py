@@ -21,6 +21,7 @@ from absl import flags
 
 from mapseg import compiling, startup
 from mapseg.errors import is_foreseen, one_line
+from mapseg.files import expand_home
 
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -176,12 +177,16 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 def _expand_home(values: flags.FlagValues) -> None:
     """Lets `~` begin the path of a folder or file: a shell leaves --name=~/folder as it is."""
+
+    def expanded(value: str) -> str:
+        return str(expand_home(value)) if value.startswith("~") else value
+
     for name in values:
         value = values[name].value
         if isinstance(value, str):
-            values[name].value = os.path.expanduser(value)  # noqa: PTH111, Path's raises
+            values[name].value = expanded(value)
         elif isinstance(value, list):
-            values[name].value = [os.path.expanduser(each) for each in value]  # noqa: PTH111
+            values[name].value = [expanded(each) for each in value]
 
 
 def _check_flag_file(path: Path) -> None:
@@ -220,5 +225,5 @@ def _flag_files_first(argv: Sequence[str]) -> list[str]:
             is_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
             (files if is_file else others).append(argument)
     for file in files:
-        _check_flag_file(Path(file.partition("=")[2]).expanduser())
+        _check_flag_file(expand_home(file.partition("=")[2]))
     return [argv[0], *files, *others]

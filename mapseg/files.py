@@ -143,6 +143,11 @@ def check_writable(folder: Path) -> None:
                 probe.unlink()
 
 
+def expand_home(path: str) -> Path:
+    """Puts the home folder in the place of `~`; a name that only begins with it stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, Path's raises where there is no home
+
+
 def name_text(path: Path | str) -> str:
     """Returns a path as text that is the same in every locale: its bytes are taken for UTF-8.
 

@@ -21,7 +21,7 @@ from mapseg.inference.videos import Videos
 from mapseg.labels import LabelSet
 from mapseg.model.pretrained import find_deeplab
 from mapseg.progress import duration, make_reporter
-from mapseg.runs.checkpoints import find_checkpoint
+from mapseg.runs.checkpoints import find_checkpoint, weights_sha256
 from mapseg.runs.folder import open_run
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import; what is missing is reported before
@@ -64,7 +64,7 @@ def infer_run(
     # What is missing, or cannot be written to, is reported before TensorFlow is imported.
     check_writable(Path(config.out_dir))
     found = find_frames(config)
-    by = f"{path.name} ({_digest(path / 'weights.npz')})"
+    by = f"{path.name} ({weights_sha256(path)[:16]})"
 
     from mapseg.inference.predictor import load_predictor
 
@@ -96,18 +96,11 @@ def infer_deeplab(
 
     model, label_set = load_deeplab(prefix)
     # The index holds a checksum of every weight.
-    by = f"{Path(prefix).name} ({_digest(index_path)})"
+    digest = hashlib.sha256(index_path.read_bytes()).hexdigest()[:16]
+    by = f"{Path(prefix).name} ({digest})"
     predictor = Predictor(model, predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
     return _infer(predictor, label_set, found, config, progress, by)
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such weights file. Remedy: another --checkpoint, or copy it again"
-        )
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _infer(

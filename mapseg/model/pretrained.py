@@ -15,7 +15,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from mapseg.config import ModelConfig
-from mapseg.files import write_bytes
+from mapseg.files import expand_home, write_bytes
 from mapseg.model.torch_files import read_tensors
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def find_weights(config: ModelConfig) -> Path | None:
         return None
     if weights == "imagenet":
         return _fetch_imagenet(config.encoder)
-    path = Path(weights).expanduser()
+    path = expand_home(weights)
     if not path.is_file():
         raise FileNotFoundError(
             f"encoder_weights must be imagenet, none, auto or an existing weights file; got {path}"
@@ -125,13 +125,19 @@ def imagenet_weights(encoder: str) -> tuple[Path, str]:
       encoder: one that has such weights; see `resolve_encoder_weights`.
 
     Raises:
-      FileNotFoundError: a package holds them, and it is not installed. Else they are there, and the
-        URL is empty.
+      FileNotFoundError: a package holds them, and it is not installed (else they are there, and the
+        URL is empty); or there is no folder for them.
     """
     if encoder in _IMAGENET_FILES:
         return _packaged_weights(encoder), ""
     url = _IMAGENET_URLS[encoder]
-    keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    try:
+        keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"the ImageNet weights of {encoder} must have a folder; this user has no home. Remedy: "
+            "set KERAS_HOME to a folder for them, or --encoder_weights=none"
+        ) from error
     return keras_dir / "models" / url.rpartition("/")[2], url
 
 

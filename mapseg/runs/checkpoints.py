@@ -5,6 +5,7 @@ checkpoint of every training variable, exact, for one Keras major version), `wei
 network alone, for any version) and `info.json`.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
 
     Raises:
       FileNotFoundError: it does not exist; the message lists what does.
+      ValueError: it is of another run.
     """
     checkpoints_dir = run_dir / "checkpoints"
     steps = saved_steps(checkpoints_dir)
@@ -55,9 +57,51 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
     if chosen not in steps:
         raise FileNotFoundError(
             f"{checkpoints_dir}: checkpoint must be best, latest or a saved step, of {steps}; "
-            f"got {which}" + ("" if steps else ". Remedy: train first")
+            f"got {which}. Remedy: "
+            + ("give one of these, or --checkpoint=latest" if steps else "train first")
         )
-    return _step_dir(checkpoints_dir, chosen)
+    path = _step_dir(checkpoints_dir, chosen)
+    _check_own(path)
+    return path
+
+
+def _check_own(path: Path) -> None:
+    """Refuses a checkpoint that was copied here from the folder of another run."""
+    own, info = _run_id(path.parent), _read_object(path / "info.json")
+    if own and info.get("run", own) != own:
+        raise ValueError(
+            f"{path}: a checkpoint must be of the run in whose folder it lies; it is of another, "
+            f"{info['run']}, than {own}. Remedy: remove it; to start a new run from it, "
+            "--init_from=PATH"
+        )
+
+
+def _run_id(checkpoints_dir: Path) -> str:
+    return str(_read_object(checkpoints_dir.parent / "config.json").get("id", ""))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Reads an object of JSON; an empty one where there is none: who needs it says so."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def weights_sha256(path: Path) -> str:
+    """Returns the digest of a checkpoint's weights.
+
+    Raises:
+      FileNotFoundError: it has none.
+    """
+    weights_path = path / "weights.npz"
+    if not weights_path.is_file():
+        raise FileNotFoundError(
+            f"{weights_path}: no such weights file. Remedy: another --checkpoint, or copy it again"
+        )
+    with weights_path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checkpoint(
@@ -79,6 +123,8 @@ def write_checkpoint(
 
     path = _step_dir(checkpoints_dir, step)
     info = {"step": step, "keras": keras.__version__, "tensorflow": tf.__version__}
+    if run_id := _run_id(checkpoints_dir):
+        info["run"] = run_id
     with whole_dir(path) as partial:
         state.write(str(partial / "state"))
         np.savez(partial / "weights.npz", **weights)  # type: ignore[arg-type]
@@ -98,7 +144,8 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
       state: with the same structure as when it was written; all variables exist.
 
     Raises:
-      ValueError: written under another major version of Keras, or something does not match.
+      ValueError: written under another major version of Keras or by another run, or something
+        does not match.
     """
     import keras
     import tensorflow as tf
@@ -115,6 +162,7 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
             f"this is {keras.__version__}. Remedy: use that environment, or start a new run from "
             "these weights with --init_from"
         )
+    _check_own(path)
     try:
         status = state.read(str(path / "state"))
         status.assert_existing_objects_matched()

@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import mapseg
 from mapseg import files
 from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
 from mapseg.files import naming, write_text
-from mapseg.labels import LabelClass, LabelSet, parse_class_table
+from mapseg.labels import LabelClass, LabelSet, make_label_set, parse_class_table
 from mapseg.stored_json import read_field, read_stored_json
 
 FORMAT_VERSION = 1
@@ -50,6 +50,8 @@ class Run:
       long_side_px: median long side of the images that it is trained on.
       source_classes: class table of the records, whose ids `label_set` maps.
       records_digest: of the training split, so that a run never goes on with other samples.
+      id: by chance; its checkpoints have it too, so that those of another run are noticed. Empty:
+        begun by a version without it.
     """
 
     run_dir: Path
@@ -59,6 +61,7 @@ class Run:
     long_side_px: int
     source_classes: tuple[LabelClass, ...]
     records_digest: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def history_path(self) -> Path:
@@ -87,10 +90,10 @@ def open_run(run_dir: Path) -> Run:
             )
     raw, labels = (read_stored_json(path, _RESTORE) for path in (config_path, labels_path))
 
-    def field(name: str, kind: type) -> Any:
+    def stored(name: str, kind: type) -> Any:
         return read_field(raw, name, kind, config_path, _RESTORE)
 
-    version = field("format_version", int)
+    version = stored("format_version", int)
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{config_path}: format_version must be {FORMAT_VERSION}; got {version}. Remedy: use "
@@ -98,12 +101,13 @@ def open_run(run_dir: Path) -> Run:
         )
     return Run(
         run_dir,
-        from_json(ModelConfig, field("model", dict), str(config_path)),
-        from_json(TrainConfig, field("train", dict), str(config_path)),
+        from_json(ModelConfig, stored("model", dict), str(config_path)),
+        from_json(TrainConfig, stored("train", dict), str(config_path)),
         LabelSet.from_json(labels, str(labels_path)),
-        field("long_side_px", int),
-        parse_class_table({"labels": field("source_classes", list)}, str(config_path)),
-        field("records_digest", str),
+        stored("long_side_px", int),
+        parse_class_table({"labels": stored("source_classes", list)}, str(config_path)),
+        stored("records_digest", str),
+        stored("id", str) if "id" in raw else "",
     )
 
 
@@ -116,6 +120,7 @@ def store_run(run: Run) -> None:
         "train": to_json(run.train),
         "long_side_px": run.long_side_px,
         "records_digest": run.records_digest,
+        **({"id": run.id} if run.id else {}),
         "source_classes": [c.to_json() for c in run.source_classes],
     }
     write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")
@@ -211,7 +216,25 @@ def amend_run(run: Run, asked: Mapping[str, Any]) -> Run:
 
 def _means_stored(run: Run, name: str, value: Any) -> bool:
     """Whether an option only repeats what was resolved when the run began."""
+    if name == "label_set" and str(value).endswith(".json") and Path(value).exists():
+        return _is_stored_label_set(run, value)
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
+
+
+def _is_stored_label_set(run: Run, path: str) -> bool:
+    """Whether a file holds the run's label set, by content: it may lie elsewhere now.
+
+    Raises:
+      ValueError: it is the file that the run began with, and was changed since.
+    """
+    file, stored = make_label_set(run.source_classes, path).to_json(), run.label_set.to_json()
+    same = {**file, "name": ""} == {**stored, "name": ""}
+    if not same and path == run.train.label_set:
+        raise ValueError(
+            f"{path}: label_set must be that of {run.run_dir}, in its labels.json; the file was "
+            "changed since. Remedy: leave --label_set out, or give another --run_dir"
+        )
+    return same
 
 
 @contextmanager
@@ -239,9 +262,17 @@ def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
             "its new --run_dir, and training resumes from the last checkpoint"
         )
 
+    was_there = run_dir.exists()
     with files.locked(path, refusal) as file:
         with naming(path):
             file.truncate(0)
             file.write(holder)
             file.flush()
-        yield check
+        try:
+            yield check
+        finally:
+            with contextlib.suppress(OSError):  # nothing was begun: nothing stays
+                if [each.name for each in run_dir.iterdir()] == [path.name]:
+                    path.unlink()
+                    if not was_there:
+                        run_dir.rmdir()
