@@ -18,6 +18,7 @@ from mapseg import files
 from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
 from mapseg.files import naming, write_text
 from mapseg.labels import LabelClass, LabelSet, make_label_set, parse_class_table
+from mapseg.progress import show
 from mapseg.stored_json import read_field, read_stored_json
 
 FORMAT_VERSION = 1
@@ -216,25 +217,28 @@ def amend_run(run: Run, asked: Mapping[str, Any]) -> Run:
 
 def _means_stored(run: Run, name: str, value: Any) -> bool:
     """Whether an option only repeats what was resolved when the run began."""
-    if name == "label_set" and str(value).endswith(".json") and Path(value).exists():
+    if name == "label_set" and str(value).endswith(".json"):
         return _is_stored_label_set(run, value)
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
 
 
 def _is_stored_label_set(run: Run, path: str) -> bool:
-    """Whether a file holds the run's label set, by content: it may lie elsewhere now.
+    """Whether a file is that of the run's label set, by its name or by content: it may have moved.
 
-    Raises:
-      ValueError: it is the file that the run began with, and was changed since.
+    The stored set counts, and a file of the same name that was changed since is reported.
     """
-    file, stored = make_label_set(run.source_classes, path).to_json(), run.label_set.to_json()
-    same = {**file, "name": ""} == {**stored, "name": ""}
-    if not same and path == run.train.label_set:
-        raise ValueError(
-            f"{path}: label_set must be that of {run.run_dir}, in its labels.json; the file was "
-            "changed since. Remedy: leave --label_set out, or give another --run_dir"
+    is_named = path == run.train.label_set
+    try:
+        file, stored = make_label_set(run.source_classes, path).to_json(), run.label_set.to_json()
+        same = {**file, "name": ""} == {**stored, "name": ""}
+    except (OSError, ValueError):  # removed or damaged
+        return is_named
+    if is_named and not same:
+        show(
+            f"WARNING: {path} was changed since {run.run_dir} began; the run keeps its label set, "
+            "in its labels.json. For the new one, give another --run_dir"
         )
-    return same
+    return is_named or same
 
 
 @contextmanager
