@@ -14,8 +14,9 @@ import numpy as np
 from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts
 from data_prep.parts import read_part
 from mapseg.data.manifest import Manifest, Split
-from mapseg.files import read_checked_json, with_sha256, write_text
+from mapseg.files import write_text
 from mapseg.labels import LabelClass
+from mapseg.stored_json import read_checked_json, with_sha256
 
 AUDIT_NAME, PICTURE_NAME = "audit.json", "audit.png"
 

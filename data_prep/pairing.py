@@ -1,12 +1,11 @@
 """Pairs the images below one folder with the labels below another, by their names alone."""
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mapseg.files import walk
+from mapseg.files import name_text, printable, walk
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
@@ -103,7 +102,7 @@ def find_pairs(
 
 def content(folder: Path) -> str:
     """Names a few things that are in a folder."""
-    return ", ".join(sorted(_shown(p.name) for p in folder.iterdir())[:8]) or "an empty folder"
+    return ", ".join(sorted(printable(p.name) for p in folder.iterdir())[:8]) or "an empty folder"
 
 
 def _files_by_key(
@@ -117,19 +116,20 @@ def _files_by_key(
     files: dict[str, Path] = {}
     wrong: dict[str, str] = {}
     for path in walk(folder):
-        length = _end_length(path.name, ends)
-        if not length or _end_length(path.name, other_ends) > length:
+        name = name_text(path.name)
+        length = _end_length(name, ends)
+        if not length or _end_length(name, other_ends) > length:
             continue
-        key = _one_form(_cut(path, folder, ends))
-        if not _is_utf8(path.relative_to(folder)):
-            shown = _shown(path)
-            wrong[_shown(key)] = f"{shown}: the name must be UTF-8 text; got other bytes in it"
+        key, shown = _one_form(_cut(path, folder, ends)), printable(path)
+        if not _is_utf8(name_text(path.relative_to(folder))):
+            wrong[printable(key)] = f"{shown}: the name must be UTF-8 text; got other bytes in it"
             continue
         if key in files:
-            wrong[key] = f"{path}: must be the only file of its stem; got {files[key].name} too"
+            other = printable(files[key].name)
+            wrong[key] = f"{shown}: must be the only file of its stem; got {other} too"
         elif not path.is_file():
             kind = "a link to nothing" if path.is_symlink() else "a pipe, socket or device"
-            wrong[key] = f"{path}: must be a file; got {kind}"
+            wrong[key] = f"{shown}: must be a file; got {kind}"
         files.setdefault(key, path)
     return files, wrong
 
@@ -141,8 +141,9 @@ def _end_length(name: str, ends: Sequence[str]) -> int:
 
 def _cut(path: Path, folder: Path, ends: Sequence[str]) -> str:
     """Returns the path below a folder without the end of its name, or without its suffix."""
-    below = path.relative_to(folder)
-    return below.as_posix()[: -(_end_length(path.name, ends) or len(path.suffix)) or None]
+    below = name_text(path.relative_to(folder))
+    end = _end_length(name_text(path.name), ends) or len(name_text(path.suffix))
+    return below[: -end or None]
 
 
 def _without_partner(
@@ -165,14 +166,15 @@ def _without_partner(
         other = near.get(key.casefold())
         got = "none"
         if other is not None and other != path:
-            known = _end_length(other.name, partner_ends)
-            got = f"{_shown(other)}, " + (
+            known = _end_length(name_text(other.name), partner_ends)
+            got = f"{printable(other)}, " + (
                 "whose name differs in upper and lower case"
                 if known
                 else f"but only {', '.join(partner_ends)} are read"
             )
         reasons[key] = (
-            f"{path}: must have the {partner} of the same name in {partner_dir}; got {got}"
+            f"{printable(path)}: must have the {partner} of the same name in {partner_dir}; "
+            f"got {got}"
         )
     return reasons
 
@@ -181,14 +183,9 @@ def _one_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _is_utf8(path: Path) -> bool:
+def _is_utf8(text: str) -> bool:
     try:
-        str(path).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(path: Path | str) -> str:
-    """Returns a path as text that any output takes: bytes that are not UTF-8 as their numbers."""
-    return os.fsencode(path).decode(errors="backslashreplace")

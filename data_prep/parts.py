@@ -7,7 +7,8 @@ from typing import Any
 
 from data_prep.facts import SampleFacts
 from mapseg.data.shard_checks import Shard
-from mapseg.files import read_checked_json, with_sha256, write_text
+from mapseg.files import write_text
+from mapseg.stored_json import read_checked_json, with_sha256
 
 PARTS_DIR = ".parts"
 

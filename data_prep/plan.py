@@ -15,6 +15,7 @@ from data_prep.pairing import Pair
 from data_prep.parts import PARTS_DIR, Part, part_path, read_part
 from data_prep.sources import Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
+from mapseg.files import name_text, nearest_folder
 from mapseg.progress import amount
 
 _SHARD_BYTES = 256 << 20
@@ -51,7 +52,7 @@ def plan_shards(
 def _identify(pair: Pair, split: SourceSplit) -> list[list[Any]]:
     """[[name, bytes, modification time] of the image, the same of the label]."""
     files = ((pair.image_path, split.image_dir), (pair.label_path, split.label_dir))
-    found = [(str(path.relative_to(folder)), path.stat()) for path, folder in files]
+    found = [(name_text(path.relative_to(folder)), path.stat()) for path, folder in files]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
 
 
@@ -148,10 +149,7 @@ def check_space(records_dir: Path, jobs: Sequence[Job]) -> str:
       OSError: the disk has too little.
     """
     needed = estimate_bytes(jobs)
-    folder = next(
-        p for p in (records_dir.absolute(), *records_dir.absolute().parents) if p.is_dir()
-    )
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(nearest_folder(records_dir)).free
     if free < needed + _SPARE_BYTES:
         raise OSError(
             f"{records_dir}: about {amount(needed + _SPARE_BYTES)} must be free on its disk; got "

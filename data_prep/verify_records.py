@@ -28,9 +28,9 @@ from mapseg.data.manifest import (
 from mapseg.data.shard_checks import Shard, check_shard
 from mapseg.data.shards import read_shard
 from mapseg.data.tiles import read_tile_table
-from mapseg.files import read_checked_json
 from mapseg.machine import cores
 from mapseg.progress import make_reporter, show
+from mapseg.stored_json import read_checked_json
 
 _TOP_CLASSES = 3
 
@@ -43,7 +43,7 @@ class _Found:
     facts: list[SampleFacts] = field(default_factory=list)
 
 
-def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[str]:
+def verify_records(manifest: Manifest, progress: Callable[[str], None]) -> list[str]:
     """Checks every file and every sample of a records folder.
 
     Checksums of the manifest, the audit, notes of shards, tables of tiles, shards and records; what
@@ -52,18 +52,13 @@ def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[s
     content; no key twice in a split, and no image in two splits.
 
     Args:
-      records_dir: the folder.
+      manifest: of the folder, which may lack shards.
       progress: gets lines to show.
 
     Returns:
       What is wrong, a line each, naming the file; empty if all is well.
-
-    Raises:
-      FileNotFoundError: there is no manifest.
-      ValueError: a manifest that cannot be read, or is not as it was written.
     """
-    manifest = read_manifest(records_dir, check_shards=False)
-    problems = list(_check_notes(records_dir, manifest))
+    problems = list(_check_notes(manifest))
     total = sum(split.samples for split in manifest.splits.values())
     report = make_reporter(0, total, "samples", progress)
     done = 0
@@ -72,7 +67,7 @@ def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[s
         for name, split in manifest.splits.items():
 
             def check(shard: Shard) -> _Found:
-                return _check_shard(records_dir / shard.file, shard, manifest)
+                return _check_shard(shard, manifest)
 
             whole = _Found()
             for found in pool.map(check, split.shards):
@@ -80,21 +75,22 @@ def verify_records(records_dir: Path, progress: Callable[[str], None]) -> list[s
                 whole.facts += found.facts
                 report(done + len(whole.facts))
             done += len(whole.facts)
-            problems += _check_split(records_dir, split, whole, manifest)
-            problems += _check_unique(records_dir, name, whole.facts, owners)
+            problems += _check_split(split, whole, manifest)
+            problems += _check_unique(manifest.records_dir, name, whole.facts, owners)
     return problems
 
 
-def _check_notes(records_dir: Path, manifest: Manifest) -> Iterator[str]:
+def _check_notes(manifest: Manifest) -> Iterator[str]:
     """Yields which of the files that training does without are damaged; they may be missing."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    for path in [records_dir / AUDIT_NAME, *(part_path(records_dir / s.file) for s in shards)]:
+    folder = manifest.records_dir
+    for path in [folder / AUDIT_NAME, *(part_path(folder / shard.file) for shard in shards)]:
         if path.is_file() and read_checked_json(path) is None:
             yield f"{path}: must be as it was written; its checksum differs. {NOTES_REMEDY}"
 
 
-def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
-    found = _Found()
+def _check_shard(shard: Shard, manifest: Manifest) -> _Found:
+    found, path = _Found(), manifest.records_dir / shard.file
     try:
         check_shard(path, shard)
     except (OSError, ValueError) as error:
@@ -114,19 +110,17 @@ def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> _Found:
     return found
 
 
-def _check_split(
-    records_dir: Path, split: Split, found: _Found, manifest: Manifest
-) -> Iterator[str]:
+def _check_split(split: Split, found: _Found, manifest: Manifest) -> Iterator[str]:
     """Yields what is wrong with a split's shards and table, and where its samples contradict."""
     yield from found.problems
-    table, table_path = None, records_dir / split.tile_table
+    table, table_path = None, manifest.records_dir / split.tile_table
     try:
         table = read_tile_table(table_path, split.tile_table_sha256, NOTES_REMEDY)
     except (OSError, ValueError) as error:
         yield str(error)
     if found.problems:
         return  # not all samples are known
-    path = records_dir / MANIFEST_NAME
+    path = manifest.records_dir / MANIFEST_NAME
     sizes = Counter(sample.size for sample in found.facts)
     if dict(sizes) != split.sizes:
         yield f"{path}: sizes of {split.name} must be {dict(sizes)}; got {split.sizes}"
@@ -172,12 +166,12 @@ def _table(manifest: Manifest) -> Iterator[str]:
 
 
 def _work_on(values: flags.FlagValues) -> int:
-    records_dir = Path(cli.required(values, "records_dir"))
-    problems = verify_records(records_dir, show)
+    manifest = read_manifest(cli.required(values, "records_dir"), check_shards=False)
+    problems = verify_records(manifest, show)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        cli.report("\n".join(_table(read_manifest(records_dir))))
+        cli.report("\n".join(_table(manifest)))
     return 1 if problems else 0
 
 

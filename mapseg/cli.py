@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import re
 import signal
 import socket
 import sys
@@ -20,7 +19,9 @@ from typing import Any
 
 from absl import flags
 
-from mapseg import compiling
+from mapseg import compiling, startup
+from mapseg.errors import is_foreseen, one_line
+from mapseg.files import expand_home
 
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -28,10 +29,6 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     bool: flags.DEFINE_bool,
 }
-
-
-_ROOT = Path(__file__).resolve().parents[1]  # the checkout, or where the wheel is installed
-_PARTS = ("mapseg", "data_prep", "experiments", "benchmarks", "train_main.py", "infer_main.py")
 
 
 def define_flags(values: flags.FlagValues, *kinds: type) -> None:
@@ -100,6 +97,8 @@ def run(
     Returns:
       The exit code: that of `main`, 1 after an error, 130 after Ctrl-C.
     """
+    if argv is None:
+        startup.use_utf8()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no program
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -178,9 +177,16 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 def _expand_home(values: flags.FlagValues) -> None:
     """Lets `~` begin the path of a folder or file: a shell leaves --name=~/folder as it is."""
+
+    def expanded(value: str) -> str:
+        return str(expand_home(value)) if value.startswith("~") else value
+
     for name in values:
-        if name.endswith(("_dir", "_path")) and str(values[name].value or "").startswith("~"):
-            values[name].value = str(Path(values[name].value).expanduser())
+        value = values[name].value
+        if isinstance(value, str):
+            values[name].value = expanded(value)
+        elif isinstance(value, list):
+            values[name].value = [expanded(each) for each in value]
 
 
 def _check_flag_file(path: Path) -> None:
@@ -219,75 +225,5 @@ def _flag_files_first(argv: Sequence[str]) -> list[str]:
             is_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
             (files if is_file else others).append(argument)
     for file in files:
-        _check_flag_file(Path(file.partition("=")[2]).expanduser())
+        _check_flag_file(expand_home(file.partition("=")[2]))
     return [argv[0], *files, *others]
-
-
-def is_foreseen(error: BaseException) -> bool:
-    """Whether the program was written to end with this error, and so its message says enough.
-
-    That is what a `raise` statement of the project raised, here, in another process, or in Python
-    that TensorFlow called; a file that the system refused; memory or a disk that is full. All else
-    is a bug: a ValueError of NumPy's, say, that nobody had in mind.
-    """
-    if isinstance(error, flags.Error | MemoryError) or _is_exhausted(error):
-        return True
-    if isinstance(error, OSError) and error.filename is not None:
-        return True
-    if _raised_within(error):
-        return _is_ours(*_last_frame(str(error)))
-    if not isinstance(error, ValueError | OSError | FloatingPointError):
-        return False
-    if type(error.__cause__).__name__ in ("_RemoteTraceback", "RemoteTraceback"):
-        return _is_ours(*_last_frame(str(error.__cause__)))  # multiprocessing's: a text
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and _is_ours(frames[-1].filename, frames[-1].line or "")
-
-
-def one_line(error: BaseException) -> str:
-    """Says what was wrong in one line; of a bug, that it is one."""
-    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    if is_foreseen(error):
-        return _foreseen_text(error) + where
-    text = " ".join(str(error).split())[:1000]
-    remedy = "This is a bug of mapseg: please report it with all of this text"
-    return f"{type(error).__name__}: {text}{where}. {remedy}"
-
-
-def _foreseen_text(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if _is_exhausted(error) and "No space left" in text:
-        return f"the disk is full: {text[:1000]}. Remedy: free some space, and run the same again"
-    if _is_exhausted(error):
-        return (
-            "the device's memory is full. Remedy: lower --batch_size or --crop_height and "
-            "--crop_width; when evaluating or predicting, --tile_px"
-        )
-    if isinstance(error, MemoryError):
-        return f"the host's memory is full: {text}. Remedy: lower --input_memory_mb or --batch_size"
-    return _raised_within(error) or text
-
-
-def _is_exhausted(error: BaseException) -> bool:
-    return type(error).__name__ == "ResourceExhaustedError"  # TensorFlow's, which is not imported
-
-
-def _raised_within(error: BaseException) -> str:
-    """Returns the message of an error that Python raised which TensorFlow called; else empty."""
-    text = " ".join(str(error).split())
-    found = re.search(r"(?:Value|OS|FileNotFound)Error: (.+?) Traceback \(most recent", text)
-    return found[1] if found else ""
-
-
-def _last_frame(text: str) -> tuple[str, str]:
-    """Returns the file and the source line of the innermost frame of a traceback's text."""
-    frames = re.findall(r'File "(.+?)", line \d+, in .+\n +(.+)', text)
-    return frames[-1] if frames else ("", "")
-
-
-def _is_ours(file: str, line: str) -> bool:
-    """Whether a line of a file is a `raise` statement of the project."""
-    path = Path(file).resolve()
-    if _ROOT not in path.parents:
-        return False
-    return path.relative_to(_ROOT).parts[0] in _PARTS and line.startswith("raise ")

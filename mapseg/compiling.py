@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from mapseg.files import expand_home
+
 # The cache of what was measured came after the TensorFlow of mapseg[addons]; XLA ends a program
 # that has a flag which it does not know.
 _NO_AUTOTUNE_CACHE = ("2.15", "unknown")
@@ -43,7 +45,7 @@ def use_compile_cache(folder: Path) -> None:
         version = importlib.metadata.version("tensorflow")
     except importlib.metadata.PackageNotFoundError:  # of a nightly or a vendor
         version = "unknown"
-    folder = folder.expanduser().absolute() / f"tensorflow-{version}"
+    folder = expand_home(str(folder)).absolute() / f"tensorflow-{version}"
     kernels = folder / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mapseg.files import TYPE_NAMES, is_of_type
+from mapseg.stored_json import TYPE_NAMES, is_of_type
 
 ENCODERS = (
     "xception65",

@@ -19,6 +19,7 @@ from mapseg import cli, startup
 from mapseg.checks import environment, options, records, steps
 from mapseg.checks.case import FAIL, SKIP, Case, Finding
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+from mapseg.errors import is_foreseen, one_line
 
 _NOT_NEEDED = ("checkpoint", "export_dir", "runs", "plot_path", "compile_cache_dir")
 
@@ -50,9 +51,9 @@ def examine(case: Case, report: Callable[[str], None]) -> bool:
         try:
             finding = check(case) if not lacking else Finding(SKIP, f"needs {lacking[0]}")
         except Exception as error:
-            if not cli.is_foreseen(error):
+            if not is_foreseen(error):
                 traceback.print_exc()
-            finding = Finding(FAIL, cli.one_line(error))
+            finding = Finding(FAIL, one_line(error))
         if finding.level in (FAIL, SKIP):
             lost[name] = finding.level
         report(f"{finding.level:<4}  {name}: {finding.text}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
+from mapseg.files import check_writable
 from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import Run, amend_run, check_classes, open_run
 from mapseg.training.prepare import begin_run
@@ -116,6 +117,7 @@ class Estimator:
         Raises:
           FileNotFoundError: no such run, checkpoint or records.
           ValueError: no such split, or records of other classes.
+          WriteError: the run folder cannot be written to, which is found before an image is scored.
         """
         run, config = self.run, config or PredictConfig()
         manifest = read_manifest(records_dir)
@@ -126,21 +128,28 @@ class Estimator:
 
         from mapseg.evaluation import evaluate as evaluation
 
+        panels_dir = self.run_dir / "evaluation" / "panels"
         facts = evaluation.evaluation_facts(path, manifest, split, config)
         if not again:
             stored = evaluation.read_evaluation(self.run_dir, split, run.label_set, **facts)
             if stored is not None:
                 return stored
+        for folder in (self.run_dir / "evaluation", panels_dir):
+            check_writable(folder)
         scores = evaluation.evaluate(
             self._predictor(run, config, path),
             manifest,
             split,
             run.label_set,
             self._progress,
-            panels_dir=self.run_dir / "evaluation" / "panels",
+            panels_dir=panels_dir,
             panels=panels,
         )
-        evaluation.write_evaluation(self.run_dir, split, scores, **facts)
+        try:
+            evaluation.write_evaluation(self.run_dir, split, scores, **facts)
+        except OSError:
+            self._progress("\n".join(scores.lines()))  # they took long
+            raise
         return scores
 
     def predict(
@@ -181,14 +190,17 @@ class Estimator:
         Raises:
           FileNotFoundError: no such run or checkpoint.
           ValueError: the folder holds something else.
+          WriteError: it cannot be written.
         """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
+        export_dir = Path(export_dir or self.run_dir / "export")
+        check_writable(export_dir.parent)
 
         from mapseg.inference.export import export
         from mapseg.inference.predictor import load_predictor
 
         predictor = load_predictor(run, config or PredictConfig(), path)
-        return export(run, predictor, Path(export_dir or self.run_dir / "export"))
+        return export(run, predictor, export_dir)
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
         """Keeps the last network, so that frames one by one do not load it again.

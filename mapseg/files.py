@@ -1,16 +1,16 @@
 """Files: written whole or not at all, locked, checked, found below a folder."""
 
+import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
-import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from mapseg.progress import show
 
@@ -34,6 +34,8 @@ _REMEDIES = {
     errno.ENFILE: _TOO_MANY_OPEN,
 }
 _OTHER_REMEDY = f"check the disk or the share that it lies on, or name another folder, {_AGAIN}"
+# What a library quotes of the system, such as TensorFlow in an error of its own classes.
+_QUOTED = {os.strerror(number): number for number in (*_REMEDIES, errno.ENOENT, errno.EIO)}
 # What flock says where the file system has no locks: Lustre, some NFS, some of FUSE.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
@@ -116,6 +118,51 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield from _walk(path, here)
 
 
+def nearest_folder(goal: Path) -> Path:
+    """Returns a path that exists, or else the nearest one above it that does."""
+    goal = goal.absolute()
+    return next(path for path in (goal, *goal.parents) if path.exists())
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses, before long work, a folder into which its results could not be written.
+
+    A file is written there and removed again; where the folder is missing, in the nearest one above
+    it, so that nothing new stays behind.
+
+    Raises:
+      WriteError: the folder is not writable, is a file, or its disk is full.
+    """
+    probe = nearest_folder(folder) / f".probe.{os.getpid()}.partial"
+    with naming(folder, probe):
+        try:
+            probe.write_bytes(b"x")
+            _sync(probe)
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
+def expand_home(path: str) -> Path:
+    """Puts the home folder in the place of `~`; a name that only begins with it stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, Path's raises where there is no home
+
+
+def name_text(path: Path | str) -> str:
+    """Returns a path as text that is the same in every locale: its bytes are taken for UTF-8.
+
+    Those that are not become surrogates, which cannot be encoded.
+    """
+    return os.fsencode(path).decode(errors="surrogateescape")
+
+
+def printable(text: str | Path) -> str:
+    r"""Escapes what a UTF-8 table or terminal cannot show: `Z\xfcrich` for a name in Latin-1."""
+    text = name_text(text) if isinstance(text, Path) else text
+    escaped = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda c: repr(c[0])[1:-1], escaped)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file, whole or not at all."""
     with whole_file(path) as partial:
@@ -128,8 +175,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, refusal: str = "") -> Iterator[None]:
-    """Holds a lock file; the lock ends with the process, however that ends.
+def locked(path: Path, refusal: str = "") -> Iterator[IO[str]]:
+    """Holds a lock file, and yields it; the lock ends with the process, however that ends.
 
     On a file system without locks it holds nothing, and says so once for each folder.
 
@@ -143,7 +190,7 @@ def locked(path: Path, refusal: str = "") -> Iterator[None]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = path.open("a")  # what its holder has written there stays
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
@@ -153,7 +200,7 @@ def locked(path: Path, refusal: str = "") -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise write_error(path, error) from error
             _warn_without_locks(path.parent, error.strerror)
-        yield
+        yield file
 
 
 @functools.cache
@@ -166,16 +213,17 @@ def _warn_without_locks(folder: Path, cause: str) -> None:
 
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Adds the file that was being written, the cause and the remedy to an OSError.
+    """Adds the file that was being written, the cause and the remedy to an error of the system.
 
-    An error of another file, such as one that was read meanwhile, passes as it is.
+    That is an OSError, or one of TensorFlow that quotes the system. An error of another file, such
+    as one that was read meanwhile, passes as it is.
 
     Args:
       path: the file.
       partial: its temporary name.
 
     Raises:
-      WriteError: an OSError of this file.
+      WriteError: an error of the system with this file.
     """
     try:
         yield
@@ -185,13 +233,34 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
         if not _is_of(error, path, partial or path):
             raise
         raise write_error(path, error) from error
+    except Exception as error:
+        if (number := quoted_errno(error)) is None:
+            raise
+        raise write_error(path, OSError(number, os.strerror(number))) from error
 
 
 def write_error(path: Path, error: OSError) -> WriteError:
     """Makes of what the system said an error that names the file and the remedy."""
-    remedy = _REMEDIES.get(error.errno or 0, _OTHER_REMEDY)
+    remedy = remedy_of(error.errno)
     text = f"{path}: cannot be written: {error.strerror or error}. Remedy: {remedy}"
     return WriteError(error.errno, text)
+
+
+def remedy_of(number: int | None) -> str:
+    """Returns what helps where a file cannot be written, by the number of the cause: a clause."""
+    return _REMEDIES.get(number or 0, _OTHER_REMEDY)
+
+
+def quoted_errno(error: BaseException) -> int | None:
+    """Returns the number of the system's error that TensorFlow's file systems quote, if they do.
+
+    Their class says little: a full disk, a quota and too many open files are all
+    ResourceExhaustedError, as is the memory of a device.
+    """
+    if not {"OpError", "ResourceExhaustedError"} & {kind.__name__ for kind in type(error).__mro__}:
+        return None  # by name: TensorFlow is not imported
+    quoted = re.search(rf"(?:^|[;:] )({'|'.join(map(re.escape, _QUOTED))})", str(error))
+    return _QUOTED[quoted[1]] if quoted else None
 
 
 def _is_of(error: OSError, path: Path, partial: Path) -> bool:
@@ -207,88 +276,3 @@ def _is_of(error: OSError, path: Path, partial: Path) -> bool:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def read_json(path: Path, remedy: str) -> Any:
-    """Reads a JSON file.
-
-    Args:
-      path: the file.
-      remedy: where it is damaged; a clause.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: not JSON in UTF-8; the message has the place.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise ValueError(
-            f"{path}: must be JSON, as it was written; got at {place}. Remedy: {remedy}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: must be UTF-8, as it was written; byte {error.start} is not. Remedy: {remedy}"
-        ) from error
-
-
-def read_field(raw: Any, name: str, kind: type, origin: Path, remedy: str) -> Any:
-    """Returns a field of a JSON object, if it is of its type.
-
-    Args:
-      raw: the object, as it was read.
-      name: of the field.
-      kind: bool, int, float (which a whole number is too), str, list or dict.
-      origin: the file that it came from.
-      remedy: where it is damaged; a clause.
-
-    Raises:
-      ValueError: no object, no such field, or a value of another type.
-    """
-    if not isinstance(raw, dict) or name not in raw:
-        got = "nothing of that name" if isinstance(raw, dict) else f"{raw!r:.100}"
-        raise ValueError(f"{origin}: {name} must be there; got {got}. Remedy: {remedy}")
-    value = raw[name]
-    if not is_of_type(value, kind):
-        raise ValueError(
-            f"{origin}: {name} must be {TYPE_NAMES[kind]}; got {value!r:.100}. Remedy: {remedy}"
-        )
-    return value
-
-
-TYPE_NAMES: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-}
-
-
-def is_of_type(value: Any, kind: type) -> bool:
-    """Whether a value of JSON is of a type; true is no number, and a whole number is a float."""
-    kinds = (int, float) if kind is float else (kind,)
-    return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
-
-
-def with_sha256(raw: dict[str, Any]) -> dict[str, Any]:
-    """Adds to JSON the checksum of its fields, as the last of them."""
-    return {**raw, "sha256": hashlib.sha256(json.dumps(raw).encode()).hexdigest()}
-
-
-def read_checked_json(path: Path) -> dict[str, Any] | None:
-    """Reads what `with_sha256` made; None where there is no such file, or it is damaged."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return raw if has_sha256(raw) else None
-
-
-def has_sha256(raw: Any) -> bool:
-    """Returns whether JSON is as `with_sha256` made it."""
-    if not isinstance(raw, dict):
-        return False
-    return raw == with_sha256({name: raw[name] for name in raw if name != "sha256"})

@@ -133,12 +133,17 @@ def available_bytes() -> int:
         available = int(found[0]) * 1024
     except (OSError, IndexError):
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        limit = int((group / "memory.max").read_text())
-        cached = re.findall(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
-        used = int((group / "memory.current").read_text()) - sum(map(int, cached))
-        available = min(available, limit - used)
+    for group in _control_groups("memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # v1
+        ):
+            with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit
+                limit = int((group / limit_name).read_text())
+                stat = (group / "memory.stat").read_text()
+                cached = re.findall(r"^(?:total_)?inactive_file (\d+)", stat, re.M)
+                used = int((group / used_name).read_text()) - max(map(int, cached), default=0)
+                available = min(available, limit - used)
     return available
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow's first import, without the lines that say at length that there is no GPU."""
+"""What comes before the work: UTF-8, and a TensorFlow that does not say at length what it lacks."""
 
 import importlib.util
 import os
@@ -28,6 +28,20 @@ for line in sys.stdin.buffer:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 """
+
+
+def use_utf8() -> None:
+    """Begins this program anew in Python's UTF-8 mode, where the locale has another encoding.
+
+    Else names of files would be other texts than those that are stored in records and tables, and
+    that TensorFlow makes bytes of.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def quiet_tensorflow() -> None:

@@ -1,4 +1,6 @@
+import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +8,9 @@ from conftest import tiny_scene
 
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
+from mapseg.evaluation import evaluate as evaluation
+from mapseg.files import WriteError
+from mapseg.inference import predictor
 
 
 @pytest.mark.addons
@@ -40,3 +45,31 @@ def test_evaluation_at_the_end_of_training_is_that_of_the_estimator(records_dir,
 def test_before_training_there_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         _ = Estimator(tmp_path / "none").run
+
+
+@pytest.mark.parametrize("place", ["evaluation", "evaluation/panels"])
+def test_a_run_folder_that_cannot_be_written_to_is_named_before_the_work(
+    place, records_dir, own_run_dir, monkeypatch
+):
+    def work(*_, **__):
+        raise AssertionError("it must not begin")
+
+    monkeypatch.setattr(evaluation, "evaluate", work)
+    shutil.rmtree(own_run_dir / place)
+    (own_run_dir / place).touch()
+    with pytest.raises(WriteError, match=f"{place}: cannot be written.*where a folder is needed"):
+        Estimator(own_run_dir, progress=print).evaluate(records_dir)
+    monkeypatch.setattr(predictor, "load_predictor", work)
+    with pytest.raises(WriteError, match="where a folder is needed"):
+        Estimator(own_run_dir).export(own_run_dir / "config.json" / "export")
+
+
+def test_scores_that_cannot_be_written_are_shown(records_dir, own_run_dir, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "validation.json")
+
+    monkeypatch.setattr(evaluation, "write_evaluation", full)
+    lines = []
+    with pytest.raises(OSError, match="No space left"):
+        Estimator(own_run_dir, progress=lines.append).evaluate(records_dir)
+    assert "mean IoU" in lines[-1]

@@ -1,9 +1,20 @@
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from mapseg.files import walk, whole_dir, whole_file, write_bytes, write_text
+from mapseg.files import (
+    WriteError,
+    check_writable,
+    name_text,
+    printable,
+    walk,
+    whole_dir,
+    whole_file,
+    write_bytes,
+    write_text,
+)
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -65,3 +76,21 @@ def test_walk_takes_links_but_no_loops_and_nothing_hidden(tmp_path):
     (tmp_path / "root" / "dead.png").symlink_to(tmp_path / "nothing")
     found = [path.relative_to(tmp_path / "root").as_posix() for path in walk(tmp_path / "root")]
     assert found == ["dead.png", "a/1.png", "b/2.png", "c/1.png"]
+
+
+def test_a_folder_is_tried_without_leaving_anything(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(WriteError, match=f"{folder}: cannot be written.*a folder is needed"):
+            check_writable(folder)
+    with pytest.raises(WriteError, match=r"/proc/none: cannot be written"):
+        check_writable(Path("/proc/none"))
+
+
+def test_a_path_is_the_same_text_whatever_the_locale():
+    assert name_text(Path("Zürich")) == "Zürich"
+    assert printable(Path("Zürich")) == printable("Zürich") == "Zürich"
+    assert printable(os.fsdecode(b"Z\xfcrich\n")) == r"Z\xfcrich\n"

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from mapseg.data.manifest import MANIFEST_NAME, read_manifest
-from mapseg.files import with_sha256
 from mapseg.json_files import read_json
 from mapseg.labels import LabelClass, LabelSet, make_label_set, read_class_table
+from mapseg.stored_json import with_sha256
 
 ROAD = {"name": "road", "color": [1, 2, 3]}
 TABLE = tuple(LabelClass(i, name, (i, i, i)) for i, name in enumerate(("road", "curb", "sky")))

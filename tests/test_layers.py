@@ -15,7 +15,7 @@ MODULES = {
     if path.stem != "__init__"
 }
 BASE = {
-    *("config", "labels", "json_files", "files", "progress"),
+    *("config", "labels", "json_files", "stored_json", "files", "progress", "errors"),
     *("machine", "startup", "onednn", "compiling", "pictures", "charts"),
 }
 # A package, and what it may import beside its own modules and BASE.

@@ -75,3 +75,18 @@ def test_the_peak_can_begin_anew():
 
 def test_without_a_gpu_its_limit_is_0():
     assert machine.gpu_limit_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "used"),
+    [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")],
+)
+def test_the_memory_of_an_outer_control_group_counts(limit, used, tmp_path, monkeypatch):
+    inner = tmp_path / "job" / "step"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (tmp_path / "job" / limit).write_text("5000000\n")
+    (tmp_path / "job" / used).write_text("2000000\n")
+    (tmp_path / "job" / "memory.stat").write_text("anon 7\ninactive_file 1000000\n")
+    monkeypatch.setattr(machine, "_control_groups", lambda _: [inner, inner.parent, tmp_path])
+    assert machine.available_bytes() == 4_000_000

@@ -236,14 +236,45 @@ class ResourceExhaustedError(Exception):
     """Named as TensorFlow's."""
 
 
-def test_memory_and_disks_that_are_full_are_no_bugs(capsys):
-    def disk():
-        raise ResourceExhaustedError("tensorboard/events; No space left on device")
+@pytest.mark.parametrize(
+    ("number", "text", "remedy"),
+    [
+        (errno.ENOSPC, "the disk is full: events; No space left on device", "free some space"),
+        (errno.EDQUOT, "the disk is full: events; Disk quota exceeded", "free some space"),
+        (errno.EMFILE, "events; Too many open files", "ulimit -n"),
+    ],
+)
+def test_what_tensorflow_quotes_of_the_system_is_told_by_its_cause(number, text, remedy, capsys):
+    def write():
+        raise ResourceExhaustedError(f"events; {os.strerror(number)}")
 
-    (line,) = errors_of(disk, capsys)
-    assert line.startswith("error: the disk is full: tensorboard/events; No space left on device")
+    (line,) = errors_of(write, capsys)
+    assert line.startswith(f"error: {text}. Remedy: ")
+    assert remedy in line
     assert "memory" not in line
 
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        (tf.errors.ResourceExhaustedError, errno.EDQUOT),
+        (tf.errors.PermissionDeniedError, errno.EROFS),
+        (tf.errors.OutOfRangeError, errno.EFBIG),
+        (tf.errors.UnknownError, errno.EIO),
+    ],
+)
+def test_what_tensorflow_cannot_write_is_named_like_any_other_file(kind, number, tmp_path):
+    cause = os.strerror(number)
+    with pytest.raises(files.WriteError) as caught, files.whole_dir(tmp_path / "export") as partial:
+        raise kind(None, None, f"{partial}/variables; {cause}")
+    assert str(caught.value).startswith(f"{tmp_path}/export: cannot be written: {cause}. Remedy: ")
+    assert caught.value.errno == number
+    with pytest.raises(kind), files.whole_dir(tmp_path / "export"):
+        raise kind(None, None, "OOM when allocating tensor")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_is_full_is_no_bug(capsys):
     def device():
         raise ResourceExhaustedError("OOM when allocating")
 

@@ -24,7 +24,6 @@ from mapseg.data.batches import read_samples, train_batches
 from mapseg.data.manifest import read_manifest
 from mapseg.estimator import Estimator
 from mapseg.evaluation.evaluate import evaluate
-from mapseg.files import with_sha256
 from mapseg.inference.predictor import load_predictor
 from mapseg.model import deeplab
 from mapseg.model.blocks import conv
@@ -34,6 +33,7 @@ from mapseg.model.weights import read_weights
 from mapseg.runs.checkpoints import find_checkpoint, read_best
 from mapseg.runs.folder import check_classes, open_run
 from mapseg.runs.history import read_history
+from mapseg.stored_json import with_sha256
 from mapseg.training.prepare import begin_run
 from mapseg.training.state import open_state
 
@@ -77,7 +77,7 @@ def assert_same_confusion(found, old, expected):
 @pytest.mark.addons
 def test_records_are_whole_and_read_as_they_were(expected):
     records_dir = OLD / "records"
-    assert not verify_records(records_dir, print)
+    assert not verify_records(read_manifest(records_dir), print)
     manifest = read_manifest(records_dir)
     assert {name: split.samples for name, split in manifest.splits.items()} == {
         "training": 6,

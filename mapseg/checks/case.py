@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mapseg.config import ModelConfig, TrainConfig
+from mapseg.files import nearest_folder
 from mapseg.labels import LabelSet
 from mapseg.runs.folder import Run
 
@@ -61,14 +62,15 @@ class Case:
         return self.run_dir or Path()
 
 
-def nearest_folder(goal: Path, remedy: str) -> Path:
+def writable_folder(goal: Path, remedy: str) -> Path:
     """Returns a folder that can be written to, or the nearest above one that is to be made.
 
     Raises:
       PermissionError: it cannot be written to.
     """
-    goal = goal.absolute()
-    folder = next(path for path in (goal, *goal.parents) if path.exists())
+    folder = nearest_folder(goal)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{goal} must be writable; {folder} is not. Remedy: {remedy}")
+        raise PermissionError(
+            f"{goal.absolute()} must be writable; {folder} is not. Remedy: {remedy}"
+        )
     return folder

@@ -6,7 +6,7 @@ import platform
 import shutil
 
 from mapseg import machine
-from mapseg.checks.case import FAIL, OK, WARN, Case, Finding, nearest_folder
+from mapseg.checks.case import FAIL, OK, WARN, Case, Finding, writable_folder
 from mapseg.progress import amount
 
 _PACKAGES = ("tensorflow", "keras", "cv2", "PIL", "h5py", "google_crc32c", "matplotlib")
@@ -61,7 +61,7 @@ def check_memory(case: Case) -> Finding:
 
 def check_disk(case: Case) -> Finding:
     """Compares the room where the run goes with what its checkpoints take."""
-    folder = nearest_folder(case.goal, "another --run_dir")
+    folder = writable_folder(case.goal, "another --run_dir")
     # The state has the weights and the optimizer's slots, weights.npz the weights again. Beside
     # those that are kept lie the best one and one that is being written.
     copies = 2 + _SLOTS.get(case.train.optimizer, 2)

@@ -1,10 +1,9 @@
 """Checks of the options: their values, the run folder, precision, initial weights."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from mapseg import machine
-from mapseg.checks.case import OK, WARN, Case, Finding, nearest_folder
+from mapseg.checks.case import OK, WARN, Case, Finding, writable_folder
 from mapseg.config import ModelConfig, TrainConfig, split_options
 from mapseg.runs.checkpoints import saved_steps
 from mapseg.training.prepare import resolve_precision, resume_run
@@ -24,7 +23,7 @@ def check_run_dir(case: Case) -> Finding:
     run_dir = case.run_dir
     if run_dir is None:
         return Finding(OK, "no --run_dir is given; the run is taken as a new one")
-    nearest_folder(run_dir, "another --run_dir")
+    writable_folder(run_dir, "another --run_dir")
     case.stored = resume_run(run_dir, case.options)
     if case.stored is None:
         return Finding(OK, f"{run_dir} will be that of a new run")
@@ -54,17 +53,14 @@ def check_weights(case: Case) -> Finding:
         case.weights_at_hand = True
         return Finding(OK, f"those of step {case.start_step}")
     source, model = case.train.init_from, case.model
-    if source and not (Path(source).exists() or Path(f"{source}.index").is_file()):
-        raise FileNotFoundError(
-            f"{source}: init_from must be a run folder, a weights.npz or the prefix of a TF "
-            "DeepLab checkpoint; it is not there. Remedy: put it there, or name another"
-        )
+    if source:
+        pretrained.find_initial(source)
     if source and model.encoder_weights == "auto":
         model = replace(model, encoder_weights="none")
     if pretrained.resolve_encoder_weights(model) == "imagenet":
         path, url = pretrained.imagenet_weights(model.encoder)
         if not path.is_file():
-            nearest_folder(path.parent, f"put {url} there, or --encoder_weights=none")
+            writable_folder(path.parent, f"put {url} there, or --encoder_weights=none")
             return Finding(
                 WARN,
                 f"not at {path}: training will first download them from {url}. Remedy, without a "

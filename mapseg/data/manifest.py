@@ -14,8 +14,9 @@ import numpy as np
 
 from mapseg.data.shard_checks import REINDEX, Shard, check_size
 from mapseg.data.tiles import TileTable, read_tile_table
-from mapseg.files import has_sha256, with_sha256, write_text
+from mapseg.files import write_text
 from mapseg.labels import LabelClass, parse_class_table
+from mapseg.stored_json import has_sha256, with_sha256
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"

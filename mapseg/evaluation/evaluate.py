@@ -1,6 +1,5 @@
 """A predictor and a labelled split -> scores and panels."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from mapseg.inference.predictor import Predictor
 from mapseg.labels import LabelSet
 from mapseg.pictures import panel, write_jpg
 from mapseg.progress import make_reporter
-from mapseg.runs.checkpoints import checkpoint_step
+from mapseg.runs.checkpoints import checkpoint_step, weights_sha256
 
 _LATER_FACTS = {"step", "samples", "weights_sha256"}  # which ea21d24 did not write
 
@@ -104,12 +103,11 @@ def evaluation_facts(
       What `write_evaluation` and `read_evaluation` take beside the scores.
     """
     total = manifest.split(split).samples
-    with (checkpoint_path / "weights.npz").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "step": checkpoint_step(checkpoint_path),
         "checkpoint": checkpoint_path.name,
-        "weights_sha256": weights,  # the folder may be trained anew, to the same step
+        # The folder may be trained anew, to the same step.
+        "weights_sha256": weights_sha256(checkpoint_path),
         "samples": min(total, max_samples) if max_samples else total,
         "records_digest": manifest.split(split).digest,
         **to_json(config),

@@ -1,7 +1,6 @@
 """Frames: their names, their order, and the videos that show them."""
 
 import itertools
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from mapseg.config import InferConfig
+from mapseg.files import printable
 from mapseg.inference.reading import VideoLength, measure_video
 from mapseg.inference.searching import IMAGE_TYPES, is_image, is_video, search
 
@@ -96,12 +96,6 @@ def find_frames(config: InferConfig) -> FrameList:
         )
     _refuse_equal_names(frames)
     return FrameList(tuple(frames), tuple(lines))
-
-
-def printable(text: str | Path) -> str:
-    r"""Escapes what a UTF-8 table or terminal cannot show: `Z\xfcrich` for a name in Latin-1."""
-    escaped = os.fsencode(text).decode("utf-8", "backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda c: repr(c[0])[1:-1], escaped)
 
 
 def order(path: PurePath) -> Any:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mapseg import machine, pictures
 from mapseg.config import InferConfig, PredictConfig
-from mapseg.files import locked, naming
-from mapseg.inference.frames import FrameList, find_frames, printable
-from mapseg.inference.journal import Journal
+from mapseg.files import check_writable, locked, naming, printable
+from mapseg.inference.frame_table import FrameTable
+from mapseg.inference.frames import FrameList, find_frames
 from mapseg.inference.mark import read_mark
 from mapseg.inference.plan import make_plan, video_row_name
 from mapseg.inference.results import Results, Row, Source
@@ -22,7 +22,7 @@ from mapseg.inference.videos import Videos
 from mapseg.labels import LabelSet
 from mapseg.model.pretrained import find_deeplab
 from mapseg.progress import duration, make_reporter
-from mapseg.runs.checkpoints import find_checkpoint
+from mapseg.runs.checkpoints import find_checkpoint, weights_sha256
 from mapseg.runs.folder import open_run
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import; what is missing is reported before
@@ -64,8 +64,10 @@ def infer_run(
     """
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
-    found = find_frames(config)  # what is missing is reported before TensorFlow is imported
-    by = f"{path.name} ({_digest(path / 'weights.npz')})"
+    # What is missing, or cannot be written to, is reported before TensorFlow is imported.
+    check_writable(Path(config.out_dir))
+    found = find_frames(config)
+    by = f"{path.name} ({weights_sha256(path)[:16]})"
 
     from mapseg.inference.predictor import load_predictor
 
@@ -89,6 +91,7 @@ def infer_deeplab(
       FileNotFoundError: no such checkpoint, or no frames.
       ValueError: see `load_deeplab` and `infer_frames`.
     """
+    check_writable(Path(config.out_dir))
     found, index_path = find_frames(config), find_deeplab(prefix)
 
     from mapseg.inference.predictor import Predictor
@@ -97,18 +100,11 @@ def infer_deeplab(
 
     model, label_set = load_deeplab(prefix)
     # The index holds a checksum of every weight.
-    by = f"{Path(prefix).name} ({_digest(index_path)})"
+    digest = hashlib.sha256(index_path.read_bytes()).hexdigest()[:16]
+    by = f"{Path(prefix).name} ({digest})"
     predictor = Predictor(frozen_network(model), predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
     return _infer(predictor, label_set, found, config, progress, by)
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such weights file. Remedy: another --checkpoint, or copy it again"
-        )
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _infer(
@@ -195,8 +191,8 @@ def _fill(
         progress(line)
     mark = read_mark(results.out_dir, fingerprint)
     mark.write()
-    journal = Journal(results.out_dir / "frames.csv", results.columns)
-    tasks, shown = make_plan(found.frames, config.every, results, journal, mark)
+    table = FrameTable(results.out_dir / "frames.csv", results.columns)
+    tasks, shown = make_plan(found.frames, config.every, results, table, mark)
     pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.label_set))
     failed_videos: list[Row] = []
 
@@ -206,16 +202,16 @@ def _fill(
         else:
             source = Source(shown[name].source, "")
             row = results.failed_row(video_row_name(name), source, name, error)
-            journal.append(row)
+            table.append(row)
             failed_videos.append(row)
 
     report = make_reporter(0, len(tasks), "frames", progress)
     started, done, failed = time.monotonic(), 0, 0
     with (
-        journal,
+        table,
         Videos(lambda name: results.path("video", name), config.every, close_video) as videos,
         contextlib.closing(
-            do_tasks(segment, tasks, results, journal, videos, config.batch_size or 1)
+            do_tasks(segment, tasks, results, table, videos, config.batch_size or 1)
         ) as finished,
     ):
         for count, outcome in enumerate(finished, start=1):
@@ -225,7 +221,7 @@ def _fill(
             elif not outcome.stored:
                 done += 1
             report(count)
-    journal.finish()
+    table.finish()
     for row in failed_videos:
         progress(_failure(row))
     skipped = len(found.frames) - done - failed

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.frames import Frame
-from mapseg.inference.journal import Journal
 from mapseg.inference.mark import Mark, Shown
 from mapseg.inference.results import Results, Row, Source, read_source
 
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    frames: Sequence[Frame], every: int, results: Results, journal: Journal, mark: Mark
+    frames: Sequence[Frame], every: int, results: Results, table: FrameTable, mark: Mark
 ) -> Plan:
     """Compares the frames asked for with what the folder holds, and removes what is outdated.
 
@@ -46,9 +46,9 @@ def make_plan(
     sources = {path: read_source(path) for path in {f.path for f in frames}}
     of = {frame.name: sources[frame.path] for frame in frames}
     shown = {frame.video: str(read_source(frame.shown).path) for frame in frames}
-    _refuse_other_sources(frames, of, shown, results, journal.rows, mark)
+    _refuse_other_sources(frames, of, shown, results, table.rows, mark)
 
-    rows = journal.rows
+    rows = table.rows
     stored = [frame for frame in frames if frame.name in rows]
     same = [f for f in stored if rows[f.name]["source_state"] == of[f.name].state != ""]
     for frame in same:  # it may have been moved
@@ -67,7 +67,7 @@ def make_plan(
         wanted = {name: Shown(shown[name], digest) for name, digest in digests.items()}
         replaced |= {name for name in wanted if mark.videos.get(name) != wanted[name]}
     mark.forget_videos(replaced)
-    journal.drop([*gone, *outdated])
+    table.drop([*gone, *outdated])
 
     done = {f.name for f in frames if f.name in matching and results.exist(f.name)}
     whole = {name for name in wanted if results.path("video", name).is_file()}

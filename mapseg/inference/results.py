@@ -12,7 +12,8 @@ from PIL import Image
 
 from mapseg import pictures
 from mapseg.config import OUTPUTS
-from mapseg.inference.frames import Frame, printable
+from mapseg.files import printable, quoted_errno
+from mapseg.inference.frames import Frame
 from mapseg.labels import LabelSet
 
 _SUFFIXES = {"ids": "png", "overlay": "jpg", "panel": "jpg", "video": "mp4"}
@@ -153,6 +154,6 @@ def _is_file(path: Path) -> bool:
 def _cause(error: Exception) -> str:
     text = printable(" ".join(str(error).split()))
     kind = type(error).__name__
-    if kind == "ResourceExhaustedError":
+    if kind == "ResourceExhaustedError" and quoted_errno(error) is None:
         return "the device's memory is full. Remedy: lower --tile_px"
     return text if isinstance(error, ValueError | OSError) else f"{kind}: {text[:1000]}"

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from mapseg.config import OUTPUTS, InferConfig
-from mapseg.files import walk
+from mapseg.files import expand_home, walk
 
 RESULTS_MARK = "inference.json"  # says whose results a folder holds
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 def search(config: InferConfig) -> Found:
     """Finds the files that `config.frames` names; see `find_frames`."""
-    source = _absolute(Path(config.frames).expanduser())
+    source = _absolute(expand_home(config.frames))
     if config.cameras and not source.is_dir():
         raise ValueError(
             f"cameras must be used with a folder that has image_* folders; got {config.frames}"

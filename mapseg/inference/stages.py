@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mapseg.inference.journal import Journal
+from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.plan import Task
 from mapseg.inference.reading import FrameReader
 from mapseg.inference.results import Results, Row
@@ -82,7 +82,7 @@ def do_tasks(
     segment: Segment,
     tasks: Sequence[Task],
     results: Results,
-    journal: Journal,
+    table: FrameTable,
     videos: Videos,
     batch_size: int,
 ) -> Generator[Outcome, None, None]:
@@ -94,7 +94,7 @@ def do_tasks(
       segment: frames [B, H, W, 3] uint8 -> what the network says of each; called from this thread.
       tasks: what is to be done.
       results: where the files go.
-      journal: takes the rows.
+      table: takes the rows.
       videos: takes the pictures.
       batch_size: so many frames that follow one another go through the network together, if they
         are of one size; B.
@@ -110,7 +110,7 @@ def do_tasks(
         if outcome.picture is not None:
             videos.add(task.frame, outcome.picture)
         if not outcome.stored:
-            journal.append(outcome.row)  # last: a row vouches for the files
+            table.append(outcome.row)  # last: a row vouches for the files
         return outcome._replace(picture=None)
 
     # Frames of a video come one after the other; images may be decoded side by side.

@@ -15,7 +15,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from mapseg.config import ModelConfig
-from mapseg.files import write_bytes
+from mapseg.files import expand_home, write_bytes
 from mapseg.model.torch_files import read_tensors
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def find_weights(config: ModelConfig) -> Path | None:
         return None
     if weights == "imagenet":
         return _fetch_imagenet(config.encoder)
-    path = Path(weights).expanduser()
+    path = expand_home(weights)
     if not path.is_file():
         raise FileNotFoundError(
             f"encoder_weights must be imagenet, none, auto or an existing weights file; got {path}"
@@ -82,7 +82,7 @@ def find_deeplab(prefix: str) -> Path:
     Raises:
       FileNotFoundError: there is none.
     """
-    path = Path(f"{prefix}.index")
+    path = _deeplab_index(prefix)
     if not path.is_file():
         raise FileNotFoundError(
             f"{prefix}: init_checkpoint must be the prefix of a TF DeepLab checkpoint "
@@ -92,6 +92,32 @@ def find_deeplab(prefix: str) -> Path:
     return path
 
 
+def find_initial(source: str) -> Path:
+    """Returns what a training run is to start from, for `init_from`.
+
+    Args:
+      source: a run folder, a checkpoint's folder or `weights.npz` of mapseg, or the prefix of a TF
+        DeepLab checkpoint.
+
+    Returns:
+      That folder or file; of TF DeepLab's checkpoint the prefix, which is no file.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not (Path(source).exists() or _deeplab_index(source).is_file()):
+        raise FileNotFoundError(
+            f"{source}: init_from must be a run folder, a weights.npz, or the prefix of a TF "
+            "DeepLab checkpoint (PREFIX.index and PREFIX.data-* exist); nothing of the kind is "
+            "there. Remedy: put it there, or name another"
+        )
+    return Path(source)
+
+
+def _deeplab_index(prefix: str) -> Path:
+    return Path(f"{prefix}.index")
+
+
 def imagenet_weights(encoder: str) -> tuple[Path, str]:
     """Returns where the ImageNet weights of an encoder are kept, and the URL that they come from.
 
@@ -99,13 +125,19 @@ def imagenet_weights(encoder: str) -> tuple[Path, str]:
       encoder: one that has such weights; see `resolve_encoder_weights`.
 
     Raises:
-      FileNotFoundError: a package holds them, and it is not installed. Else they are there, and the
-        URL is empty.
+      FileNotFoundError: a package holds them, and it is not installed (else they are there, and the
+        URL is empty); or there is no folder for them.
     """
     if encoder in _IMAGENET_FILES:
         return _packaged_weights(encoder), ""
     url = _IMAGENET_URLS[encoder]
-    keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    try:
+        keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"the ImageNet weights of {encoder} must have a folder; this user has no home. Remedy: "
+            "set KERAS_HOME to a folder for them, or --encoder_weights=none"
+        ) from error
     return keras_dir / "models" / url.rpartition("/")[2], url
 
 

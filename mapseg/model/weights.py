@@ -79,7 +79,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     path = path / "weights.npz" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
+        raise FileNotFoundError(f"{path}: no such weights file. Remedy: give a run that has one")
     try:
         with np.load(path) as arrays:
             return dict(arrays)

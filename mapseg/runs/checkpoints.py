@@ -5,20 +5,20 @@ checkpoint of every training variable, exact, for one Keras major version), `wei
 network alone, for any version) and `info.json`.
 """
 
+import hashlib
 import json
 import math
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from errno import EACCES, EFBIG, ENOSPC
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mapseg import files
 from mapseg.files import whole_dir, write_text
+from mapseg.stored_json import read_field, read_stored_json
 
 if TYPE_CHECKING:  # the run folder is looked at by commands that need no TensorFlow
     import tensorflow as tf
@@ -44,6 +44,7 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
 
     Raises:
       FileNotFoundError: it does not exist; the message lists what does.
+      ValueError: it is of another run.
     """
     checkpoints_dir = run_dir / "checkpoints"
     steps = saved_steps(checkpoints_dir)
@@ -56,9 +57,51 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
     if chosen not in steps:
         raise FileNotFoundError(
             f"{checkpoints_dir}: checkpoint must be best, latest or a saved step, of {steps}; "
-            f"got {which}" + ("" if steps else ". Remedy: train first")
+            f"got {which}. Remedy: "
+            + ("give one of these, or --checkpoint=latest" if steps else "train first")
         )
-    return _step_dir(checkpoints_dir, chosen)
+    path = _step_dir(checkpoints_dir, chosen)
+    _check_own(path)
+    return path
+
+
+def _check_own(path: Path) -> None:
+    """Refuses a checkpoint that was copied here from the folder of another run."""
+    own, info = _run_id(path.parent), _read_object(path / "info.json")
+    if own and info.get("run", own) != own:
+        raise ValueError(
+            f"{path}: a checkpoint must be of the run in whose folder it lies; it is of another, "
+            f"{info['run']}, than {own}. Remedy: remove it; to start a new run from it, "
+            "--init_from=PATH"
+        )
+
+
+def _run_id(checkpoints_dir: Path) -> str:
+    return str(_read_object(checkpoints_dir.parent / "config.json").get("id", ""))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Reads an object of JSON; an empty one where there is none: who needs it says so."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def weights_sha256(path: Path) -> str:
+    """Returns the digest of a checkpoint's weights.
+
+    Raises:
+      FileNotFoundError: it has none.
+    """
+    weights_path = path / "weights.npz"
+    if not weights_path.is_file():
+        raise FileNotFoundError(
+            f"{weights_path}: no such weights file. Remedy: another --checkpoint, or copy it again"
+        )
+    with weights_path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checkpoint(
@@ -71,14 +114,19 @@ def write_checkpoint(
     """Saves the training state and the weights, then removes what is older than `keep`.
 
     The best checkpoint is never removed.
+
+    Raises:
+      WriteError: it cannot be written.
     """
     import keras
     import tensorflow as tf
 
     path = _step_dir(checkpoints_dir, step)
     info = {"step": step, "keras": keras.__version__, "tensorflow": tf.__version__}
+    if run_id := _run_id(checkpoints_dir):
+        info["run"] = run_id
     with whole_dir(path) as partial:
-        _write_state(state, partial / "state", path)
+        state.write(str(partial / "state"))
         np.savez(partial / "weights.npz", **weights)  # type: ignore[arg-type]
         (partial / "info.json").write_text(json.dumps(info) + "\n", encoding="utf-8")
     best = read_best(checkpoints_dir)
@@ -86,23 +134,6 @@ def write_checkpoint(
         if best is None or old != best.step:
             shutil.rmtree(_step_dir(checkpoints_dir, old))
     return path
-
-
-def _write_state(state: "tf.train.Checkpoint", partial: Path, path: Path) -> None:
-    import tensorflow as tf
-
-    numbers = {
-        tf.errors.ResourceExhaustedError: ENOSPC,
-        tf.errors.PermissionDeniedError: EACCES,
-        tf.errors.OutOfRangeError: EFBIG,
-    }
-    try:
-        state.write(str(partial))
-    except tf.errors.OpError as error:
-        number = numbers.get(type(error))
-        if number is None:
-            raise
-        raise files.write_error(path, OSError(number, error.message)) from error
 
 
 def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
@@ -113,7 +144,8 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
       state: with the same structure as when it was written; all variables exist.
 
     Raises:
-      ValueError: written under another major version of Keras, or something does not match.
+      ValueError: written under another major version of Keras or by another run, or something
+        does not match.
     """
     import keras
     import tensorflow as tf
@@ -122,14 +154,15 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
     info_path = path / "info.json"
     if not info_path.is_file():
         raise FileNotFoundError(f"{info_path}: no such file. Remedy: {remedy}")
-    info = files.read_json(info_path, remedy)
-    written = files.read_field(info, "keras", str, info_path, remedy)
+    info = read_stored_json(info_path, remedy)
+    written = read_field(info, "keras", str, info_path, remedy)
     if written.split(".")[0] != keras.__version__.split(".")[0]:
         raise ValueError(
             f"{path}: training must go on under the Keras that it began with, {written}; "
             f"this is {keras.__version__}. Remedy: use that environment, or start a new run from "
             "these weights with --init_from"
         )
+    _check_own(path)
     try:
         status = state.read(str(path / "state"))
         status.assert_existing_objects_matched()
@@ -161,9 +194,9 @@ def read_best(checkpoints_dir: Path) -> Best | None:
     if not path.is_file():
         return None
     remedy = "remove the file: the newest checkpoint is the best then, until the next evaluation"
-    raw = files.read_json(path, remedy)
+    raw = read_stored_json(path, remedy)
     kinds = {"step": int, "mean_iou": float, "split": str, "eval_samples": int}
-    return Best(**{name: files.read_field(raw, name, kinds[name], path, remedy) for name in kinds})
+    return Best(**{name: read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
 def note_score(checkpoints_dir: Path, found: Best) -> None:

@@ -1,19 +1,25 @@
 """What a run is: its network, options, classes and records, as its folder stores them."""
 
+import contextlib
 import json
+import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mapseg
 from mapseg import files
 from mapseg.config import ModelConfig, TrainConfig, from_json, identity_conflicts, to_json
-from mapseg.files import write_text
-from mapseg.labels import LabelClass, LabelSet, parse_class_table
+from mapseg.files import naming, write_text
+from mapseg.labels import LabelClass, LabelSet, make_label_set, parse_class_table
+from mapseg.progress import show
+from mapseg.stored_json import read_field, read_stored_json
 
 FORMAT_VERSION = 1
 
@@ -46,6 +52,8 @@ class Run:
       source_classes: class table of the records, whose ids `label_set` maps.
       records_digest: of the training split, so that a run never goes on with other samples.
       onednn: whether it began with oneDNN; None: as TensorFlow chose, in an earlier version.
+      id: by chance; its checkpoints have it too, so that those of another run are noticed. Empty:
+        begun by a version without it.
     """
 
     run_dir: Path
@@ -56,6 +64,7 @@ class Run:
     source_classes: tuple[LabelClass, ...]
     records_digest: str
     onednn: bool | None = None
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def history_path(self) -> Path:
@@ -82,12 +91,12 @@ def open_run(run_dir: Path) -> Run:
                 f"{run_dir}: not a run folder, {path.name} is missing. Remedy: give the --run_dir "
                 "of a training run"
             )
-    raw, labels = (files.read_json(path, _RESTORE) for path in (config_path, labels_path))
+    raw, labels = (read_stored_json(path, _RESTORE) for path in (config_path, labels_path))
 
-    def field(name: str, kind: type) -> Any:
-        return files.read_field(raw, name, kind, config_path, _RESTORE)
+    def stored(name: str, kind: type) -> Any:
+        return read_field(raw, name, kind, config_path, _RESTORE)
 
-    version = field("format_version", int)
+    version = stored("format_version", int)
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{config_path}: format_version must be {FORMAT_VERSION}; got {version}. Remedy: use "
@@ -95,13 +104,14 @@ def open_run(run_dir: Path) -> Run:
         )
     return Run(
         run_dir,
-        from_json(ModelConfig, field("model", dict), str(config_path)),
-        from_json(TrainConfig, field("train", dict), str(config_path)),
+        from_json(ModelConfig, stored("model", dict), str(config_path)),
+        from_json(TrainConfig, stored("train", dict), str(config_path)),
         LabelSet.from_json(labels, str(labels_path)),
-        field("long_side_px", int),
-        parse_class_table({"labels": field("source_classes", list)}, str(config_path)),
-        field("records_digest", str),
-        field("onednn", bool) if "onednn" in raw else None,
+        stored("long_side_px", int),
+        parse_class_table({"labels": stored("source_classes", list)}, str(config_path)),
+        stored("records_digest", str),
+        stored("onednn", bool) if "onednn" in raw else None,
+        stored("id", str) if "id" in raw else "",
     )
 
 
@@ -115,6 +125,7 @@ def store_run(run: Run) -> None:
         "long_side_px": run.long_side_px,
         "records_digest": run.records_digest,
         **({} if run.onednn is None else {"onednn": run.onednn}),
+        **({"id": run.id} if run.id else {}),
         "source_classes": [c.to_json() for c in run.source_classes],
     }
     write_text(run.run_dir / "labels.json", json.dumps(run.label_set.to_json(), indent=1) + "\n")
@@ -132,7 +143,7 @@ def check_new(run_dir: Path) -> None:
     names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
     config_path = run_dir / "config.json"
     if config_path.name in names:
-        raw = files.read_json(config_path, "give another --run_dir")
+        raw = read_stored_json(config_path, "give another --run_dir")
         if not (isinstance(raw, dict) and {"format_version", "mapseg"} <= set(raw)):
             raise ValueError(
                 f"{config_path}: must be that of a run of mapseg; it is not. Remedy: give another "
@@ -210,13 +221,66 @@ def amend_run(run: Run, asked: Mapping[str, Any]) -> Run:
 
 def _means_stored(run: Run, name: str, value: Any) -> bool:
     """Whether an option only repeats what was resolved when the run began."""
+    if name == "label_set" and str(value).endswith(".json"):
+        return _is_stored_label_set(run, value)
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
 
 
-def lock_run(run_dir: Path) -> AbstractContextManager[None]:
-    """Holds a run folder for one training process; ValueError where another one has it."""
-    return files.locked(
-        run_dir / ".lock",
+def _is_stored_label_set(run: Run, path: str) -> bool:
+    """Whether a file is that of the run's label set, by its name or by content: it may have moved.
+
+    The stored set counts, and a file of the same name that was changed since is reported.
+    """
+    is_named = path == run.train.label_set
+    try:
+        file, stored = make_label_set(run.source_classes, path).to_json(), run.label_set.to_json()
+        same = {**file, "name": ""} == {**stored, "name": ""}
+    except (OSError, ValueError):  # removed or damaged
+        return is_named
+    if is_named and not same:
+        show(
+            f"WARNING: {path} was changed since {run.run_dir} began; the run keeps its label set, "
+            "in its labels.json. For the new one, give another --run_dir"
+        )
+    return is_named or same
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
+    """Holds a run folder for one training process; ValueError where another one has it.
+
+    Yields:
+      A check, to be made before something is written, which would make the folder anew: it raises
+      a FileNotFoundError where the folder was removed, moved, or begun anew by another process.
+    """
+    path = run_dir / ".lock"
+    refusal = (
         f"{run_dir}: must be trained by one process at a time; another one is at work. "
-        "Remedy: wait for it, or give another --run_dir",
+        "Remedy: wait for it, or give another --run_dir"
     )
+    holder = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
+
+    def check() -> None:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == holder:
+                return
+        raise FileNotFoundError(
+            f"{run_dir}: the run folder must stay while it is trained; it was removed, moved or "
+            "replaced. Remedy: the same command begins the run anew; if the folder was moved, give "
+            "its new --run_dir, and training resumes from the last checkpoint"
+        )
+
+    was_there = run_dir.exists()
+    with files.locked(path, refusal) as file:
+        with naming(path):
+            file.truncate(0)
+            file.write(holder)
+            file.flush()
+        try:
+            yield check
+        finally:
+            with contextlib.suppress(OSError):  # nothing was begun: nothing stays
+                if [each.name for each in run_dir.iterdir()] == [path.name]:
+                    path.unlink()
+                    if not was_there:
+                        run_dir.rmdir()

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from mapseg.labels import LabelSet
+from mapseg.model.pretrained import find_initial
 from mapseg.model.weights import (
     assign_weight_arrays,
     first_names,
@@ -61,17 +62,10 @@ def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[s
 
 
 def _read_source(model: keras.Model, source: str) -> dict[str, np.ndarray]:
-    path = Path(source)
+    path = find_initial(source)
     if (path / "config.json").is_file():
         return read_weights(find_checkpoint(path))
-    if path.exists():
-        return read_weights(path)
-    if Path(source + ".index").is_file():
-        return read_deeplab(model, source)
-    raise FileNotFoundError(
-        f"{source}: init_from must be a run folder, a weights.npz, or the prefix of a TF DeepLab "
-        "checkpoint (PREFIX.index and PREFIX.data-* exist); nothing of the kind is there"
-    )
+    return read_weights(path) if path.exists() else read_deeplab(model, source)
 
 
 def _names_of(source: str) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def train(
     """
     found = find_cluster(run.train)
     is_first = found is None or found.index == 0
-    with lock_run(run.run_dir) if is_first else nullcontext():
+    with lock_run(run.run_dir) if is_first else nullcontext(lambda: None) as check_folder:
         if _is_finished(run, evaluating):
             if is_first:
                 store_run(run)
@@ -99,8 +99,12 @@ def train(
                 predicting if evaluating else None,
                 progress if is_first else lambda _: None,  # worker 0 speaks for all
                 stopping,
+                check_folder,
             )
-        except tf.errors.OpError as error:
+        except (OSError, tf.errors.OpError) as error:
+            check_folder()  # one that was removed is the cause of whatever could not be written
+            if isinstance(error, OSError):
+                raise
             if workers.count == 1 or not _tells_of_a_loss(error):
                 raise
             raise ConnectionError(_lost_worker(run, workers.index, error)) from error
@@ -126,6 +130,7 @@ def _train(
     predicting: PredictConfig | None,
     progress: Progress,
     stopping: Callable[[], bool],
+    check_folder: Callable[[], None],
 ) -> None:
     """Trains on devices that have been joined; None for `predicting` evaluates nothing."""
     add_up = make_sum(workers)
@@ -134,7 +139,7 @@ def _train(
         """Returns which of some wishes any worker has: all must do the same at the same step."""
         return [bool(count) for count in add_up(np.array(wishes, np.float64))]
 
-    parts = _assemble(run, manifest, workers, predicting, progress, add_up)
+    parts = _assemble(run, manifest, workers, predicting, progress, add_up, check_folder)
     step = _take_all_steps(run.train, parts, progress, lambda late: agree(stopping(), late))
     parts.saver.save(step)
     parts.journal.plot()
@@ -152,6 +157,7 @@ def _assemble(
     predicting: PredictConfig | None,
     progress: Progress,
     add_up: Callable[[np.ndarray], np.ndarray],
+    check_folder: Callable[[], None],
 ) -> _Parts:
     config, is_first = run.train, workers.is_first
     split = manifest.split(config.train_split)
@@ -188,7 +194,7 @@ def _assemble(
         iter(share_batches(stream, workers.strategy, workers.index, workers.count, step)),
         journal,
         guard,
-        Saver(run, state, workers, before_save=guard.collect),
+        Saver(run, state, workers, check_folder, before_save=guard.collect),
         validator,
     )
 

@@ -16,7 +16,12 @@ class Saver:
     """Writes the checkpoints of a run; all processes of a run call it at the same steps."""
 
     def __init__(
-        self, run: Run, state: TrainState, workers: Workers, before_save: Callable[[int], None]
+        self,
+        run: Run,
+        state: TrainState,
+        workers: Workers,
+        check_folder: Callable[[], None],
+        before_save: Callable[[int], None],
     ):
         """Binds to a run.
 
@@ -24,10 +29,11 @@ class Saver:
           run: its options and its folder.
           state: what is saved.
           workers: the processes and devices.
+          check_folder: raises where the run folder is not this process's any more.
           before_save: called with the step that is about to be saved; what it raises prevents it.
         """
         self._run, self._state, self._workers = run, state, workers
-        self._before_save = before_save
+        self._check_folder, self._before_save = check_folder, before_save
         equal_norms = run.train.sync_batch_norm or run.train.batch_norm == "frozen"
         self._average = None
         if workers.replicas > 1 and not equal_norms:
@@ -43,6 +49,7 @@ class Saver:
                 self._average()
             weights = weight_arrays(self._state.model)
             if self._workers.is_first:
+                self._check_folder()
                 write_checkpoint(
                     self._run.checkpoints_dir,
                     step,

@@ -152,7 +152,7 @@ def test_verify_names_a_damaged_jpeg_in_a_records_folder(tmp_path):
     shard = write_shard(tmp_path / "r" / split.shards[1].file, [record_of(data)])
     object.__setattr__(split, "shards", (split.shards[0], shard))
     write_manifest(manifest)
-    (problem,) = verify_records(tmp_path / "r", lambda _: None)
+    (problem,) = verify_records(read_manifest(tmp_path / "r"), lambda _: None)
     assert f"{shard.file}: record 0: key: image and label must be decodable; got Corrupt" in problem
 
 

@@ -1,5 +1,6 @@
 """Names and folders as people have them: each pair is found once, or what is wrong is named."""
 
+import ast
 import json
 import os
 import shutil
@@ -258,3 +259,37 @@ def test_a_folder_whose_name_the_terminal_cannot_show_is_converted(root):
     )
     assert done.returncode == 0, done.stderr
     assert rb"Z\udcfcrich/images" in done.stdout
+
+
+def test_names_are_the_same_in_a_locale_of_another_encoding(root):
+    keys = ["a", "straße/ü 1", unicodedata.normalize("NFD", "Zürich")]
+    save_pairs(root, *keys)
+    (root / "images" / "ö.jpg").touch()  # without a label: it is named
+    find = f"""
+from pathlib import Path
+from data_prep.pairing import find_pairs
+root = Path({str(root)!r})
+pairs, wrong = find_pairs(root / "images", root / "labels")
+print(ascii([[pair.key for pair in pairs], list(wrong)]))
+"""
+    convert = (
+        *("-m", "data_prep.build_records", "--split=training", "--workers=2"),
+        *(f"--{name}_dir={root / name}s" for name in ("image", "label")),
+        *(f"--classes={root / 'classes.json'}", f"--records_dir={root / 'r'}"),
+    )
+    outputs = []
+    for command in (("-c", find), convert, (*convert, "--on_error=skip")):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            capture_output=True,
+            check=False,
+        )
+        outputs.append((done.returncode, done.stdout.decode(), done.stderr.decode()))
+    (found, named, skipped) = outputs
+    assert ast.literal_eval(found[1]) == [sorted(keys), ["ö"]]
+    assert named[0] == 1
+    assert "images/ö.jpg: must have the label of the same name" in named[2]
+    assert skipped[0] == 0, skipped
+    assert sorted(stored_keys(root)) == sorted(keys)

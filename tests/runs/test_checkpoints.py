@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from runs_by_hand import make_run
 from mapseg.model.weights import read_weights
 from mapseg.runs import checkpoints
 from mapseg.runs.checkpoints import Best
+from mapseg.runs.folder import open_run, store_run
 
 
 def save(run, step, value=0.0, keep=3):
@@ -93,3 +96,28 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     save(run, 5)
     (run.checkpoints_dir / ".step-00000009.123.partial").mkdir()
     assert checkpoints.saved_steps(run.checkpoints_dir) == [5]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    """Its ids may mean other classes, though all shapes fit."""
+    runs = [make_run(tmp_path / name) for name in ("a", "b", "old")]
+    runs[2] = dataclasses.replace(runs[2], id="")  # of a version that knew no ids
+    for run in runs:
+        store_run(run)
+        assert open_run(run.run_dir).id == run.id
+        save(run, 1)
+    assert checkpoints.find_checkpoint(runs[0].run_dir).name == "step-00000001"
+    shutil.copytree(
+        runs[1].checkpoints_dir / "step-00000001", runs[0].checkpoints_dir / "step-00000002"
+    )
+    message = f"step-00000002: a checkpoint must be of the run in whose.*{runs[1].id}.*Remedy"
+    with pytest.raises(ValueError, match=message):
+        checkpoints.find_checkpoint(runs[0].run_dir)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.read_state(
+            runs[0].checkpoints_dir / "step-00000002", tf.train.Checkpoint(v=tf.Variable(0.0))
+        )
+    shutil.copytree(
+        runs[2].checkpoints_dir / "step-00000001", runs[0].checkpoints_dir / "step-00000003"
+    )
+    assert checkpoints.find_checkpoint(runs[0].run_dir).name == "step-00000003"

@@ -1,8 +1,10 @@
 import dataclasses
+import json
 
 import pytest
 from runs_by_hand import make_run
 
+from mapseg.labels import make_label_set
 from mapseg.runs.folder import amend_run, check_classes, lock_run, open_run, store_run
 
 
@@ -54,3 +56,49 @@ def test_one_process_at_a_time(tmp_path):
         pass
     with lock_run(tmp_path):
         pass
+
+
+def test_a_run_folder_that_is_no_longer_ones_own_is_noticed(tmp_path):
+    run_dir = tmp_path / "run"
+    removed = pytest.raises(FileNotFoundError, match=r"run: the run folder must stay.*removed")
+    with lock_run(run_dir) as check:
+        check()
+        error = pytest.raises(ValueError, match="another one is at work")
+        with error, lock_run(run_dir):
+            pass
+        check()  # who was refused changed nothing
+        run_dir.rename(tmp_path / "moved")
+        with removed:
+            check()
+        with lock_run(run_dir) as check_other:  # begun anew in its place
+            check_other()
+            with removed:
+                check()
+        assert not run_dir.exists()  # nothing was begun
+        with removed:
+            check()
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_a_file_of_the_label_set_is_compared_by_content(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    names = [c.name for c in run.source_classes]
+
+    def write(name, *groups):
+        classes = [{"name": g, "color": [i, 0, 0], "sources": [g]} for i, g in enumerate(groups)]
+        (tmp_path / name).write_text(json.dumps({"classes": classes}))
+        return str(tmp_path / name)
+
+    path = write("set.json", *names)
+    train = dataclasses.replace(run.train, label_set=path)
+    run = dataclasses.replace(run, train=train, label_set=make_label_set(run.source_classes, path))
+    moved = write("moved.json", *names)
+    assert amend_run(run, {"label_set": path}) == amend_run(run, {"label_set": moved}) == run
+    with pytest.raises(ValueError, match=r"label_set=.*other\.json is asked"):
+        amend_run(run, {"label_set": write("other.json", *reversed(names))})
+    write("set.json", *reversed(names))
+    assert capsys.readouterr().err == ""
+    assert amend_run(run, {"label_set": path}) == run
+    assert "set.json was changed since" in capsys.readouterr().err
+    (tmp_path / "set.json").unlink()
+    assert amend_run(run, {"label_set": path}) == run

@@ -9,12 +9,12 @@ import tensorflow as tf
 from conftest import TINY, tiny_scene
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mapseg import cli
 from mapseg.checks.case import Case
 from mapseg.checks.options import check_flags, check_run_dir, check_weights
 from mapseg.checks.records import check_ids, check_records
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
+from mapseg.errors import one_line
 from mapseg.estimator import Estimator
 from mapseg.evaluation import evaluate as evaluation
 from mapseg.model.weights import read_weights, weight_arrays
@@ -287,7 +287,7 @@ def test_an_error_of_an_evaluation_names_the_sample(copied, records_dir, monkeyp
     before = (copied / "evaluation" / "validation.json").read_text()
     with pytest.raises(ZeroDivisionError) as caught:
         estimator.evaluate(records_dir)
-    line = cli.one_line(caught.value)
+    line = one_line(caught.value)
     assert "in the middle (while evaluating sample validation-0, 60 x 80 pixels)" in line
     assert (copied / "evaluation" / "validation.json").read_text() == before
 

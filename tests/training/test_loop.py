@@ -163,3 +163,22 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     with pytest.raises(ValueError, match="steps must not be below the saved ones, 6; got 5"):
         go(steps=5)
     assert open_run(run_dir).train.steps == 6
+
+
+@pytest.mark.parametrize("log_steps", [1, 100])
+def test_a_run_folder_removed_while_it_is_trained_is_one_clear_error(
+    records_dir, tmp_path, small, log_steps
+):
+    """Whether the history or a checkpoint is written next; and no folder appears in its place."""
+    options = {**TINY, "steps": 9, "checkpoint_steps": 3, "log_steps": log_steps}
+    manifest = read_manifest(records_dir)
+    run = begin_run(tmp_path / "run", manifest, options)
+
+    def remove():
+        if checkpoints.saved_steps(run.checkpoints_dir):
+            shutil.rmtree(run.run_dir)
+        return False
+
+    with pytest.raises(FileNotFoundError, match=r"/run: the run folder must stay.*Remedy"):
+        train.train(run, manifest, quiet, evaluating=False, stopping=remove)
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from mapseg.inference.frames import order
 from mapseg.inference.results import Row
 
 
-class Journal:
+class FrameTable:
     """The rows of an output folder: those that were there, and those of this call."""
 
     def __init__(self, path: Path, columns: list[str]) -> None:
@@ -58,7 +58,7 @@ class Journal:
         if dropped and self._path.is_file():
             write_text(self._path, self._text(self.rows.values(), header=True))
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "FrameTable":
         write_text(self._notes_path, self._text(self.rows.values(), header=True))
         self._file = self._notes_path.open("a", encoding="utf-8", newline="")
         return self
