@@ -193,3 +193,55 @@ def test_a_tile_without_pixels_of_the_image_is_left_out():
     assert scale == 320
     assert ids.tolist() == [[1, 1]]
     assert len(runs) == 2
+
+
+def patches(images):
+    """Logits at stride 4 whose samples are the image's pixels 4 i, with padding beyond it."""
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    border = [[0, 0], [0, -height % 4 + 1], [0, -width % 4 + 1], [0, 0]]
+    samples = tf.pad(tf.cast(images, tf.float32), border, constant_values=255.0)[:, ::4, ::4]
+    return tf.concat([samples[..., :1], 255 - samples[..., :1], samples[..., 1:2]], -1) / 64
+
+
+def coarse_reference(image):
+    """Bilinear interpolation of those logits at the image's pixels: [H, W, 3]."""
+    logits = patches(image[np.newaxis].astype("f")).numpy()[0].astype(np.float64)
+    rows, columns = (np.arange(side) / 4 for side in image.shape[:2])
+    by_class = [
+        read_between(read_between(x, rows).T, columns).T for x in np.moveaxis(logits, -1, 0)
+    ]
+    return np.stack(by_class, -1)
+
+
+@pytest.mark.parametrize("size", [(61, 83), (64, 80), (65, 97)])
+def test_logits_at_stride_4_are_read_where_they_lie_mirrored_too(size):
+    image = blocks(*size, block=8) // 2 + np.arange(size[1], dtype=np.uint8)[:, np.newaxis]
+    plain = Predictor(Network(patches, 4), PredictConfig(scale="1"), 83)
+    expected = coarse_reference(image)
+    np.testing.assert_array_equal(plain.segment(image).ids, expected.argmax(-1))
+    found = plain.segment(image, probability=True)
+    np.testing.assert_array_equal(found.ids, expected.argmax(-1))
+    np.testing.assert_allclose(found.probability, softmax(expected).max(-1), rtol=1e-4)
+
+    mirrored = coarse_reference(image[:, ::-1])[:, ::-1]
+    mean = (softmax(expected) + softmax(mirrored)) / 2
+    both = Predictor(Network(patches, 4), PredictConfig(scale="1", flip_average=True), 83)
+    found = both.segment(image, probability=True)
+    np.testing.assert_array_equal(found.ids, mean.argmax(-1))
+    np.testing.assert_allclose(found.probability, mean.max(-1), rtol=1e-4)
+    assert found.confidence == pytest.approx(mean.max(-1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_px": 65}, {"scales": "0.5,1"}])
+def test_a_batch_gives_what_its_images_give_one_by_one(options):
+    images = np.stack([blocks(90, 130), blocks(90, 130, block=11), blocks(90, 130)[::-1]])
+    predictor = Predictor(Network(patches, 4), PredictConfig(scale="1.3", **options), 130)
+    batch = predictor.segment_batch(images)
+    assert len(batch) == 3
+    assert [x.scale for x in batch] == pytest.approx([1.3] * 3)
+    for image, found in zip(images, batch[0:3], strict=True):
+        alone = predictor.segment(image)
+        np.testing.assert_array_equal(found.ids, alone.ids)
+        assert found.confidence == pytest.approx(alone.confidence)
+    with pytest.raises(IndexError):
+        batch[3]

@@ -1,10 +1,13 @@
 import threading
 
-from frames_by_hand import read_ids, read_rows, run, segment, write_image
+import numpy as np
+from frames_by_hand import LABEL_SET, config, read_ids, read_rows, run, segment, write_image
+from PIL import Image
 
 from mapseg import pictures
 from mapseg.inference import reading, stages
-from mapseg.inference.infer import Counts
+from mapseg.inference.frames import find_frames
+from mapseg.inference.infer import Counts, infer_frames
 from mapseg.inference.reading import read_image
 
 
@@ -82,3 +85,49 @@ def test_a_frame_that_the_network_refuses_fails_alone(tmp_path):
 
     assert run(tmp_path / "in", tmp_path / "out", refuse) == Counts(1, 1, 0)
     assert read_rows(tmp_path / "out")[0]["status"].startswith("error: image must be at least 5")
+
+
+def run_batches(frames, out_dir, sizes, **options):
+    """Segments frames and notes the shapes of the batches."""
+    made = config(frames, out_dir, outputs="ids", **options)
+
+    def segment_batch(images):
+        sizes.append(images.shape[:3])
+        if any((image == 7).all() for image in images):
+            raise ValueError("all of an image is 7")
+        return [segment(image) for image in images]
+
+    found = find_frames(made)
+    return infer_frames(segment_batch, LABEL_SET, found, made, lambda _: None, "run 1")
+
+
+def test_frames_of_one_size_go_through_the_network_together(tmp_path):
+    for i, width in enumerate([10, 10, 10, 10, 10, 12, 12, 10]):
+        write_image(tmp_path / "in" / f"{i}.png", size=(6, width), bright=i)
+    sizes = []
+    counts = run_batches(tmp_path / "in", tmp_path / "out", sizes, batch_size=4)
+    assert counts == Counts(8, 0, 0)
+    assert sizes == [(4, 6, 10), (1, 6, 10), (2, 6, 12), (1, 6, 10)]
+    for i in range(8):
+        assert read_ids(tmp_path / "out" / "ids" / f"{i}.png").sum() == 6 * i
+
+
+def test_a_bad_frame_costs_its_batch_nothing(tmp_path):
+    for i in range(7):
+        write_image(tmp_path / "in" / f"{i}.png", bright=i)
+    (tmp_path / "in" / "1.png").write_bytes(b"no image")
+    Image.fromarray(np.full((6, 10, 3), 7, np.uint8)).save(tmp_path / "in" / "4.png")
+    sizes = []
+    counts = run_batches(tmp_path / "in", tmp_path / "out", sizes, batch_size=6)
+    assert counts == Counts(5, 2, 0)
+    assert sizes == [(5, 6, 10), *[(1, 6, 10)] * 5, (1, 6, 10)]
+    rows = read_rows(tmp_path / "out")
+    assert [i for i, row in enumerate(rows) if row["status"] != "ok"] == [1, 4]
+    assert rows[4]["status"] == "error: all of an image is 7"
+    for i in (0, 2, 3, 5, 6):
+        assert read_ids(tmp_path / "out" / "ids" / f"{i}.png").sum() == 6 * i
+
+    write_image(tmp_path / "in" / "4.png", bright=4)
+    sizes.clear()
+    assert run_batches(tmp_path / "in", tmp_path / "out", sizes, batch_size=6) == Counts(1, 1, 5)
+    assert sizes == [(1, 6, 10)]

@@ -1,0 +1,95 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mapseg.config import ModelConfig
+from mapseg.model.deeplab import build_model
+from mapseg.model.network import frozen_network, live_network
+
+CLASSES = 7
+
+
+def build(encoder, output_stride=16, precision="float32"):
+    config = ModelConfig(
+        encoder=encoder, encoder_weights="none", output_stride=output_stride, decoder_channels=16
+    )
+    keras.utils.set_random_seed(1)
+    return build_model(config, CLASSES, precision=precision)
+
+
+def batch_norms(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from batch_norms(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            yield layer
+
+
+def draw_statistics(model):
+    """Gives batch norms weights that do something, as training does."""
+    rng = np.random.default_rng(2)
+    for norm in batch_norms(model):
+        gamma, beta, mean, variance = norm.get_weights()
+        norm.set_weights(
+            [
+                rng.uniform(0.5, 1.5, gamma.shape),
+                rng.normal(0, 0.1, beta.shape),
+                rng.normal(0, 0.1, mean.shape),
+                rng.uniform(0.5, 1.5, variance.shape),
+            ]
+        )
+
+
+def some_images(size=(70, 99), count=2):
+    return np.random.default_rng(3).integers(0, 256, [count, *size, 3], np.uint8)
+
+
+def logits_of(network, images):
+    """The logits, in a graph of any size, as everywhere."""
+    spec = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+    return tf.function(network.logits, input_signature=spec)(images).numpy()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "output_stride"),
+    [
+        ("mobilenet_v2", 16),
+        ("mobilenet_v2", 8),
+        ("efficientnet_lite0", 16),
+        ("ddrnet23_slim", 8),
+        ("resnet50", 8),
+        ("xception65", 16),
+    ],
+)
+def test_a_folded_network_gives_the_logits_of_the_model(encoder, output_stride):
+    model = build(encoder, output_stride)
+    draw_statistics(model)
+    images = some_images()
+    whole = model(images, training=False).numpy()  # logit i lies on pixel 4 i
+    live = logits_of(live_network(model), images)
+    frozen = logits_of(frozen_network(model), images)
+    assert live.shape == frozen.shape
+    assert live_network(model).stride == frozen_network(model).stride == 4
+    within = 2e-5 * np.abs(whole).max()
+    rows, columns = (len(range(0, side, 4)) for side in whole.shape[1:3])
+    np.testing.assert_allclose(live[:, :rows, :columns], whole[:, ::4, ::4], atol=within, rtol=0)
+    np.testing.assert_allclose(frozen, live, atol=within, rtol=0)
+
+
+def test_a_frozen_network_keeps_its_weights_and_a_live_one_follows_the_model():
+    model = build("mobilenet_v2")
+    live, frozen = live_network(model), frozen_network(model)
+    images = some_images(count=1)
+    before = logits_of(live, images)
+    bias = model.get_layer("logits-semantic").bias
+    bias.assign(bias + 1)
+    np.testing.assert_allclose(logits_of(live, images), before + 1, atol=1e-4)
+    np.testing.assert_allclose(logits_of(frozen, images), before, atol=1e-4)
+    assert frozen.variables == ()
+    assert len(live.variables) == len(model.variables)
+
+
+def test_a_network_of_16_bits_is_not_folded():
+    model = build("mobilenet_v2", precision="mixed_bfloat16")
+    assert len(frozen_network(model).variables) == len(model.variables)
