@@ -153,7 +153,12 @@ class Estimator:
         return scores
 
     def predict(
-        self, frame: np.ndarray, config: PredictConfig | None = None, checkpoint: str = "best"
+        self,
+        frame: np.ndarray,
+        config: PredictConfig | None = None,
+        checkpoint: str = "best",
+        *,
+        probability: bool = False,
     ) -> "Segmentation":
         """Segments one frame, at its own size.
 
@@ -161,6 +166,7 @@ class Estimator:
           frame: [H, W, 3] uint8 RGB.
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
+          probability: also return that of each pixel's class, which takes longer.
 
         Returns:
           The ids [H, W] uint8, the mean confidence, and the scale of the network's input.
@@ -169,7 +175,8 @@ class Estimator:
           FileNotFoundError: no such run or checkpoint.
         """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
-        return self._predictor(run, config or PredictConfig(), path).segment(frame)
+        predictor = self._predictor(run, config or PredictConfig(), path)
+        return predictor.segment(frame, probability=probability)
 
     def export(
         self,
