@@ -210,8 +210,24 @@ def load(case: dict[str, Any]) -> tuple[Any, str, int]:
 
     channels = case["decoder_channels"]
     model = ModelConfig(encoder=case["source"], encoder_weights="none", decoder_channels=channels)
-    network = frozen_network(build_model(model, CLASSES))
-    return Predictor(network, config, 1), case["source"], channels
+    network = build_model(model, CLASSES)
+    draw_statistics(network)
+    return Predictor(frozen_network(network), config, 1), case["source"], channels
+
+
+def draw_statistics(model: Any) -> None:
+    """Gives batch norms weights like trained ones: TensorFlow leaves out what adds zero."""
+    import keras
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            draw_statistics(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            ones = layer.get_weights()[0]
+            draws = [rng.uniform(0.5, 1.5, ones.shape), *rng.normal(0, 0.1, [2, *ones.shape]), ones]
+            layer.set_weights(draws)
 
 
 def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def difference(stored: bool | None) -> str:
     if stored is None or stored == is_on():
         return ""
     return (
-        f"warning: this run was begun with oneDNN {_word(stored)} and resumes with it "
+        f"this run was begun with oneDNN {_word(stored)} and resumes with it "
         f"{_word(not stored)}, so its last bits will be others: TensorFlow was imported before the "
         f"run was opened, or has no oneDNN here. Remedy: a new process with {VARIABLE}={stored:d}"
     )

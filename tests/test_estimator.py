@@ -28,6 +28,9 @@ def test_a_notebook_can_train_evaluate_and_predict(records_dir, own_run_dir):
     image, _ = tiny_scene(np.random.default_rng(9))
     found = estimator.predict(image)
     assert found.ids.shape == (60, 80)
+    probability = estimator.predict(image, probability=True).probability
+    assert probability.shape == (60, 80)
+    assert 1 / 3 <= probability.min() <= probability.max() <= 1
     assert 1 / 3 <= found.confidence <= 1
     assert found.scale == 1
     again = Estimator(own_run_dir).predict(image)  # loads the network anew

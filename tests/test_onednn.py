@@ -67,5 +67,5 @@ def test_a_run_stores_it_and_says_where_it_resumes_otherwise(tmp_path, stored):
     if stored in (None, onednn.is_on()):
         assert line == ""
     else:
-        assert line.startswith("warning: this run was begun with oneDNN ")
+        assert line.startswith("this run was begun with oneDNN ")
         assert f"TF_ENABLE_ONEDNN_OPTS={stored:d}" in line

@@ -31,10 +31,12 @@ class Normalize(keras.layers.Layer):
     def call(self, image: tf.Tensor) -> tf.Tensor:
         """Maps [B, H, W, 3] uint8 to [B, H', W', 3] in the compute dtype."""
         mean = self.normalization.mean
+        if self.normalization.bgr:
+            image, mean = tf.reverse(image, [-1]), mean[::-1]
         # One number for all channels is subtracted several times faster, to the same bits.
         subtracted = mean[0] if len({*mean}) == 1 else mean
         x = (tf.cast(image, tf.float32) - subtracted) / self.normalization.scale
-        x = tf.cast(x[..., ::-1] if self.normalization.bgr else x, self.compute_dtype)
+        x = tf.cast(x, self.compute_dtype)
         size = tf.shape(image)[1:3]
         steps = tf.maximum((size + self.stride - 2) // self.stride, 1)
         border = steps * self.stride + 1 - size

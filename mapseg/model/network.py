@@ -14,6 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg.model.deeplab import split_model, without_upsampling
+from mapseg.model.resampling import Upsample, resize_aligned
+
+# Of a depthwise convolution that oneDNN pads itself; above it that is 7 times slower.
+_LARGEST_RATE = 6
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def frozen_network(model: keras.Model) -> Network:
     parts = split_model(model)
     encoder = _Folded(parts.encoder.layers, parts.encoder.inputs, parts.encoder.outputs)
     decoder_layers = keras.Model(parts.features, parts.logits).layers
-    decoder = _Folded(decoder_layers, parts.features, [parts.logits])
+    decoder = _Folded(decoder_layers, parts.features, [parts.logits], aligned=True)
 
     def logits(images: tf.Tensor) -> tf.Tensor:
         return decoder(encoder([parts.normalize(images)]))[0]
@@ -61,16 +65,24 @@ def frozen_network(model: keras.Model) -> Network:
 class _Folded:
     """Runs layers that are called once each, with convolutions of its own in place of Keras's."""
 
-    def __init__(self, layers: list[keras.layers.Layer], inputs: list[Any], outputs: list[Any]):
+    def __init__(
+        self,
+        layers: list[keras.layers.Layer],
+        inputs: list[Any],
+        outputs: list[Any],
+        *,
+        aligned: bool = False,
+    ):
         """Reads the weights.
 
         Args:
           layers: in the order of their calls.
           inputs: symbolic tensors that enter.
           outputs: symbolic tensors to return.
+          aligned: whether the maps of every up-sampling end on the same pixel.
         """
         self._layers = [x for x in layers if not isinstance(x, keras.layers.InputLayer)]
-        self._inputs, self._outputs = inputs, outputs
+        self._inputs, self._outputs, self._aligned = inputs, outputs, aligned
         users = _users(self._layers)
         for tensor in outputs:
             users.setdefault(id(tensor), []).append(None)
@@ -94,6 +106,8 @@ class _Folded:
                 y = self._convolutions[layer.name](x[0])
             elif layer.name in self._folded:
                 y = x[0]
+            elif self._aligned and isinstance(layer, Upsample):
+                y = resize_aligned(*x)
             else:
                 y = layer(x if isinstance(layer.input, list | tuple) else x[0])
             known[id(layer.output)] = y
@@ -139,14 +153,18 @@ class _Convolution:
         self._kernel, self._bias = kernel.astype(np.float32), shift.astype(np.float32)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        operation = tf.raw_ops.Conv2D
+        operation, padding = tf.raw_ops.Conv2D, self._padding
         if self._is_depthwise:
             operation = tf.raw_ops.DepthwiseConv2dNative
+            if padding == "SAME" and max(self._dilations) > _LARGEST_RATE:  # so the stride is 1
+                sides = zip(self._kernel.shape, self._dilations, strict=False)
+                borders = [[(size - 1) * rate // 2] * 2 for size, rate in sides]
+                x, padding = tf.pad(x, [[0, 0], *borders, [0, 0]]), "VALID"
         y = operation(
             input=x,
             filter=self._kernel,
             strides=[1, *self._strides, 1],
-            padding=self._padding,
+            padding=padding,
             dilations=[1, *self._dilations, 1],
         )
         return tf.nn.bias_add(y, self._bias)

@@ -54,6 +54,21 @@ class WindowMeans(keras.layers.Layer):
         return inside / tf.reduce_sum(inside, axis=1, keepdims=True)
 
 
+def resize_aligned(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Does what `Upsample` does where the last samples of both maps lie on one pixel.
+
+    On a CPU it is several times faster; it returns float32, whatever the compute dtype.
+
+    Args:
+      x: [B, h, w, C] float.
+      like: [B, H, W, ...], for its size; H - 1 is a multiple of h - 1, W - 1 one of w - 1.
+
+    Returns:
+      [B, H, W, C] float32.
+    """
+    return tf.raw_ops.ResizeBilinear(images=x, size=tf.shape(like)[1:3], align_corners=True)
+
+
 def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """Builds the matrix that reads values linearly between samples.
 

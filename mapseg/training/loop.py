@@ -44,11 +44,7 @@ _LOST = (
     tf.errors.DeadlineExceededError,
 )
 _LOST_TEXT = re.compile(r"NCCL|ops is aborted|heartbeat|[Ss]ocket closed|[Cc]onnection (re|closed)")
-_MAYBE_LOST = (
-    tf.errors.InternalError,
-    tf.errors.UnknownError,
-    tf.errors.FailedPreconditionError,
-)
+_MAYBE_LOST = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.FailedPreconditionError)
 
 
 def train(
@@ -167,8 +163,6 @@ def _assemble(
     resumed = bool(saved_steps(run.checkpoints_dir))
     state = open_state(run, workers.strategy, progress, resumed=resumed)
     for line in describe(run, state, split.samples, workers):
-        progress(line)
-    if resumed and (line := onednn.difference(run.onednn)):
         progress(line)
     if is_first:  # only now: a run whose first weights are unavailable leaves no folder behind
         if removed := clear_leftovers(run.run_dir, is_new=not resumed):

@@ -2,6 +2,7 @@
 
 import math
 
+from mapseg import onednn
 from mapseg.machine import cores, gpus, hidden_gpu
 from mapseg.model.pretrained import resolve_encoder_weights
 from mapseg.runs.folder import Run
@@ -38,9 +39,9 @@ def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> lis
             f"WARNING: warmup_steps={warmup} of a schedule of {end} steps: the rate only rises. "
             "Remedy: fewer --warmup_steps"
         )
-    problem = hidden_gpu()
-    if problem:
-        lines.append(f"WARNING: {problem}")
+    for problem in (hidden_gpu(), onednn.difference(run.onednn)):
+        if problem:
+            lines.append(f"WARNING: {problem}")
     return lines
 
 
