@@ -69,3 +69,20 @@ def test_a_run_stores_it_and_says_where_it_resumes_otherwise(tmp_path, stored):
     else:
         assert line.startswith("this run was begun with oneDNN ")
         assert f"TF_ENABLE_ONEDNN_OPTS={stored:d}" in line
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_run_resumes_with_what_it_began_with(own_run_dir, stored):
+    store_run(replace(open_run(own_run_dir), onednn=stored))
+    code = f"""
+from pathlib import Path
+from mapseg import onednn
+from mapseg.training.prepare import resume_run
+run = resume_run(Path({str(own_run_dir)!r}), {{}})
+print(run.onednn, onednn.is_on())
+"""
+    assert output_of(code)[0] == f"{stored} {stored}"
+
+
+def test_a_new_run_stores_what_is_on(run_dir):
+    assert open_run(run_dir).onednn is onednn.is_on()

@@ -155,5 +155,5 @@ def _cause(error: Exception) -> str:
     text = printable(" ".join(str(error).split()))
     kind = type(error).__name__
     if kind == "ResourceExhaustedError" and quoted_errno(error) is None:
-        return "the device's memory is full. Remedy: lower --tile_px"
+        return "the device's memory is full. Remedy: lower --tile_px or --batch_size"
     return text if isinstance(error, ValueError | OSError) else f"{kind}: {text[:1000]}"

@@ -1,10 +1,11 @@
 """A trained network as it predicts: from images to logits at stride 4, and no further.
 
-On a CPU its batch norms are folded into the convolutions, whose kernels are constants: oneDNN then
-computes convolution, bias and ReLU in one pass. Kernels that are variables it would lay out anew at
-each call, and without AVX-512 it would then clip a ReLU6 in a slow loop.
+On a CPU its batch norms are folded into the convolutions, so that oneDNN computes convolution, bias
+and ReLU in one pass. The kernels of small networks are constants: those that are variables oneDNN
+lays out anew at each call, and without AVX-512 it then clips a ReLU6 in a slow loop.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ import tensorflow as tf
 from mapseg.model.deeplab import split_model, without_upsampling
 from mapseg.model.resampling import Upsample, resize_aligned
 
+# TensorFlow holds a graph's constants a dozen times: larger networks have variables. They have no
+# ReLU6, and take no longer.
+_MOST_CONSTANT_BYTES = 64 * 2**20
 # Of a depthwise convolution that oneDNN pads itself; above it that is 7 times slower.
 _LARGEST_RATE = 6
 
@@ -52,14 +56,19 @@ def frozen_network(model: keras.Model) -> Network:
     if model.get_layer("normalize").compute_dtype != "float32":
         return live_network(model)
     parts = split_model(model)
-    encoder = _Folded(parts.encoder.layers, parts.encoder.inputs, parts.encoder.outputs)
+    constant = 4 * sum(math.prod(v.shape) for v in model.variables) <= _MOST_CONSTANT_BYTES
+    encoder = _Folded(
+        parts.encoder.layers, parts.encoder.inputs, parts.encoder.outputs, constant=constant
+    )
     decoder_layers = keras.Model(parts.features, parts.logits).layers
-    decoder = _Folded(decoder_layers, parts.features, [parts.logits], aligned=True)
+    decoder = _Folded(
+        decoder_layers, parts.features, [parts.logits], constant=constant, aligned=True
+    )
 
     def logits(images: tf.Tensor) -> tf.Tensor:
         return decoder(encoder([parts.normalize(images)]))[0]
 
-    return Network(logits, parts.stride)
+    return Network(logits, parts.stride, (*encoder.variables, *decoder.variables))
 
 
 class _Folded:
@@ -71,6 +80,7 @@ class _Folded:
         inputs: list[Any],
         outputs: list[Any],
         *,
+        constant: bool,
         aligned: bool = False,
     ):
         """Reads the weights.
@@ -79,6 +89,7 @@ class _Folded:
           layers: in the order of their calls.
           inputs: symbolic tensors that enter.
           outputs: symbolic tensors to return.
+          constant: whether kernels are constants of the graph.
           aligned: whether the maps of every up-sampling end on the same pixel.
         """
         self._layers = [x for x in layers if not isinstance(x, keras.layers.InputLayer)]
@@ -96,7 +107,9 @@ class _Folded:
                 norm = None
             else:
                 self._folded.add(norm.name)
-            self._convolutions[layer.name] = _Convolution(layer, norm)
+            self._convolutions[layer.name] = _Convolution(layer, norm, constant=constant)
+        kernels = (x.kernel for x in self._convolutions.values())
+        self.variables = [kernel for kernel in kernels if isinstance(kernel, tf.Variable)]
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
         known = {id(t): x for t, x in zip(self._inputs, inputs, strict=True)}
@@ -137,7 +150,13 @@ class _Convolution:
     Its padding cannot be explicit: TensorFlow 2.21 with oneDNN aborts at that.
     """
 
-    def __init__(self, layer: keras.layers.Layer, norm: keras.layers.BatchNormalization | None):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        norm: keras.layers.BatchNormalization | None,
+        *,
+        constant: bool,
+    ):
         self._is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         self._strides, self._dilations = layer.strides, layer.dilation_rate
         self._padding = layer.padding.upper()
@@ -150,19 +169,21 @@ class _Convolution:
             scale = arrays.get("gamma", scale) / np.sqrt(arrays["moving_variance"] + norm.epsilon)
             shift = arrays.get("beta", 0.0) + (shift - arrays["moving_mean"]) * scale
         kernel *= scale[:, np.newaxis] if self._is_depthwise else scale
-        self._kernel, self._bias = kernel.astype(np.float32), shift.astype(np.float32)
+        self.kernel, self._bias = kernel.astype(np.float32), shift.astype(np.float32)
+        if not constant:
+            self.kernel = tf.Variable(self.kernel, trainable=False)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         operation, padding = tf.raw_ops.Conv2D, self._padding
         if self._is_depthwise:
             operation = tf.raw_ops.DepthwiseConv2dNative
             if padding == "SAME" and max(self._dilations) > _LARGEST_RATE:  # so the stride is 1
-                sides = zip(self._kernel.shape, self._dilations, strict=False)
+                sides = zip(self.kernel.shape, self._dilations, strict=False)
                 borders = [[(size - 1) * rate // 2] * 2 for size, rate in sides]
                 x, padding = tf.pad(x, [[0, 0], *borders, [0, 0]]), "VALID"
         y = operation(
             input=x,
-            filter=self._kernel,
+            filter=self.kernel,
             strides=[1, *self._strides, 1],
             padding=padding,
             dilations=[1, *self._dilations, 1],

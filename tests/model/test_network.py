@@ -4,8 +4,10 @@ import pytest
 import tensorflow as tf
 
 from mapseg.config import ModelConfig
+from mapseg.model import network
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import frozen_network, live_network
+from mapseg.model.weights import named_weights
 
 CLASSES = 7
 
@@ -45,10 +47,10 @@ def some_images(size=(70, 99), count=2):
     return np.random.default_rng(3).integers(0, 256, [count, *size, 3], np.uint8)
 
 
-def logits_of(network, images):
+def logits_of(found, images):
     """The logits, in a graph of any size, as everywhere."""
     spec = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-    return tf.function(network.logits, input_signature=spec)(images).numpy()
+    return tf.function(found.logits, input_signature=spec)(images).numpy()
 
 
 @pytest.mark.parametrize(
@@ -93,3 +95,17 @@ def test_a_frozen_network_keeps_its_weights_and_a_live_one_follows_the_model():
 def test_a_network_of_16_bits_is_not_folded():
     model = build("mobilenet_v2", precision="mixed_bfloat16")
     assert len(frozen_network(model).variables) == len(model.variables)
+
+
+def test_a_large_network_holds_its_kernels_as_variables(monkeypatch):
+    model = build("mobilenet_v2")
+    draw_statistics(model)
+    images = some_images(count=1)
+    constant = logits_of(frozen_network(model), images)
+    monkeypatch.setattr(network, "_MOST_CONSTANT_BYTES", 0)
+    variable = frozen_network(model)
+    kernels = [name for name in named_weights(model) if name.endswith("/kernel")]
+    assert len(variable.variables) == len(kernels)
+    np.testing.assert_allclose(logits_of(variable, images), constant, atol=1e-5, rtol=1e-5)
+    model.get_layer("logits-semantic").bias.assign_add(tf.ones([CLASSES]))
+    np.testing.assert_allclose(logits_of(variable, images), constant, atol=1e-5, rtol=1e-5)
