@@ -82,9 +82,9 @@ def classes_between(view: View) -> Classes:
         )
         blocks = tf.concat([blocks, found], axis=1)
     side = tf.shape(column_cells.weights)[1]
-    ids = tf.reshape(blocks, [batch, height - 1, width - 1, -1, side])
-    ids = tf.reshape(tf.transpose(ids, [0, 1, 3, 2, 4]), [batch, -1, (width - 1) * side])
-    ids = tf.gather(tf.gather(ids, row_cells.places, axis=1), column_cells.places, axis=2)
+    down = (row_cells.numbers * (width - 1)) * block + row_cells.places * side
+    across = column_cells.numbers * block + column_cells.places
+    ids = tf.gather(tf.reshape(blocks, [batch, -1]), down[:, tf.newaxis] + across, axis=1)
     highest = tf.reduce_max(logits, -1, keepdims=True)
     probability = 1 / tf.reduce_sum(tf.exp(logits - highest), -1)
     confidence = tf.reduce_mean(probability, [1, 2])
@@ -97,10 +97,12 @@ class _Cells(NamedTuple):
     Attributes:
       weights: [cells, k, 2] float32 of the samples before and after, for the up to k pixels of a
         cell; what lies beyond a cell's own pixels is read by none.
-      places: [n] int32 the place of each pixel among all k of all cells.
+      numbers: [n] int32 the cell of each pixel.
+      places: [n] int32 its place in the cell.
     """
 
     weights: tf.Tensor
+    numbers: tf.Tensor
     places: tf.Tensor
 
 
@@ -115,7 +117,7 @@ def _cells(positions: tf.Tensor, samples: tf.Tensor) -> _Cells:
         positions - tf.cast(cells, tf.float32),
         tf.minimum(firsts[:, tf.newaxis] + tf.range(most), count - 1),
     )
-    return _Cells(tf.stack([1 - shares, shares], -1), cells * most + places)
+    return _Cells(tf.stack([1 - shares, shares], -1), cells, places)
 
 
 def _blocks(logits: tf.Tensor, row_weights: tf.Tensor, column_weights: tf.Tensor) -> tf.Tensor:
