@@ -117,10 +117,11 @@ def _check_converted(path: Path) -> None:
     if first is None or whole:
         return
     _, again = open_video(path).read()  # a still
-    if first.min() == first.max() or not np.array_equal(first, again):
+    if not first.any() or not np.array_equal(first, again):
         raise ValueError(
             f"{path}: a video must be progressive; got frames that never change, as OpenCV gives "
-            "for interlaced ones. Remedy: ffmpeg -i IN -map 0:v -vf yadif -crf 10 OUT.mp4"
+            "for interlaced ones. Remedy, if it is not black: ffmpeg -i IN -map 0:v -vf yadif "
+            "-crf 10 OUT.mp4"
         )
 
 

@@ -215,12 +215,13 @@ def test_an_interlaced_video_is_refused(tmp_path):
     assert "a.avi: a video must be progressive; got frames that never change" in " ".join(lines)
 
 
-def test_a_still_in_a_video_is_no_interlaced_one(tmp_path):
+@pytest.mark.parametrize("left", [90, 200])
+def test_a_still_in_a_video_is_no_interlaced_one(tmp_path, left):
     writer = cv2.VideoWriter(
         str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (48, 32)
     )
     picture = np.full((32, 48, 3), 90, np.uint8)
-    picture[:, :20] = 200
+    picture[:, :20] = left
     for _ in range(4):
         writer.write(picture)
     writer.release()
