@@ -206,7 +206,7 @@ class Estimator:
         from mapseg.inference.export import export
         from mapseg.inference.predictor import load_predictor
 
-        predictor = load_predictor(run, config or PredictConfig(), path)
+        predictor = load_predictor(run, config or PredictConfig(), path, portable=True)
         return export(run, predictor, export_dir)
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":

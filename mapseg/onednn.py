@@ -5,6 +5,7 @@ the last bits of a result, so a run stores whether it was begun with it, and res
 """
 
 import os
+import platform
 import sys
 import warnings
 
@@ -20,7 +21,7 @@ def turn_on() -> None:
     if "tensorflow" not in sys.modules:
         os.environ[VARIABLE] = "1"
         _state["is_ours"] = True
-    elif not is_on():
+    elif platform.machine() in ("x86_64", "AMD64") and not is_on():
         warnings.warn(
             "TensorFlow was imported before mapseg: oneDNN, with which a CPU predicts and trains "
             f"faster, stays off. Remedy: import mapseg first, or set {VARIABLE}=1",
@@ -36,11 +37,18 @@ def use_stored(stored: bool | None) -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    if stored is not None:
-        os.environ[VARIABLE] = str(int(stored))
-    elif _state["is_ours"]:
-        del os.environ[VARIABLE]
-    _state["is_ours"] = False
+    asked = os.environ.get(VARIABLE)
+    if stored is None:
+        if _state["is_ours"]:
+            os.environ.pop(VARIABLE, None)
+        return
+    os.environ[VARIABLE] = str(int(stored))
+    if asked in ("0", "1") and asked != os.environ[VARIABLE] and not _state["is_ours"]:
+        warnings.warn(
+            f"this run was begun with oneDNN {_word(stored)} and resumes so; {VARIABLE}={asked} is "
+            "ignored",
+            stacklevel=3,
+        )
 
 
 def is_on() -> bool:

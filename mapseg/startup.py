@@ -11,7 +11,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from mapseg import machine
+from mapseg import machine, onednn
 
 # What is said where there is no driver. TF_CPP_MIN_LOG_LEVEL comes too late for the first of it.
 _NOISE = (
@@ -41,6 +41,7 @@ def use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+    onednn.use_stored(None)  # the new program is to tell the user's choice from mapseg's
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 

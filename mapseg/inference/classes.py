@@ -1,9 +1,9 @@
 """Logits at a coarse stride -> the class of each pixel, without the logits of all pixels.
 
-Between four samples that agree on the class every pixel has that class: bilinear interpolation
-averages, and an average keeps the order. So a CPU interpolates only between samples that disagree.
-A GPU, which would wait for their number, and averages over several views interpolate everywhere.
-Both go band by band, to bound the memory.
+Every pixel between four samples that agree on the class has that class: the logit that is highest
+at all four is highest in every average of them. So a CPU interpolates only where samples disagree.
+A GPU would wait for the number of such places, and where several views are averaged nothing is
+decided before: there all pixels are interpolated. Both go band by band, to bound the memory.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,8 @@ class Classes(NamedTuple):
 
     Attributes:
       ids: [B, n, m] uint8.
-      confidence: [B] float32 mean of the highest probability.
+      confidence: [B] float32 mean of the highest probability: of one view over its samples, of
+        several over the pixels.
       probability: [B, n, m] float32 highest probability of each pixel; [B, n, 0] if not asked for.
     """
 
@@ -61,16 +62,13 @@ def cut_view(logits: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> View:
 
 
 def classes_between(view: View) -> Classes:
-    """Takes the arg-max of the interpolated logits, only where samples disagree.
-
-    The confidence is a mean over the samples, not over the pixels.
-    """
+    """Takes the arg-max of the interpolated logits; interpolates only where samples disagree."""
     logits = view.logits
     batch, height, width = tf.unstack(tf.shape(logits)[:3])
     row_cells = _cells(view.rows, height)
     column_cells = _cells(view.columns, width)
     block = tf.shape(row_cells.weights)[1] * tf.shape(column_cells.weights)[1]
-    band = tf.maximum(_BAND_VALUES // (logits.shape[-1] * block * (width - 1) * batch), 1)
+    band = tf.maximum(_BAND_VALUES // logits.shape[-1] // block // (width - 1) // batch, 1)
     blocks = tf.zeros([batch, 0, block * (width - 1)], tf.uint8)
     for first in tf.range(0, height - 1, band):
         tf.autograph.experimental.set_loop_options(
@@ -85,10 +83,13 @@ def classes_between(view: View) -> Classes:
     down = (row_cells.numbers * (width - 1)) * block + row_cells.places * side
     across = column_cells.numbers * block + column_cells.places
     ids = tf.gather(tf.reshape(blocks, [batch, -1]), down[:, tf.newaxis] + across, axis=1)
+    return Classes(ids, _confidence(logits), tf.zeros([batch, tf.size(view.rows), 0]))
+
+
+def _confidence(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean over samples [B, h, w, C] of the highest probability: [B]."""
     highest = tf.reduce_max(logits, -1, keepdims=True)
-    probability = 1 / tf.reduce_sum(tf.exp(logits - highest), -1)
-    confidence = tf.reduce_mean(probability, [1, 2])
-    return Classes(ids, confidence, tf.zeros([batch, tf.size(view.rows), 0]))
+    return tf.reduce_mean(1 / tf.reduce_sum(tf.exp(logits - highest), -1), [1, 2])
 
 
 class _Cells(NamedTuple):
@@ -159,8 +160,8 @@ def average_classes(views: list[View], *, probability: bool) -> Classes:
       probability: whether to return that of each pixel.
     """
     batch, (height, width) = tf.shape(views[0].logits)[0], map(tf.size, views[0][1:])
-    band = _BAND_VALUES // (views[0].logits.shape[-1] * len(views) * width * batch)
-    band = tf.maximum(band, 1)
+    classes = views[0].logits.shape[-1]
+    band = tf.maximum(_BAND_VALUES // (classes * len(views)) // width // batch, 1)
     ids = tf.zeros([batch, 0, width], tf.uint8)
     highest = tf.zeros([batch, 0, width])
     total = tf.zeros([batch])
@@ -177,7 +178,8 @@ def average_classes(views: list[View], *, probability: bool) -> Classes:
             highest = tf.concat([highest, of_pixels], axis=1)
     if not probability:
         highest = tf.zeros([batch, height, 0])
-    return Classes(ids, total / tf.cast(height * width, tf.float32), highest)
+    confidence = total / tf.cast(height * width, tf.float32)
+    return Classes(ids, confidence if len(views) > 1 else _confidence(views[0].logits), highest)
 
 
 def _probabilities(view: View) -> tf.Tensor:

@@ -36,8 +36,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
       ids: [H, W] uint8 train ids, at the frame's own size.
-      confidence: mean of the highest softmax probability, over the network's samples; over the
-        pixels, where scales or mirror images are averaged or the probability was asked for.
+      confidence: mean of the highest softmax probability: over the network's samples, or over the
+        pixels where scales or mirror images are averaged.
       scale: the factor by which the frame was resized for the network.
       probability: [H, W] float32 softmax probability of each pixel's class, if asked for.
     """
@@ -234,13 +234,16 @@ class Predictor(tf.Module):
         return self.network.logits(tiles)
 
 
-def load_predictor(run: Run, config: PredictConfig, checkpoint_path: Path) -> Predictor:
+def load_predictor(
+    run: Run, config: PredictConfig, checkpoint_path: Path, *, portable: bool = False
+) -> Predictor:
     """Builds a run's network with the weights of a checkpoint.
 
     Args:
       run: from `open_run`.
       config: scales, flip and tile size.
       checkpoint_path: from `find_checkpoint`.
+      portable: for an export, whose graph is to run on other machines.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
@@ -252,7 +255,7 @@ def load_predictor(run: Run, config: PredictConfig, checkpoint_path: Path) -> Pr
         precision=device_precision(run.train.precision),
     )
     assign_weight_arrays(model, read_weights(checkpoint_path))
-    return Predictor(frozen_network(model), config, run.long_side_px)
+    return Predictor(frozen_network(model, portable=portable), config, run.long_side_px)
 
 
 def device_precision(trained: str) -> str:

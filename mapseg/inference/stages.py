@@ -43,24 +43,26 @@ class _Segmented(NamedTuple):
       stored_ids: [H, W] uint8, if they are.
       batch: else, what the network says of the frames of a batch.
       place: of the frame in it.
-      started: when the batch was, in seconds of `time.perf_counter`.
+      call_secs: how long the call for the batch took.
     """
 
     image: np.ndarray
     stored_ids: np.ndarray | None = None
     batch: Sequence["Segmentation"] = ()
     place: int = 0
-    started: float = 0.0
+    call_secs: float = 0.0
 
     def read(self) -> tuple[np.ndarray, float, float, float]:
         """Returns ids, confidence, scale and ms, the last three nan for a stored frame.
 
-        On a GPU it waits for the batch; ms are its time from the call on, shared by its frames.
+        On a GPU it waits for the batch. The ms are the frame's share of the call and of this wait.
         """
         if self.stored_ids is not None:
             return self.stored_ids, math.nan, math.nan, math.nan
+        started = time.perf_counter()
         found = self.batch[self.place]
-        ms = 1000 * (time.perf_counter() - self.started) / len(self.batch)
+        waited = time.perf_counter() - started
+        ms = 1000 * (self.call_secs + waited) / len(self.batch)
         return found.ids, found.confidence, found.scale, ms
 
 
@@ -197,12 +199,12 @@ def _segment_batch(
     try:
         batch = segment(np.stack(frames)) if frames else ()
     except Exception as error:  # of any kind, as above
-        if len(group) > 1:
+        if len(frames) > 1:
             for one in group:
                 yield from _segment_batch(segment, [one])
             return
         batch = error
-    place = 0
+    call_secs, place = time.perf_counter() - started, 0
     for task, item in group:
         if isinstance(item, Exception):
             yield task, item
@@ -211,7 +213,7 @@ def _segment_batch(
         elif isinstance(batch, Exception):
             yield task, batch
         else:
-            yield task, _Segmented(item.image, None, batch, place, started)
+            yield task, _Segmented(item.image, None, batch, place, call_secs)
             place += 1
 
 

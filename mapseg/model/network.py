@@ -1,8 +1,8 @@
 """A trained network as it predicts: from images to logits at stride 4, and no further.
 
-On a CPU its batch norms are folded into the convolutions, so that oneDNN computes convolution, bias
-and ReLU in one pass. The kernels of small networks are constants: those that are variables oneDNN
-lays out anew at each call, and without AVX-512 it then clips a ReLU6 in a slow loop.
+In float32, batch norms are folded into the convolutions, so that oneDNN computes convolution, bias
+and ReLU in one pass. The kernels of small networks are constants. oneDNN lays out variables anew at
+each call, and without AVX-512 it then clips a ReLU6 in a slow loop.
 """
 
 import math
@@ -14,13 +14,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mapseg import machine, onednn
 from mapseg.model.deeplab import split_model, without_upsampling
 from mapseg.model.resampling import Upsample, resize_aligned
 
-# TensorFlow holds a graph's constants a dozen times: larger networks have variables. They have no
-# ReLU6, and take no longer.
+# TensorFlow holds a graph's constants a dozen times, so larger networks have variables. There these
+# are as fast: the time goes into products, and there is no ReLU6.
 _MOST_CONSTANT_BYTES = 64 * 2**20
-# Of a depthwise convolution that oneDNN pads itself; above it that is 7 times slower.
+# oneDNN pads a dilated depthwise convolution itself up to this rate; above it, it takes 7 times as
+# long as on an input that is padded already.
 _LARGEST_RATE = 6
 
 
@@ -46,29 +48,42 @@ def live_network(model: keras.Model) -> Network:
     return Network(lambda images: coarse(images, training=False), stride, tuple(model.variables))
 
 
-def frozen_network(model: keras.Model) -> Network:
+def frozen_network(model: keras.Model, *, portable: bool = False) -> Network:
     """Returns the network of `build_model` as it predicts with the weights that it has now.
 
     Args:
       model: in float32 it is folded, else `live_network` is returned: rounding folded kernels to
         16 bits would give other logits.
+      portable: for other machines too. Else the graph may need oneDNN, if that is on here.
     """
     if model.get_layer("normalize").compute_dtype != "float32":
         return live_network(model)
     parts = split_model(model)
-    constant = 4 * sum(math.prod(v.shape) for v in model.variables) <= _MOST_CONSTANT_BYTES
-    encoder = _Folded(
-        parts.encoder.layers, parts.encoder.inputs, parts.encoder.outputs, constant=constant
+    form = _Form(
+        constant=4 * sum(math.prod(v.shape) for v in model.variables) <= _MOST_CONSTANT_BYTES,
+        dilates=not portable and onednn.is_on() and not machine.gpus(),
     )
+    encoder = _Folded(parts.encoder.layers, parts.encoder.inputs, parts.encoder.outputs, form)
     decoder_layers = keras.Model(parts.features, parts.logits).layers
-    decoder = _Folded(
-        decoder_layers, parts.features, [parts.logits], constant=constant, aligned=True
-    )
+    decoder = _Folded(decoder_layers, parts.features, [parts.logits], form, aligned=True)
 
     def logits(images: tf.Tensor) -> tf.Tensor:
         return decoder(encoder([parts.normalize(images)]))[0]
 
     return Network(logits, parts.stride, (*encoder.variables, *decoder.variables))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How convolutions are computed.
+
+    Attributes:
+      constant: whether kernels are constants of the graph, not variables.
+      dilates: whether a depthwise convolution can be dilated. TensorFlow's own cannot.
+    """
+
+    constant: bool
+    dilates: bool
 
 
 class _Folded:
@@ -79,8 +94,8 @@ class _Folded:
         layers: list[keras.layers.Layer],
         inputs: list[Any],
         outputs: list[Any],
+        form: _Form,
         *,
-        constant: bool,
         aligned: bool = False,
     ):
         """Reads the weights.
@@ -89,7 +104,7 @@ class _Folded:
           layers: in the order of their calls.
           inputs: symbolic tensors that enter.
           outputs: symbolic tensors to return.
-          constant: whether kernels are constants of the graph.
+          form: of the convolutions.
           aligned: whether the maps of every up-sampling end on the same pixel.
         """
         self._layers = [x for x in layers if not isinstance(x, keras.layers.InputLayer)]
@@ -107,7 +122,9 @@ class _Folded:
                 norm = None
             else:
                 self._folded.add(norm.name)
-            self._convolutions[layer.name] = _Convolution(layer, norm, constant=constant)
+            self._convolutions[layer.name] = _Convolution(layer, norm, form)
+        norms = (x for x in self._layers if isinstance(x, keras.layers.BatchNormalization))
+        self._norms = {x.name: _scale_and_shift(x) for x in norms if x.name not in self._folded}
         kernels = (x.kernel for x in self._convolutions.values())
         self.variables = [kernel for kernel in kernels if isinstance(kernel, tf.Variable)]
 
@@ -119,6 +136,9 @@ class _Folded:
                 y = self._convolutions[layer.name](x[0])
             elif layer.name in self._folded:
                 y = x[0]
+            elif layer.name in self._norms:
+                scale, shift = self._norms[layer.name]
+                y = x[0] * scale.astype(np.float32) + shift.astype(np.float32)
             elif self._aligned and isinstance(layer, Upsample):
                 y = resize_aligned(*x)
             else:
@@ -144,6 +164,14 @@ def _is_convolution(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, kinds) and layer.activation is keras.activations.linear
 
 
+def _scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a batch norm multiplies by and adds, [C] float64 each."""
+    weights = {w.name.rpartition("/")[2].partition(":")[0]: w for w in norm.weights}
+    arrays = {name: np.asarray(w, np.float64) for name, w in weights.items()}
+    scale = arrays.get("gamma", 1.0) / np.sqrt(arrays["moving_variance"] + norm.epsilon)
+    return scale, arrays.get("beta", 0.0) - arrays["moving_mean"] * scale
+
+
 class _Convolution:
     """A convolution with the batch norm after it, if there is one.
 
@@ -154,38 +182,44 @@ class _Convolution:
         self,
         layer: keras.layers.Layer,
         norm: keras.layers.BatchNormalization | None,
-        *,
-        constant: bool,
+        form: _Form,
     ):
         self._is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-        self._strides, self._dilations = layer.strides, layer.dilation_rate
-        self._padding = layer.padding.upper()
+        self._strides, self._rates = list(layer.strides), list(layer.dilation_rate)
+        self._padding, self._form = layer.padding.upper(), form
         kernel, *bias = (np.asarray(w, np.float64) for w in layer.get_weights())
-        channels = kernel.shape[2 if self._is_depthwise else 3]
-        scale, shift = np.ones(channels), bias[0] if bias else np.zeros(channels)
+        shift = bias[0] if bias else np.zeros(kernel.shape[2 if self._is_depthwise else 3])
         if norm is not None:
-            weights = {w.name.rpartition("/")[2].partition(":")[0]: w for w in norm.weights}
-            arrays = {name: np.asarray(w, np.float64) for name, w in weights.items()}
-            scale = arrays.get("gamma", scale) / np.sqrt(arrays["moving_variance"] + norm.epsilon)
-            shift = arrays.get("beta", 0.0) + (shift - arrays["moving_mean"]) * scale
-        kernel *= scale[:, np.newaxis] if self._is_depthwise else scale
+            scale, moved = _scale_and_shift(norm)
+            kernel = kernel * (scale[:, np.newaxis] if self._is_depthwise else scale)
+            shift = shift * scale + moved
         self.kernel, self._bias = kernel.astype(np.float32), shift.astype(np.float32)
-        if not constant:
+        if not form.constant:
             self.kernel = tf.Variable(self.kernel, trainable=False)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        operation, padding = tf.raw_ops.Conv2D, self._padding
-        if self._is_depthwise:
-            operation = tf.raw_ops.DepthwiseConv2dNative
-            if padding == "SAME" and max(self._dilations) > _LARGEST_RATE:  # so the stride is 1
-                sides = zip(self.kernel.shape, self._dilations, strict=False)
-                borders = [[(size - 1) * rate // 2] * 2 for size, rate in sides]
-                x, padding = tf.pad(x, [[0, 0], *borders, [0, 0]]), "VALID"
-        y = operation(
+        if not self._is_depthwise:
+            y = tf.nn.conv2d(x, self.kernel, self._strides, self._padding, dilations=self._rates)
+        elif self._form.dilates and self._rates != [1, 1]:
+            y = self._dilated(x)
+        else:
+            strides = [1, *self._strides, 1]
+            y = tf.nn.depthwise_conv2d(
+                x, self.kernel, strides, self._padding, dilations=self._rates
+            )
+        return tf.nn.bias_add(y, self._bias)
+
+    def _dilated(self, x: tf.Tensor) -> tf.Tensor:
+        """Is depthwise in one operation, which oneDNN has; dilated convolutions have no stride."""
+        padding = self._padding
+        if padding == "SAME" and max(self._rates) > _LARGEST_RATE:
+            sides = zip(self.kernel.shape, self._rates, strict=False)
+            borders = [[(size - 1) * rate // 2] * 2 for size, rate in sides]
+            x, padding = tf.pad(x, [[0, 0], *borders, [0, 0]]), "VALID"
+        return tf.raw_ops.DepthwiseConv2dNative(
             input=x,
             filter=self.kernel,
-            strides=[1, *self._strides, 1],
+            strides=[1] * 4,
             padding=padding,
-            dilations=[1, *self._dilations, 1],
+            dilations=[1, *self._rates, 1],
         )
-        return tf.nn.bias_add(y, self._bias)

@@ -61,7 +61,8 @@ def resize_aligned(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
     Args:
       x: [B, h, w, C] float.
-      like: [B, H, W, ...], for its size; H - 1 is a multiple of h - 1, W - 1 one of w - 1.
+      like: [B, H, W, ...], for its size; H - 1 is a multiple of h - 1, W - 1 one of w - 1, unless
+        x has one sample for all.
 
     Returns:
       [B, H, W, C] float32.

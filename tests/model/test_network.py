@@ -1,8 +1,14 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from mapseg import onednn
 from mapseg.config import ModelConfig
 from mapseg.model import network
 from mapseg.model.deeplab import build_model
@@ -71,12 +77,44 @@ def test_a_folded_network_gives_the_logits_of_the_model(encoder, output_stride):
     whole = model(images, training=False).numpy()  # logit i lies on pixel 4 i
     live = logits_of(live_network(model), images)
     frozen = logits_of(frozen_network(model), images)
-    assert live.shape == frozen.shape
+    portable = logits_of(frozen_network(model, portable=True), images)
+    assert live.shape == frozen.shape == portable.shape
     assert live_network(model).stride == frozen_network(model).stride == 4
     within = 2e-5 * np.abs(whole).max()
     rows, columns = (len(range(0, side, 4)) for side in whole.shape[1:3])
     np.testing.assert_allclose(live[:, :rows, :columns], whole[:, ::4, ::4], atol=within, rtol=0)
     np.testing.assert_allclose(frozen, live, atol=within, rtol=0)
+    np.testing.assert_allclose(portable, live, atol=within, rtol=0)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_without_onednn_it_gives_the_same_logits(output_stride):
+    """TensorFlow's own depthwise convolution cannot be dilated."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_network as t
+from mapseg import onednn
+model = t.build("mobilenet_v2", {output_stride})
+t.draw_statistics(model)
+live, frozen = (t.logits_of(f(model), t.some_images()) for f in (t.live_network, t.frozen_network))
+print(onednn.is_on(), abs(live - frozen).max() / abs(live).max())
+"""
+    environment = {**os.environ, onednn.VARIABLE: "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    on, difference = done.stdout.split()
+    assert (on, float(difference) < 2e-5) == ("False", True)
+
+
+@pytest.mark.parametrize(("encoder", "output_stride"), [("mobilenet_v2", 16), ("ddrnet23_slim", 8)])
+def test_the_graph_of_a_small_network_is_whole(encoder, output_stride):
+    """Else an export would lack what the graph reads."""
+    network = frozen_network(build(encoder, output_stride), portable=True)
+    assert network.variables == ()
+    spec = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    assert not tf.function(network.logits).get_concrete_function(spec).captured_inputs
 
 
 def test_a_frozen_network_keeps_its_weights_and_a_live_one_follows_the_model():
