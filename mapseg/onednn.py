@@ -1,6 +1,6 @@
 """oneDNN in TensorFlow's operations on a CPU: on unless the user or a run decides otherwise.
 
-TensorFlow itself turns it on only where the CPU has AVX-512; elsewhere it is as fast. It changes
+TensorFlow itself turns it on only where the CPU has AVX-512, but it helps elsewhere too. It changes
 the last bits of a result, so a run stores whether it was begun with it, and resumes so.
 """
 

@@ -21,6 +21,7 @@ from mapseg.inference.classes import (
     classes_between,
     cut_view,
 )
+from mapseg.machine import gpus
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import Network, frozen_network
 from mapseg.model.weights import assign_weight_arrays, read_weights
@@ -93,7 +94,7 @@ class Predictor(tf.Module):
         self.long_side_px = long_side_px
         # A GPU would wait for the number of cells that are interpolated.
         views = len(config.factors) * (1 + config.flip_average)
-        self._by_cells = views == 1 and not tf.config.list_physical_devices("GPU")
+        self._by_cells = views == 1 and not gpus()
 
     def segment(self, frame: np.ndarray, *, probability: bool = False) -> Segmentation:
         """Segments one frame [H, W, 3] uint8 RGB of any size; see `graph`.
@@ -260,7 +261,7 @@ def load_predictor(
 
 def device_precision(trained: str) -> str:
     """Chooses the precision to predict in: as trained on a GPU, float32 on a CPU."""
-    return trained if tf.config.list_physical_devices("GPU") else "float32"
+    return trained if gpus() else "float32"
 
 
 def _resize(images: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:

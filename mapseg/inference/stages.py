@@ -154,8 +154,9 @@ def _loaded(task: Task, loading: "Future[_Loaded]") -> tuple[Task, _Loaded | Exc
         return task, error
 
 
-def _needs_network(loaded: _Loaded | Exception) -> bool:
-    return isinstance(loaded, _Loaded) and loaded.ids is None
+def _to_segment(loaded: _Loaded | Exception) -> np.ndarray | None:
+    """Returns the image of a frame that needs the network."""
+    return loaded.image if isinstance(loaded, _Loaded) and loaded.ids is None else None
 
 
 def _batches(
@@ -163,17 +164,18 @@ def _batches(
 ) -> Iterator[list[tuple[Task, _Loaded | Exception]]]:
     """Groups tasks in order, so that the frames of a group that need the network have one size."""
     group: list[tuple[Task, _Loaded | Exception]] = []
-    shapes: list[tuple[int, ...]] = []
+    shape: tuple[int, ...] | None = None
     for task, item in loaded:
-        if isinstance(item, _Loaded) and _needs_network(item):
-            if shapes and shapes[0] != item.image.shape:
+        image = _to_segment(item)
+        if image is not None:
+            if shape not in (None, image.shape):
                 yield group
-                group, shapes = [], []
-            shapes.append(item.image.shape)
+                group = []
+            shape = image.shape
         group.append((task, item))
         if len(group) == batch_size:
             yield group
-            group, shapes = [], []
+            group, shape = [], None
     if group:
         yield group
 
@@ -193,7 +195,7 @@ def _segment_batch(
     segment: Segment, group: Sequence[tuple[Task, _Loaded | Exception]]
 ) -> Iterator[tuple[Task, _Segmented | Exception]]:
     """Segments the frames of a group that need it: together, or else one by one."""
-    frames = [x.image for _, x in group if isinstance(x, _Loaded) and _needs_network(x)]
+    frames = [image for _, item in group if (image := _to_segment(item)) is not None]
     started = time.perf_counter()
     batch: Sequence[Segmentation] | Exception = ()
     try:

@@ -16,7 +16,9 @@ import tensorflow as tf
 
 from mapseg import machine, onednn
 from mapseg.model.deeplab import split_model, without_upsampling
+from mapseg.model.recompute import listed
 from mapseg.model.resampling import Upsample, resize_aligned
+from mapseg.model.weights import layer_weights
 
 # TensorFlow holds a graph's constants a dozen times, so larger networks have variables. There these
 # are as fast: the time goes into products, and there is no ReLU6.
@@ -108,53 +110,44 @@ class _Folded:
           aligned: whether the maps of every up-sampling end on the same pixel.
         """
         self._layers = [x for x in layers if not isinstance(x, keras.layers.InputLayer)]
-        self._inputs, self._outputs, self._aligned = inputs, outputs, aligned
+        self._inputs, self._outputs = inputs, outputs
         users = _users(self._layers)
         for tensor in outputs:
             users.setdefault(id(tensor), []).append(None)
-        self._convolutions: dict[str, _Convolution] = {}
-        self._folded: set[str] = set()
+        self.variables: list[tf.Variable] = []
+        self._own: dict[str, Callable[..., tf.Tensor]] = {}  # in place of the layer of a name
         for layer in self._layers:
-            if not _is_convolution(layer):
-                continue
-            norm, *others = users[id(layer.output)]
-            if others or not isinstance(norm, keras.layers.BatchNormalization):
-                norm = None
-            else:
-                self._folded.add(norm.name)
-            self._convolutions[layer.name] = _Convolution(layer, norm, form)
-        norms = (x for x in self._layers if isinstance(x, keras.layers.BatchNormalization))
-        self._norms = {x.name: _scale_and_shift(x) for x in norms if x.name not in self._folded}
-        kernels = (x.kernel for x in self._convolutions.values())
-        self.variables = [kernel for kernel in kernels if isinstance(kernel, tf.Variable)]
+            if _is_convolution(layer):
+                norm, *others = users[id(layer.output)]
+                if others or not isinstance(norm, keras.layers.BatchNormalization):
+                    norm = None
+                else:
+                    self._own[norm.name] = lambda x: x
+                convolution = _Convolution(layer, norm, form)
+                self._own[layer.name] = convolution
+                if not form.constant:
+                    self.variables.append(convolution.kernel)
+            elif isinstance(layer, keras.layers.BatchNormalization):
+                self._own.setdefault(layer.name, _make_norm(layer))
+            elif aligned and isinstance(layer, Upsample):
+                self._own[layer.name] = resize_aligned
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
         known = {id(t): x for t, x in zip(self._inputs, inputs, strict=True)}
         for layer in self._layers:
-            x = [known[id(t)] for t in _listed(layer.input)]
-            if layer.name in self._convolutions:
-                y = self._convolutions[layer.name](x[0])
-            elif layer.name in self._folded:
-                y = x[0]
-            elif layer.name in self._norms:
-                scale, shift = self._norms[layer.name]
-                y = x[0] * scale.astype(np.float32) + shift.astype(np.float32)
-            elif self._aligned and isinstance(layer, Upsample):
-                y = resize_aligned(*x)
+            x = [known[id(t)] for t in listed(layer.input)]
+            if layer.name in self._own:
+                y = self._own[layer.name](*x)
             else:
                 y = layer(x if isinstance(layer.input, list | tuple) else x[0])
             known[id(layer.output)] = y
         return [known[id(t)] for t in self._outputs]
 
 
-def _listed(tensors: Any) -> list[Any]:
-    return list(tensors) if isinstance(tensors, list | tuple) else [tensors]
-
-
 def _users(layers: list[keras.layers.Layer]) -> dict[int, list[keras.layers.Layer | None]]:
     users: dict[int, list[keras.layers.Layer | None]] = {}
     for layer in layers:
-        for tensor in _listed(layer.input):
+        for tensor in listed(layer.input):
             users.setdefault(id(tensor), []).append(layer)
     return users
 
@@ -166,10 +159,14 @@ def _is_convolution(layer: keras.layers.Layer) -> bool:
 
 def _scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
     """Returns what a batch norm multiplies by and adds, [C] float64 each."""
-    weights = {w.name.rpartition("/")[2].partition(":")[0]: w for w in norm.weights}
-    arrays = {name: np.asarray(w, np.float64) for name, w in weights.items()}
+    arrays = {name: np.asarray(w, np.float64) for name, w in layer_weights(norm).items()}
     scale = arrays.get("gamma", 1.0) / np.sqrt(arrays["moving_variance"] + norm.epsilon)
     return scale, arrays.get("beta", 0.0) - arrays["moving_mean"] * scale
+
+
+def _make_norm(norm: keras.layers.BatchNormalization) -> Callable[[tf.Tensor], tf.Tensor]:
+    scale, shift = (x.astype(np.float32) for x in _scale_and_shift(norm))
+    return lambda x: x * scale + shift
 
 
 class _Convolution:

@@ -48,7 +48,7 @@ def recomputed(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
 def _cut(model: keras.Model) -> list[_Block]:
     """Cuts a network wherever a single tensor leads on, into blocks that are not too small."""
     layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
-    last_use = {id(t): n for n, layer in enumerate(layers) for t in _listed(layer.input)}
+    last_use = {id(t): n for n, layer in enumerate(layers) for t in listed(layer.input)}
     outputs = {id(t) for t in model.outputs}
     blocks, source, made = [], model.inputs[0], []
     for n, layer in enumerate(layers):
@@ -62,7 +62,8 @@ def _cut(model: keras.Model) -> list[_Block]:
     return blocks
 
 
-def _listed(tensors: Any) -> list[Any]:
+def listed(tensors: Any) -> list[Any]:
+    """Returns a layer's inputs or outputs as a list, be there one or several."""
     return list(tensors) if isinstance(tensors, list | tuple) else [tensors]
 
 
@@ -78,16 +79,16 @@ def _recompute(block: keras.Model, x: tf.Tensor) -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 again = x + _zero_after(upstream[0], x.dtype)
                 tape.watch(again)
-                found = _listed(block(again, training=True))
+                found = listed(block(again, training=True))
             slopes = tape.gradient(found, [again, *variables], list(upstream))
             # They have moved with the first pass already.
             for variable, value in zip(statistics, kept, strict=True):
                 variable.assign(value)
             return slopes[0], slopes[1:]
 
-        return _listed(block(x, training=True)), gradient
+        return listed(block(x, training=True)), gradient
 
-    return _listed(run(x))
+    return listed(run(x))
 
 
 def _zero_after(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -31,11 +31,16 @@ def named_weights(model: keras.Model) -> dict[str, Any]:
         if isinstance(layer, keras.Model):
             weights |= named_weights(layer)
         else:
-            # Keras 2 writes depthwise/depthwise_kernel:0 where Keras 3 writes kernel.
-            names = (w.name.rpartition("/")[2].partition(":")[0] for w in layer.weights)
-            names = (name.removeprefix("depthwise_") for name in names)
-            weights |= dict(zip((f"{layer.name}/{n}" for n in names), layer.weights, strict=True))
+            weights |= {f"{layer.name}/{n}": w for n, w in layer_weights(layer).items()}
     return weights
+
+
+def layer_weights(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns a layer's weights by names that are the same in every version of Keras."""
+    # Keras 2 writes depthwise/depthwise_kernel:0 where Keras 3 writes kernel.
+    names = (w.name.rpartition("/")[2].partition(":")[0] for w in layer.weights)
+    names = (name.removeprefix("depthwise_") for name in names)
+    return dict(zip(names, layer.weights, strict=True))
 
 
 def weight_arrays(model: keras.Model) -> dict[str, np.ndarray]:
