@@ -59,7 +59,7 @@ def build_optimizer(
 ) -> Any:
     """Builds the optimizer with all of its variables.
 
-    Weight decay is not its business: see `add_decay` and `decay_weights`.
+    Weight decay is not its business: see `updates`.
 
     Args:
       config: `optimizer` and the learning rate's schedule.
@@ -89,31 +89,9 @@ def kernels(variables: Sequence[tf.Variable]) -> list[tf.Variable]:
     return [v for v in variables if "kernel" in v.name.split("/")[-1]]
 
 
-def add_decay(
-    config: TrainConfig,
-    gradients: Sequence[tf.Tensor],
-    variables: Sequence[tf.Variable],
-    replicas: int = 1,
-) -> list[tf.Tensor]:
-    """Adds weight decay as SGD has it, `weight_decay * kernel`, to the gradients of variables.
-
-    Each of several replicas adds its part: the optimizer adds up their gradients.
-    """
-    if config.optimizer != "sgd" or not config.weight_decay:
-        return list(gradients)
-    decaying = {id(v) for v in kernels(variables)}
-    return [
-        g + config.weight_decay / replicas * tf.convert_to_tensor(v) if id(v) in decaying else g
-        for g, v in zip(gradients, variables, strict=True)
-    ]
-
-
 def decay_weights(config: TrainConfig, step: tf.Tensor, variables: Sequence[tf.Variable]) -> None:
-    """Shrinks kernels by `learning_rate * weight_decay`: decoupled (Loshchilov and Hutter 2019).
-
-    For all optimizers but SGD, whose decay is `add_decay`.
-    """
-    if config.optimizer == "sgd" or not config.weight_decay:
+    """Shrinks kernels by `learning_rate * weight_decay`: decoupled (Loshchilov and Hutter 2019)."""
+    if not config.weight_decay:
         return
     keep = 1 - learning_rate(config, step) * config.weight_decay
     for variable in kernels(variables):

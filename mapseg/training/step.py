@@ -1,6 +1,5 @@
 """One compiled training step under tf.distribute, and several in one call."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ import tensorflow as tf
 from mapseg.config import TrainConfig
 from mapseg.machine import gpus
 from mapseg.model.deeplab import coarse_model
-from mapseg.training import optimizers
 from mapseg.training.losses import make_loss
 from mapseg.training.state import TrainState, use_xla
+from mapseg.training.updates import assign_flat, flatten, make_update, tensorflow_variables
 
 _STEPS_PER_CALL_ON_GPU = 10
 
@@ -35,48 +34,47 @@ def make_step(
     gradient anywhere is not finite, no variable changes but the step's number and the loss
     scale: the moving statistics that the forward pass already wrote are put back.
     """
-    replicas, moving = strategy.num_replicas_in_sync, state.model.non_trainable_variables
+    replicas = strategy.num_replicas_in_sync
     compiled = use_xla(config, strategy)
-    differentiate = _make_differentiate(state, config, class_pixels)
+    update = make_update(config, state.optimizer, state.step, state.model.trainable_variables)
+    differentiate = _make_differentiate(state, config, class_pixels, update.variables)
     if config.accumulate_steps > 1:
-        differentiate = _in_parts(differentiate, state, config, replicas)
-    apply = _make_apply(state, config, replicas)
+        differentiate = _in_parts(differentiate, state, config, replicas, update.variables)
+    frozen = config.batch_norm == "frozen"
+    moving = [] if frozen else tensorflow_variables(state.model.non_trainable_variables)
 
     # XLA compiles all of the step on one device, and on several what each does alone.
     @tf.function(jit_compile=compiled, autograph=False)
     def forward(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        before = [tf.identity(v) for v in moving]
+        before = flatten(moving) if moving else tf.zeros([0])
         # The number of labelled pixels on all devices is not yet known: all pixels stand for it.
         unit = tf.convert_to_tensor(state.loss_scale.scale) / _pixels(label, replicas)
         total, pixels, *gradients = differentiate(image, label, unit)
-        broken = [tf.logical_not(tf.reduce_all(tf.math.is_finite(x))) for x in (total, *gradients)]
-        facts = tf.stack([total, pixels, tf.cast(tf.reduce_any(broken), tf.float32)])
-        return facts, gradients, before
+        return tf.stack([total, pixels]), flatten(gradients), before
 
-    def add_up(facts: tf.Tensor) -> tf.Tensor:
+    def add_up(*found: tf.Tensor) -> tuple[tf.Tensor, ...]:
         context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, facts)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, found)
 
     def first(value: tf.Tensor) -> tf.Tensor:
         return strategy.experimental_local_results(value)[0]
 
-    def restore(before: Sequence[tf.Tensor]) -> None:
-        for variable, value in zip(moving, before, strict=True):
-            variable.assign(value)
+    def restore(before: tf.Tensor, finite: tf.Tensor) -> None:
+        assign_flat(moving, tf.where(finite, flatten(moving), before))
 
-    # The verdict is taken outside the replicas, for all of them: were each to decide for itself,
-    # one with an overflow would leave the others waiting for its gradients.
+    # The verdict is taken on the sum over the replicas, which is the same for all of them: were
+    # each to decide by its own gradients, they would drift apart.
     @tf.function(jit_compile=compiled and replicas == 1, autograph=False)
     def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        facts, gradients, before = strategy.run(forward, (image, label))
-        total, pixels, broken = tf.unstack(first(strategy.run(add_up, (facts,))))
-        finite = broken == 0
+        facts, gradient, before = strategy.run(forward, (image, label))
+        if replicas > 1:
+            facts, gradient = strategy.run(add_up, (facts, gradient))
+        total, pixels = tf.unstack(first(facts))
+        finite = tf.reduce_all(tf.math.is_finite(first(gradient))) & tf.math.is_finite(total)
         share = tf.math.divide_no_nan(_pixels(first(label), replicas), pixels)
-        tf.cond(
-            finite,
-            lambda: strategy.run(apply, (gradients, share / state.loss_scale.scale)),
-            lambda: strategy.run(restore, (before,)),
-        )
+        update.run(strategy, gradient, share / state.loss_scale.scale, finite)
+        if moving:
+            strategy.run(restore, (before, finite))
         state.loss_scale.update(finite)
         state.step.assign_add(1)
         return tf.math.divide_no_nan(total, pixels), finite
@@ -85,7 +83,10 @@ def make_step(
 
 
 def _make_differentiate(
-    state: TrainState, config: TrainConfig, class_pixels: Sequence[int] | np.ndarray
+    state: TrainState,
+    config: TrainConfig,
+    class_pixels: Sequence[int] | np.ndarray,
+    trained: Sequence[tf.Variable],
 ) -> _Differentiate:
     logits_of, factor = coarse_model(state.model, recompute=config.recompute)
     loss_of = make_loss(config, class_pixels)
@@ -94,13 +95,17 @@ def _make_differentiate(
         with tf.GradientTape() as tape:
             total, pixels = loss_of(logits_of(image), label, factor)
             objective = total * unit
-        return [total, pixels, *tape.gradient(objective, state.model.trainable_variables)]
+        return [total, pixels, *tape.gradient(objective, trained)]
 
     return differentiate
 
 
 def _in_parts(
-    differentiate: _Differentiate, state: TrainState, config: TrainConfig, replicas: int
+    differentiate: _Differentiate,
+    state: TrainState,
+    config: TrainConfig,
+    replicas: int,
+    trained: Sequence[tf.Variable],
 ) -> _Differentiate:
     """Differentiates one part of the batch after the other, and adds up what they give."""
     parts = config.accumulate_steps
@@ -113,7 +118,6 @@ def _in_parts(
             found = differentiate(images[part], labels[part], unit)
             return [part + 1, *(a + b for a, b in zip(sums, found, strict=True))]
 
-        trained = state.model.trainable_variables
         sums = [tf.zeros([]), tf.zeros([]), *(tf.zeros(v.shape) for v in trained)]
         if config.sync_batch_norm and replicas > 1:  # a loop cannot hold what devices say
             for part in range(parts):
@@ -131,27 +135,6 @@ def _in_parts(
         return sums
 
     return accumulate
-
-
-def _make_apply(
-    state: TrainState, config: TrainConfig, replicas: int
-) -> Callable[[Sequence[tf.Tensor], tf.Tensor], None]:
-    """Makes the update of a replica: clipping, weight decay, optimizer."""
-    trained = state.model.trainable_variables
-
-    def apply(gradients: Sequence[tf.Tensor], factor: tf.Tensor) -> None:
-        gradients = [g * factor for g in gradients]
-        if config.clip_norm:
-            context = tf.distribute.get_replica_context()
-            if replicas > 1:
-                gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
-            gradients = [g / replicas for g in gradients]  # the optimizer adds them up
-        optimizers.decay_weights(config, state.step, trained)
-        gradients = optimizers.add_decay(config, gradients, trained, replicas)
-        state.optimizer.apply_gradients(zip(gradients, trained, strict=True))
-
-    return apply
 
 
 def _pixels(label: tf.Tensor, replicas: int) -> tf.Tensor:
@@ -189,11 +172,7 @@ def make_averaging(state: TrainState, strategy: tf.distribute.Strategy) -> Calla
 
     def average() -> None:
         context = tf.distribute.get_replica_context()
-        own = tf.concat([tf.reshape(v, [-1]) for v in moving], 0)
-        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, own)
-        parts = tf.split(mean, [math.prod(v.shape) for v in moving])
-        for variable, part in zip(moving, parts, strict=True):
-            variable.assign(tf.reshape(part, variable.shape))
+        assign_flat(moving, context.all_reduce(tf.distribute.ReduceOp.MEAN, flatten(moving)))
 
     @tf.function
     def run() -> None:
