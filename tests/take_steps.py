@@ -33,6 +33,7 @@ CASES = {
     "sync_norm_in_parts": replace(BATCH, sync_batch_norm=True, accumulate_steps=2),
     "own_norm": BATCH,
     "overflow": replace(FROZEN, precision="mixed_float16"),
+    "overflow_sync_norm": replace(BATCH, precision="mixed_float16", sync_batch_norm=True),
 }
 OWN_NORM_STEPS = 1  # then the mean of the devices' moving means is that of the whole batch
 
@@ -97,7 +98,7 @@ def take(workers, name, config):
         state = SmallState(config)
     batches = share(workers, small_batch(4))
     steps = make_steps(make_step(state, config, workers.strategy))
-    if name == "overflow":
+    if name.startswith("overflow"):
         return overflow(workers, state, steps, batches)
     count = OWN_NORM_STEPS if name == "own_norm" else 5
     losses, finite = steps(batches, tf.constant(count))
@@ -112,20 +113,21 @@ def take(workers, name, config):
 
 def overflow(workers, state, steps, batches):
     """Only the second half of the batch overflows; no device may change, hang or differ."""
-    before = state.arrays()
     image, label = small_batch(4)
     label = label.numpy()
     label[:2] = 255
     state.loss_scale.scale.assign(3e38)
-    # An image of this size times the scale is beyond float32, on the devices that have labels.
-    state.model.get_layer("conv").kernel.assign_add(tf.fill([3, 3, 3, 4], 1e6))
+    # A loss of this size times the scale is beyond float32, on the devices that have labels.
+    kernel = state.model.get_layer("logits-semantic").kernel
+    small = np.array(kernel)
+    kernel.assign(small * 1e6)
     changed = state.arrays()
     _, finite = steps(share(workers, (image, tf.constant(label))), tf.constant(1))
     assert not np.any(finite), finite
     for value, old in zip(state.arrays(), changed, strict=True):
         np.testing.assert_array_equal(value, old)
     assert state.loss_scale.scale.numpy() == np.float32(3e38) / 2
-    state.model.get_layer("conv").kernel.assign(before[0])
+    kernel.assign(small)
     state.loss_scale.scale.assign(1024.0)
     losses, finite = steps(batches, tf.constant(3))
     assert np.all(finite)

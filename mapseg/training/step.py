@@ -11,7 +11,7 @@ from mapseg.machine import gpus
 from mapseg.model.deeplab import coarse_model
 from mapseg.training.losses import make_loss
 from mapseg.training.state import TrainState, use_xla
-from mapseg.training.updates import assign_flat, flatten, make_update, tensorflow_variables
+from mapseg.training.updates import assign, join, make_update, tensorflow_variables
 
 _STEPS_PER_CALL_ON_GPU = 10
 
@@ -36,45 +36,39 @@ def make_step(
     """
     replicas = strategy.num_replicas_in_sync
     compiled = use_xla(config, strategy)
-    update = make_update(config, state.optimizer, state.step, state.model.trainable_variables)
-    differentiate = _make_differentiate(state, config, class_pixels, update.variables)
+    joined = not (compiled and replicas == 1)
+    trained = state.model.trainable_variables
+    update = make_update(config, state.optimizer, state.step, trained, joined=joined)
+    differentiate = _make_differentiate(state, config, class_pixels)
     if config.accumulate_steps > 1:
-        differentiate = _in_parts(differentiate, state, config, replicas, update.variables)
-    frozen = config.batch_norm == "frozen"
-    moving = [] if frozen else tensorflow_variables(state.model.non_trainable_variables)
+        differentiate = _in_parts(differentiate, state, config, replicas)
+    moving = _moving_statistics(state, config, joined=joined)
 
     # XLA compiles all of the step on one device, and on several what each does alone.
     @tf.function(jit_compile=compiled, autograph=False)
-    def forward(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        before = flatten(moving) if moving else tf.zeros([0])
+    def forward(image: tf.Tensor, label: tf.Tensor) -> tuple[Any, ...]:
+        before = [join(group) for group in moving]
         # The number of labelled pixels on all devices is not yet known: all pixels stand for it.
         unit = tf.convert_to_tensor(state.loss_scale.scale) / _pixels(label, replicas)
         total, pixels, *gradients = differentiate(image, label, unit)
-        return tf.stack([total, pixels]), flatten(gradients), before
-
-    def add_up(*found: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, found)
+        return tf.stack([total, pixels]), update.join(gradients), before
 
     def first(value: tf.Tensor) -> tf.Tensor:
         return strategy.experimental_local_results(value)[0]
-
-    def restore(before: tf.Tensor, finite: tf.Tensor) -> None:
-        assign_flat(moving, tf.where(finite, flatten(moving), before))
 
     # The verdict is taken on the sum over the replicas, which is the same for all of them: were
     # each to decide by its own gradients, they would drift apart.
     @tf.function(jit_compile=compiled and replicas == 1, autograph=False)
     def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        facts, gradient, before = strategy.run(forward, (image, label))
+        facts, gradients, before = strategy.run(forward, (image, label))
         if replicas > 1:
-            facts, gradient = strategy.run(add_up, (facts, gradient))
+            facts, gradients = strategy.run(_add_up, (facts, gradients))
         total, pixels = tf.unstack(first(facts))
-        finite = tf.reduce_all(tf.math.is_finite(first(gradient))) & tf.math.is_finite(total)
+        sums = [total, *map(first, gradients)]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in sums])
         share = tf.math.divide_no_nan(_pixels(first(label), replicas), pixels)
-        update.run(strategy, gradient, share / state.loss_scale.scale, finite)
-        if moving:
-            strategy.run(restore, (before, finite))
+        update.run(strategy, gradients, share / state.loss_scale.scale, finite)
+        strategy.run(_put_back, (moving, before, finite))
         state.loss_scale.update(finite)
         state.step.assign_add(1)
         return tf.math.divide_no_nan(total, pixels), finite
@@ -82,11 +76,32 @@ def make_step(
     return step
 
 
+def _add_up(*found: Any) -> Any:
+    """Adds up over replicas what each of them found."""
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, found)
+
+
+def _moving_statistics(
+    state: TrainState, config: TrainConfig, *, joined: bool
+) -> list[list[tf.Variable]]:
+    """Returns what the forward pass writes, in the groups in which it is put back."""
+    if config.batch_norm == "frozen":
+        return []
+    moving = tensorflow_variables(state.model.non_trainable_variables)
+    return [moving] if joined and moving else [[v] for v in moving]
+
+
+def _put_back(
+    moving: Sequence[Sequence[tf.Variable]], before: Sequence[tf.Tensor], finite: tf.Tensor
+) -> None:
+    """Gives a replica's moving statistics their values of before where the step is not finite."""
+    for group, values in zip(moving, before, strict=True):
+        assign(group, tf.where(finite, join(group), values))
+
+
 def _make_differentiate(
-    state: TrainState,
-    config: TrainConfig,
-    class_pixels: Sequence[int] | np.ndarray,
-    trained: Sequence[tf.Variable],
+    state: TrainState, config: TrainConfig, class_pixels: Sequence[int] | np.ndarray
 ) -> _Differentiate:
     logits_of, factor = coarse_model(state.model, recompute=config.recompute)
     loss_of = make_loss(config, class_pixels)
@@ -95,17 +110,13 @@ def _make_differentiate(
         with tf.GradientTape() as tape:
             total, pixels = loss_of(logits_of(image), label, factor)
             objective = total * unit
-        return [total, pixels, *tape.gradient(objective, trained)]
+        return [total, pixels, *tape.gradient(objective, state.model.trainable_variables)]
 
     return differentiate
 
 
 def _in_parts(
-    differentiate: _Differentiate,
-    state: TrainState,
-    config: TrainConfig,
-    replicas: int,
-    trained: Sequence[tf.Variable],
+    differentiate: _Differentiate, state: TrainState, config: TrainConfig, replicas: int
 ) -> _Differentiate:
     """Differentiates one part of the batch after the other, and adds up what they give."""
     parts = config.accumulate_steps
@@ -118,6 +129,7 @@ def _in_parts(
             found = differentiate(images[part], labels[part], unit)
             return [part + 1, *(a + b for a, b in zip(sums, found, strict=True))]
 
+        trained = state.model.trainable_variables
         sums = [tf.zeros([]), tf.zeros([]), *(tf.zeros(v.shape) for v in trained)]
         if config.sync_batch_norm and replicas > 1:  # a loop cannot hold what devices say
             for part in range(parts):
@@ -172,7 +184,7 @@ def make_averaging(state: TrainState, strategy: tf.distribute.Strategy) -> Calla
 
     def average() -> None:
         context = tf.distribute.get_replica_context()
-        assign_flat(moving, context.all_reduce(tf.distribute.ReduceOp.MEAN, flatten(moving)))
+        assign(moving, context.all_reduce(tf.distribute.ReduceOp.MEAN, join(moving)))
 
     @tf.function
     def run() -> None:

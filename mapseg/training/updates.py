@@ -15,31 +15,34 @@ import tensorflow as tf
 from mapseg.config import ADDON_OPTIMIZERS, TrainConfig
 from mapseg.training.optimizers import decay_weights, kernels, learning_rate
 
+# What Keras calls the variables that an optimizer keeps for each of the network's.
 _SLOTS = {"sgd": ("momentums",), "adamw": ("_momentums", "_velocities")}
 
 
-def flatten(values: Sequence[Any]) -> tf.Tensor:
-    """Joins tensors or variables of any shapes to one vector."""
+def join(values: Sequence[Any]) -> tf.Tensor:
+    """Joins tensors or variables of any shapes to one vector; a single one keeps its shape."""
+    if len(values) == 1:
+        return tf.convert_to_tensor(values[0])
     flat = tf.constant([-1])  # one node for all
     return tf.concat([x if len(x.shape) == 1 else tf.reshape(x, flat) for x in values], 0)
 
 
-def split_flat(variables: Sequence[Any], vector: tf.Tensor) -> list[tf.Tensor]:
-    """Cuts what `flatten` made into tensors of the shapes of variables."""
-    parts = tf.split(vector, [math.prod(v.shape) for v in variables])
+def cut(variables: Sequence[Any], joined: tf.Tensor) -> list[tf.Tensor]:
+    """Cuts what `join` made into tensors of the shapes of variables."""
+    if len(variables) == 1:
+        return [joined]
+    parts = tf.split(joined, [math.prod(v.shape) for v in variables])
     shapes = [tuple(v.shape) for v in variables]
-    nodes = {
-        shape: tf.constant(shape, tf.int32) for shape in dict.fromkeys(shapes) if len(shape) != 1
-    }
+    nodes = {x: tf.constant(x, tf.int32) for x in dict.fromkeys(shapes) if len(x) != 1}
     return [
         tf.reshape(part, nodes[shape]) if shape in nodes else part
         for part, shape in zip(parts, shapes, strict=True)
     ]
 
 
-def assign_flat(variables: Sequence[Any], vector: tf.Tensor) -> None:
-    """Assigns to variables what `flatten` makes of their new values."""
-    for variable, part in zip(variables, split_flat(variables, vector), strict=True):
+def assign(variables: Sequence[Any], joined: tf.Tensor) -> None:
+    """Assigns to variables what `join` makes of their new values."""
+    for variable, part in zip(variables, cut(variables, joined), strict=True):
         variable.assign(part)
 
 
@@ -56,33 +59,40 @@ class _Group(NamedTuple):
     decays: bool
 
 
-class FlatUpdate:
-    """Updates a network as the Keras optimizer would that it is given, SGD or Adam.
-
-    Attributes:
-      variables: those of the network in the order of the flat gradient.
-    """
+class KerasUpdate:
+    """Updates a network as the Keras optimizer would that it is given, SGD or Adam."""
 
     def __init__(
-        self, config: TrainConfig, optimizer: Any, step: tf.Variable, variables: Sequence[Any]
+        self,
+        config: TrainConfig,
+        optimizer: Any,
+        step: tf.Variable,
+        variables: Sequence[Any],
+        *,
+        joined: bool,
     ):
         """Binds to the run's step and to the variables that the optimizer was built for."""
         self._config, self._optimizer, self._step = config, optimizer, step
-        slots = [getattr(optimizer, name) for name in _SLOTS[config.optimizer]]
         decaying = {id(v) for v in kernels(variables)}
-        self._groups, self._places = [], []
-        for decays in (True, False):
-            own = [i for i, v in enumerate(variables) if (id(v) in decaying) == decays]
-            if own:
-                parts = [tensorflow_variables([x[i] for i in own]) for x in (variables, *slots)]
-                self._groups.append(_Group(parts[0], parts[1:], decays))
-            self._places += own
-        self.variables = [variables[i] for i in self._places]
+        places = [i for i, v in enumerate(variables) if id(v) in decaying]
+        others = [i for i, v in enumerate(variables) if id(v) not in decaying]
+        self._places = [x for x in (places, others) if x]
+        if not joined:
+            self._places = [[i] for i in range(len(variables))]
+        slots = [getattr(optimizer, name) for name in _SLOTS[config.optimizer]]
+        self._groups = []
+        for own in self._places:
+            parts = [tensorflow_variables([x[i] for i in own]) for x in (variables, *slots)]
+            self._groups.append(_Group(parts[0], parts[1:], id(variables[own[0]]) in decaying))
+
+    def join(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Joins the gradients of all variables as `run` takes them."""
+        return [join([gradients[i] for i in own]) for own in self._places]
 
     def run(
         self,
         strategy: tf.distribute.Strategy,
-        gradient: tf.Tensor,
+        gradients: Sequence[tf.Tensor],
         factor: tf.Tensor,
         finite: tf.Tensor,
     ) -> None:
@@ -90,35 +100,36 @@ class FlatUpdate:
 
         Args:
           strategy: of the replicas; call this outside of them.
-          gradient: [N] float32 on each replica, of the batch of all.
-          factor: [] float32, what the gradient is to be multiplied by.
+          gradients: from `join` on each replica, of the batch of all.
+          factor: [] float32, what the gradients are to be multiplied by.
           finite: [] bool.
         """
-        strategy.run(self._apply, (gradient, factor, finite))
+        strategy.run(self._apply, (gradients, factor, finite))
         iterations = self._optimizer.iterations
         iterations.assign_add(tf.cast(finite, iterations.dtype))
 
-    def _apply(self, gradient: tf.Tensor, factor: tf.Tensor, finite: tf.Tensor) -> None:
+    def _apply(self, gradients: Sequence[tf.Tensor], factor: tf.Tensor, finite: tf.Tensor) -> None:
         if self._config.clip_norm:
-            gradient, factor = gradient * factor, self._shrinking(gradient * factor)
+            gradients = [g * factor for g in gradients]
+            factor = self._shrinking(gradients)
         rate = learning_rate(self._config, self._step)
         rule = self._sgd if self._config.optimizer == "sgd" else self._adam
-        sizes = [sum(math.prod(v.shape) for v in group.variables) for group in self._groups]
-        for group, part in zip(self._groups, tf.split(gradient, sizes), strict=True):
+        for group, gradient in zip(self._groups, gradients, strict=True):
             own = [group.variables, *group.slots]
-            old = [flatten(variables) for variables in own]
-            new = rule(rate, self._config.weight_decay * group.decays, part, factor, *old)
+            old = [join(variables) for variables in own]
+            new = rule(rate, self._config.weight_decay * group.decays, gradient, factor, *old)
             for variables, before, after in zip(own, old, new, strict=True):
-                assign_flat(variables, tf.where(finite, after, before))
+                assign(variables, tf.where(finite, after, before))
 
-    def _shrinking(self, gradient: tf.Tensor) -> tf.Tensor:
-        """Returns what clipping multiplies a gradient by.
+    def _shrinking(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Returns what clipping multiplies gradients by.
 
         The norm is added up variable by variable, in the order of the model's.
         """
-        parts = tf.split(gradient, [math.prod(v.shape) for v in self.variables])
-        in_order = [part for _, part in sorted(zip(self._places, parts, strict=True))]
-        norm = tf.linalg.global_norm(in_order)
+        parts: dict[int, tf.Tensor] = {}
+        for own, group, gradient in zip(self._places, self._groups, gradients, strict=True):
+            parts |= zip(own, cut(group.variables, gradient), strict=True)
+        norm = tf.linalg.global_norm([parts[i] for i in sorted(parts)])
         (factor,), _ = tf.clip_by_global_norm([tf.ones([])], self._config.clip_norm, norm)
         return factor
 
@@ -163,44 +174,59 @@ class FlatUpdate:
 
 
 class AddonUpdate:
-    """Updates a network by an optimizer of TensorFlow Addons, which has an arithmetic of its own.
-
-    Attributes:
-      variables: see `FlatUpdate`.
-    """
+    """Updates a network by an optimizer of TensorFlow Addons, with its own arithmetic."""
 
     def __init__(
         self, config: TrainConfig, optimizer: Any, step: tf.Variable, variables: Sequence[Any]
     ):
-        """Binds as `FlatUpdate` does."""
+        """Binds as `KerasUpdate` does."""
         self._config, self._optimizer, self._step = config, optimizer, step
-        self.variables = variables
+        self._variables = variables
+
+    def join(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Does what `KerasUpdate.join` does."""
+        return [join(gradients)]
 
     def run(
         self,
         strategy: tf.distribute.Strategy,
-        gradient: tf.Tensor,
+        gradients: Sequence[tf.Tensor],
         factor: tf.Tensor,
         finite: tf.Tensor,
     ) -> None:
-        """Does what `FlatUpdate.run` does."""
+        """Does what `KerasUpdate.run` does."""
         replicas = strategy.num_replicas_in_sync
 
-        def apply(gradient: tf.Tensor, factor: tf.Tensor) -> None:
-            gradients = [part * factor for part in split_flat(self.variables, gradient)]
+        def apply(joined: tf.Tensor, factor: tf.Tensor) -> None:
+            gradients = [part * factor for part in cut(self._variables, joined)]
             if self._config.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(gradients, self._config.clip_norm)
             if replicas > 1:
                 gradients = [g / replicas for g in gradients]  # the optimizer adds them up
-            decay_weights(self._config, self._step, self.variables)
-            self._optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+            decay_weights(self._config, self._step, self._variables)
+            self._optimizer.apply_gradients(zip(gradients, self._variables, strict=True))
 
-        tf.cond(finite, lambda: strategy.run(apply, (gradient, factor)), lambda: None)
+        tf.cond(finite, lambda: strategy.run(apply, (*gradients, factor)), lambda: None)
 
 
 def make_update(
-    config: TrainConfig, optimizer: Any, step: tf.Variable, variables: Sequence[Any]
-) -> FlatUpdate | AddonUpdate:
-    """Makes the update for an optimizer that was built for some variables of a network."""
-    kind = AddonUpdate if config.optimizer in ADDON_OPTIMIZERS else FlatUpdate
-    return kind(config, optimizer, step, variables)
+    config: TrainConfig,
+    optimizer: Any,
+    step: tf.Variable,
+    variables: Sequence[Any],
+    *,
+    joined: bool,
+) -> KerasUpdate | AddonUpdate:
+    """Makes the update for an optimizer that was built for some variables of a network.
+
+    Args:
+      config: how it updates.
+      optimizer: from `build_optimizer`.
+      step: [] int64, the run's step.
+      variables: what the optimizer was built for.
+      joined: update the variables as vectors. XLA makes one operation of many by itself, and
+        compiles longer where they are joined.
+    """
+    if config.optimizer in ADDON_OPTIMIZERS:
+        return AddonUpdate(config, optimizer, step, variables)
+    return KerasUpdate(config, optimizer, step, variables, joined=joined)

@@ -1,4 +1,4 @@
-"""The flat update does what Keras's optimizers do, to the same bits, or nothing."""
+"""The update does what Keras's optimizers do, to the same bits, or nothing."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from mapseg.config import TrainConfig
 from mapseg.training.optimizers import build_optimizer, decay_weights, kernels, learning_rate
-from mapseg.training.updates import assign_flat, flatten, make_update, split_flat
+from mapseg.training.updates import assign, cut, join, make_update
 
 OPTIONS = {"schedule_steps": 10, "learning_rate": 0.1, "weight_decay": 0.05, "warmup_steps": 2}
 
@@ -49,45 +49,40 @@ def by_keras(small, config, gradients, factor):
     small.optimizer.apply_gradients(zip(gradients, small.trained, strict=True))
 
 
-def flat_gradient(update, small, gradients):
-    places = {id(v): i for i, v in enumerate(small.trained)}
-    return flatten([gradients[places[id(v)]] for v in update.variables])
-
-
 @pytest.mark.addons
+@pytest.mark.parametrize("joined", [True, False])
 # SGD clips to the bits of a graph, in which TensorFlow multiplies the two factors first.
 @pytest.mark.parametrize(("optimizer", "clip_norm"), [("sgd", 0), ("adamw", 0), ("adamw", 0.5)])
-def test_the_flat_update_is_that_of_keras_to_the_bit(optimizer, clip_norm):
+def test_the_update_is_that_of_keras_to_the_bit(optimizer, clip_norm, joined):
     config = TrainConfig(optimizer=optimizer, clip_norm=clip_norm, **OPTIONS)
-    keras_own, flat = Small(config), Small(config)
-    update = make_update(config, flat.optimizer, flat.step, flat.trained)
-    rng = np.random.default_rng(0)
+    keras_own, own = Small(config), Small(config)
+    update = make_update(config, own.optimizer, own.step, own.trained, joined=joined)
+    strategy, rng = tf.distribute.get_strategy(), np.random.default_rng(0)
     for number in range(6):
-        gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in flat.trained]
+        gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in own.trained]
         factor = tf.constant(0.0 if number == 3 else 0.5)  # 0 for a batch of void
         by_keras(keras_own, config, gradients, factor)
-        found = flat_gradient(update, flat, gradients)
-        update.run(tf.distribute.get_strategy(), found, factor, tf.constant(True))
-        for value, expected in zip(flat.arrays(), keras_own.arrays(), strict=True):
+        update.run(strategy, update.join(gradients), factor, tf.constant(True))
+        for value, expected in zip(own.arrays(), keras_own.arrays(), strict=True):
             np.testing.assert_array_equal(value, expected)
-        for small in (keras_own, flat):
+        for small in (keras_own, own):
             small.step.assign_add(1)
-    assert int(flat.optimizer.iterations) == 6
+    assert int(own.optimizer.iterations) == 6
 
 
 @pytest.mark.addons
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_step_that_is_not_finite_changes_nothing(optimizer):
+def test_a_step_that_is_not_finite_changes_nothing(optimizer, joined):
     config = TrainConfig(optimizer=optimizer, clip_norm=0.5, **OPTIONS)
     small = Small(config)
-    update = make_update(config, small.optimizer, small.step, small.trained)
+    update = make_update(config, small.optimizer, small.step, small.trained, joined=joined)
     strategy, ones = tf.distribute.get_strategy(), [tf.ones(v.shape) for v in small.trained]
-    gradient = flat_gradient(update, small, ones)
-    update.run(strategy, gradient, tf.constant(1.0), tf.constant(True))
+    update.run(strategy, update.join(ones), tf.constant(1.0), tf.constant(True))
     before = small.arrays()
     for bad in (np.nan, np.inf):
-        broken = tf.concat([gradient[:-1], [bad]], 0)
-        update.run(strategy, broken, tf.constant(1.0), tf.constant(False))
+        broken = [*ones[:-1], tf.fill(ones[-1].shape, bad)]
+        update.run(strategy, update.join(broken), tf.constant(1.0), tf.constant(False))
         for value, old in zip(small.arrays(), before, strict=True):
             np.testing.assert_array_equal(value, old)
 
@@ -97,8 +92,8 @@ def test_sgd_decays_through_the_gradient_and_adamw_beside_it():
         config = TrainConfig(optimizer=optimizer, **{**OPTIONS, "warmup_steps": 0})
         small = Small(config)
         before = {id(v): np.array(v) for v in small.trained}
-        update = make_update(config, small.optimizer, small.step, small.trained)
-        zeros = tf.zeros([sum(value.size for value in before.values())])
+        update = make_update(config, small.optimizer, small.step, small.trained, joined=True)
+        zeros = update.join([tf.zeros(v.shape) for v in small.trained])
         update.run(tf.distribute.get_strategy(), zeros, tf.constant(1.0), tf.constant(True))
         decaying = {id(v) for v in kernels(small.trained)}
         rate = float(learning_rate(config, tf.constant(0)))
@@ -111,10 +106,10 @@ def test_sgd_decays_through_the_gradient_and_adamw_beside_it():
 def test_what_was_joined_can_be_cut_and_assigned():
     values = [np.arange(6.0).reshape(1, 2, 3), np.float64(7), np.arange(2.0), np.ones([2, 1])]
     variables = [tf.Variable(np.zeros_like(v), dtype=tf.float32) for v in values]
-    joined = flatten([tf.constant(v, tf.float32) for v in values])
+    joined = join([tf.constant(v, tf.float32) for v in values])
     assert joined.shape == [11]
-    for part, value in zip(split_flat(variables, joined), values, strict=True):
+    for part, value in zip(cut(variables, joined), values, strict=True):
         np.testing.assert_array_equal(part, value)
-    assign_flat(variables, joined)
+    assign(variables, joined)
     for variable, value in zip(variables, values, strict=True):
         np.testing.assert_array_equal(variable, value)
