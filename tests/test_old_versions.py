@@ -148,22 +148,24 @@ def test_the_state_is_read_and_written_bit_for_bit(run_dir, tmp_path):
 
 
 @needs_keras_3
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(run_dir, expected):
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(run_dir, expected):
+    """Not to the same bits: a step adds up in another order than that version's."""
     old_rows = read_history(run_dir / "history.csv")
     Estimator(run_dir, progress=print).train(OLD / "records")
     rows = read_history(run_dir / "history.csv")
     assert rows[: len(old_rows)] == old_rows
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert_same(losses, expected["finished_losses"], expected, within=0.02)
+    np.testing.assert_allclose(losses, expected["finished_losses"], atol=1e-4)
     checkpoint = find_checkpoint(run_dir, "4")
     found = {"weights": read_weights(checkpoint), "state": state_arrays(checkpoint)}
     for kind, arrays in found.items():
         names, values = pack(arrays)
         assert names.tolist() == expected[f"finished_{kind}_names"].tolist()
-        assert_same(values, expected[f"finished_{kind}"], expected, within=5e-3)
+        np.testing.assert_allclose(values, expected[f"finished_{kind}"], atol=5e-3)
     written = json.loads((run_dir / "evaluation" / "validation.json").read_text())
     assert written["step"] == 4
-    assert_same_confusion(written["confusion"], expected["finished_confusion"], expected)
+    change = np.abs(np.array(written["confusion"]) - expected["finished_confusion"])
+    assert change.sum() <= 0.005 * expected["finished_confusion"].sum()
 
 
 @pytest.mark.addons

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
+from mapseg.model.layers import BatchNormalization
 
 
 def conv(
@@ -123,5 +124,5 @@ def _pad(x: Any, scope: str, border_px: int, stride: int) -> tuple[Any, str]:
 def _norm_and_relu(
     x: Any, scope: str, norm: dict[str, float], relu: bool, relu_max: float | None
 ) -> Any:
-    x = keras.layers.BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x)
+    x = BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x)
     return keras.layers.ReLU(relu_max, name=f"{scope}-relu")(x) if relu else x

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 
 def use_forms_for_xla(layers: Iterable[keras.layers.Layer]) -> None:
-    """Lets those of some layers that are of this module train in their forms for XLA."""
+    """Lets those of some layers that have a form for XLA train in it."""
     for layer in layers:
-        if isinstance(layer, Conv2D | DepthwiseConv2D):
+        if hasattr(layer, "for_xla"):
             layer.for_xla = True
 
 

@@ -14,6 +14,7 @@ import keras
 from mapseg.config import ModelConfig
 from mapseg.model.blocks import conv
 from mapseg.model.convolutions import Conv2D
+from mapseg.model.layers import BatchNormalization
 from mapseg.model.resampling import Upsample, WindowMeans
 
 _CHANNELS = 32  # at stride 4; twice as many at each half of the size
@@ -57,7 +58,7 @@ def build_ddrnet23_slim(config: ModelConfig) -> keras.Model:
     coarse = _context(coarse, 4 * _CHANNELS, norm)
     coarse = Upsample(8, name="context-upsample")([coarse, fine])
     x = keras.layers.Add(name="head-add")([fine, coarse])
-    x = _relu(keras.layers.BatchNormalization(**norm, name="head-BatchNorm")(x))
+    x = _relu(BatchNormalization(**norm, name="head-BatchNorm")(x))
     return keras.Model(image, [low_level, x], name=config.encoder)
 
 
@@ -122,7 +123,7 @@ def _context(x: Any, channels: int, norm: Norm) -> Any:
 
 
 def _conv_after_norm(x: Any, scope: str, channels: int, norm: Norm, kernel_px: int = 1) -> Any:
-    x = _relu(keras.layers.BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x))
+    x = _relu(BatchNormalization(**norm, name=f"{scope}-BatchNorm")(x))
     return Conv2D(
         channels,
         kernel_px,

@@ -6,6 +6,7 @@ import keras
 
 from mapseg.config import ModelConfig
 from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
+from mapseg.model.layers import BatchNormalization
 
 # At a side of 128 + 1, keras.applications pads every strided convolution evenly (at even or unknown
 # sizes it does not, which moves MobileNetV2's features by a pixel), and the stride of a feature map
@@ -50,7 +51,8 @@ def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfi
         settings = layer.get_config()
         if isinstance(layer, keras.layers.BatchNormalization):
             settings["momentum"] = config.batch_norm_momentum
-        elif isinstance(layer, keras.layers.ZeroPadding2D):
+            return BatchNormalization.from_config(settings)
+        if isinstance(layer, keras.layers.ZeroPadding2D):
             rate = max(1, _stride_of(layer.input) // config.output_stride)
             settings["padding"] = tuple((a * rate, b * rate) for a, b in settings["padding"])
         elif isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):

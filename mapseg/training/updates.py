@@ -43,7 +43,7 @@ def cut(variables: Sequence[Any], joined: tf.Tensor) -> list[tf.Tensor]:
 def assign(variables: Sequence[Any], joined: tf.Tensor) -> None:
     """Assigns to variables what `join` makes of their new values."""
     for variable, part in zip(variables, cut(variables, joined), strict=True):
-        variable.assign(part)
+        variable.assign(part, read_value=False)
 
 
 def tensorflow_variables(variables: Sequence[Any]) -> list[tf.Variable]:

@@ -24,6 +24,31 @@ def test_cross_entropy_worked_by_hand():
     assert float(pixels) == 2
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
+def test_cross_entropy_is_that_of_tensorflow(scale, smoothing):
+    rng = np.random.default_rng(0)
+    logits = tf.constant(scale * rng.normal(size=[1, 8, 9, 19]), tf.float32)
+    label = rng.integers(0, 19, [1, 8, 9])
+    targets = np.eye(19)[label] * (1 - smoothing) + smoothing / 19
+
+    def gradient_of(loss):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            found = loss()
+        return found, tape.gradient(found, logits)
+
+    ours = make_loss(TrainConfig(label_smoothing=smoothing))
+    found = gradient_of(lambda: ours(logits, tf.constant(label, tf.uint8), 1)[0])
+    expected = gradient_of(
+        lambda: tf.reduce_sum(
+            tf.nn.softmax_cross_entropy_with_logits(tf.constant(targets, tf.float32), logits)
+        )
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
 def test_label_smoothing_worked_by_hand():
     # Of targets (0.9, 0.1) and (0.1, 0.9): Szegedy et al. 2016 with 0.2 to two classes.
     first = 0.9 * np.log(4) + 0.1 * np.log(4 / 3)
