@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Runs what has to be measured on a GPU, in order of worth, each within a limit: ten minutes in all.
 #
-#   OUT=FOLDER [TWIN="python torch_twin.py"] [RECORDS=FOLDER] [RUN=FOLDER FRAMES=FOLDER] benchmarks/gpu.sh
+#   OUT=FOLDER [TWIN="python torch_twin.py"] [FORMER=CHECKOUT] [RECORDS=FOLDER] \
+#       [RUN=FOLDER FRAMES=FOLDER] benchmarks/gpu.sh
 #
 # TWIN takes ENCODER HxW BATCH 0|1 train|infer and prints JSON with images_per_s, in an environment
-# of its own. Results and errors go to OUT, one file a measurement; a later one may be cut off.
+# of its own. FORMER is an earlier version, whose step is timed by its own benchmark. Results and
+# errors go to OUT, one file a measurement; a later one may be cut off.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?must be a folder for the results}
@@ -23,22 +25,25 @@ measure() { # NAME SECONDS COMMAND...
 
 twin_train=() twin_infer=()
 if [ -n "$TWIN" ]; then
-  twin_train=("--twin=$TWIN")
+  twin_train=("--twin=$TWIN ARCH SIZE BATCH 0 MODE")
   twin_infer=("--twin=$TWIN ARCH SIZE BATCH 0 infer" --twin_modes=infer)
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 
-measure step 150 "$PYTHON" benchmarks/train_step.py --encoders=resnet50 --batches=16 --steps=20 \
-  --peak_tflops=989 --json="$OUT/step.json" "${twin_train[@]}"
+step=(benchmarks/train_step.py --encoders=resnet50 --batches=16 --steps=20)
+measure step 150 "$PYTHON" "${step[@]}" --rounds=1 --peak_tflops=989 --json="$OUT/step.json" \
+  "${twin_train[@]}"
+if [ -n "${FORMER:-}" ]; then
+  measure former 90 env -C "$FORMER" "$PYTHON" "${step[@]}"
+fi
+measure fused_norm 90 "$PYTHON" "${step[@]}" --rounds=1 --forms=fused_norm
 measure frames 120 "$PYTHON" benchmarks/infer.py --encoders=xception65,mobilenet_v2 --batches=8,1 \
   --rounds=2 --json="$OUT/frames.json" "${twin_infer[@]}"
 if [ -n "${RUN:-}" ] && [ -n "${FRAMES:-}" ]; then
   measure files 60 "$PYTHON" benchmarks/infer.py --run_dirs="$RUN" --frames="$FRAMES" --batches=8 --rounds=1
 fi
 if [ -n "${RECORDS:-}" ]; then
-  measure records 90 "$PYTHON" benchmarks/train_step.py --encoders=resnet50 --batches=16 --steps=20 \
-    --records_dir="$RECORDS"
+  measure records 90 "$PYTHON" "${step[@]}" --rounds=1 --records_dir="$RECORDS"
 fi
-measure keras_forms 90 "$PYTHON" benchmarks/train_step.py --encoders=resnet50 --batches=16 --steps=20 \
-  --keras_convolutions
+measure keras_convolutions 90 "$PYTHON" "${step[@]}" --rounds=1 --forms=keras_convolutions
 measure forms 60 "$PYTHON" benchmarks/forms.py --batch=16 --dtype=bfloat16

@@ -18,23 +18,20 @@ target of TARGETS is missed.
 
 import json
 import os
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from absl import flags
+from rivals import describe_machine, rival_command, run_json, take_turns
 
 from mapseg import cli, machine
 from mapseg.config import ENCODERS, InferConfig, PredictConfig
 
 CLASSES = 66
-TIMM_NAMES = {"mobilenet_v2": "mobilenetv2_100", "efficientnet_lite0": "efficientnet_lite0"}
 # (of a trained run, mode of the twin) -> most that our time may be of the twin's.
 TARGETS = {(True, "onnx"): 1.0, (True, "infer"): 0.55, (False, "onnx"): 1.0, (False, "infer"): 0.7}
 GPU_TARGET = 0.67
@@ -65,7 +62,7 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints a line for each measurement; with --check 1 where a target was missed."""
-    print(machine_line(), flush=True)
+    print(describe_machine(), flush=True)
     missed, records = [], []
     sources = [(True, run) for run in values.run_dirs] + [(False, e) for e in values.encoders]
     for is_run, source in sources:
@@ -86,31 +83,17 @@ def work(values: flags.FlagValues) -> int:
     return 1 if missed and values.check else 0
 
 
-def machine_line() -> str:
-    """Says what is measured on."""
-    flags_of_cpu: set[str] = set()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags_of_cpu = set(next((x for x in lines if x.startswith("flags")), "").split())
-    kinds = [x for x in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if x in flags_of_cpu]
-    return f"{machine.cores()} cores, {' '.join(kinds) or 'no AVX2'}, {os.uname().machine}"
-
-
 def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Times a case and its twins in turn, and prints medians, spreads and ratios."""
     own = [sys.executable, __file__, "--case", json.dumps(case)]
     facts = run_json(own)  # a first turn, which tells the network and warms the disk's cache
     commands = {"mapseg": own}
-    arch = TIMM_NAMES.get(facts["encoder"], facts["encoder"])
+    words = {"ARCH": facts["encoder"], "SIZE": case["size"]}
+    words |= {"BATCH": case["batch"], "CALLS": case["calls"]}
     for mode in values.twin_modes if values.twin else ():
-        words = {"ARCH": arch, "SIZE": case["size"], "MODE": mode}
-        words |= {"BATCH": str(case["batch"]), "CALLS": str(case["calls"])}
-        commands[mode] = [words.get(word, word) for word in shlex.split(values.twin)]
+        commands[mode] = rival_command(values.twin, MODE=mode, **words)
     os.environ["CHANNELS"] = str(facts["decoder_channels"])
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
-    for _ in range(values.rounds):
-        for name, command in commands.items():
-            turns[name].append(run_json(command))
+    turns = take_turns(commands, values.rounds)
     title = f"{facts['encoder']}, decoder of {facts['decoder_channels']}"
     title += f", {case['size']}, batch {case['batch']}"
     title += ", trained" if case["is_run"] else ", random weights"
@@ -149,15 +132,6 @@ def end_to_end(run_dir: str, values: flags.FlagValues) -> dict[str, Any]:
     print(line, flush=True)
     missed = [line] if ratio > END_TO_END_TARGET else []
     return {**case, "turns": found, "missed": missed}
-
-
-def run_json(command: Sequence[str]) -> dict[str, Any]:
-    """Runs a program and parses the last line that it prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ChildProcessError(f"{shlex.join(command)} must succeed; {done.stderr[-1000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:

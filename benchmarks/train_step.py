@@ -1,29 +1,36 @@
 """Times training steps: images/s, first step, memory, FLOP/s; on the device's own and on real data.
 
     python benchmarks/train_step.py [--encoders=resnet50,xception65] [--crop=513] [--batches=1,16]
-        [--precisions=auto] [--records_dir=R] [--twin="python torch_twin.py"] [--json=FILE]
+        [--precisions=auto] [--rounds=3] [--records_dir=R] [--former=CHECKOUT] [--check]
+        [--twin="python torch_cpu.py ARCH SIZE BATCH MODE CALLS"] [--json=FILE]
 
-Every case has its own process. The synthetic batch is copied to the device ahead of its step, as
-others are; with --records_dir the same
-step is then fed from records, as in training. --twin is a command that takes ARCH HxW BATCH 0 train
-and prints a JSON line with images_per_s; it is run after the same case, on the same machine;
---twin_flops is one that takes --encoder and --crop and prints its forward_gflop. With
---compile_cache_dir, an empty folder, each case is run once more, for its first step with what the
-first process left there. On a GPU memory is the allocator's peak, on a CPU the growth of the
-process.
+Each measurement has a process of its own, and all of a case take turns, `--rounds` times; the
+figures are medians. The synthetic batch is copied to the device ahead of its step, as others are;
+with --records_dir the same step is then fed from records, as in training. On a GPU memory is the
+allocator's peak, on a CPU the growth of the process.
+
+--twin is a command in which the words ARCH, SIZE, BATCH, MODE and CALLS are replaced; it prints a
+JSON line with images_per_s. --twin_flops is one that takes --encoder and --crop and prints its
+forward_gflop. --former is another checkout of mapseg: with --records_dir, train_main.py takes one
+step there and here in turn, from nothing, and the CPU seconds of both are compared.
+--compile_cache_dir, an empty folder, shows the first step with what an earlier process compiled.
+--check exits with 1 where a target of TARGETS or START_TARGET is missed.
 """
 
 import json
 import os
-import shlex
+import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from absl import flags
+from rivals import describe_machine, rival_command, run_json, take_turns
 
 from mapseg import cli
 from mapseg.config import ENCODERS, PRECISIONS
@@ -31,20 +38,28 @@ from mapseg.config import ENCODERS, PRECISIONS
 CLASSES = 66
 TRAIN_TO_FORWARD = 3  # the gradients of inputs and of weights cost a forward pass each
 CROPS_2018 = 100_000  # the steps of 2018, of one crop; 10 hours then
+# (encoder, crop, batch) on a CPU -> most that our time may be of the twin's.
+TARGETS = {("mobilenet_v2", 513, 2): 0.6, ("mobilenet_v2", 193, 4): 0.8}
+START_TARGET = 0.6  # most CPU seconds until the first step, of the former version's
+CHECKOUT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     "encoder",
     "crop",
     "batch",
     "precision",
     "images/s",
+    "step",
+    "of the twin's time",
     "100,000 crops",
     "first step (with cache)",
+    "CPU of start, of the former's",
     "memory",
     "GFLOP an image (twin)",
     "TFLOP/s",
     "from records",
-    "twin",
 )
+FORMS = ("training", "keras_convolutions", "fused_norm")
+OPTIONS = ("xla", "steps_per_call", "accumulate_steps", "recompute")
 
 
 def define_flags() -> flags.FlagValues:
@@ -61,81 +76,136 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("steps_per_call", 0, "as in training", flag_values=values)
     flags.DEFINE_integer("accumulate_steps", 1, "as in training", flag_values=values)
     flags.DEFINE_bool("recompute", False, "as in training", flag_values=values)
-    flags.DEFINE_bool("keras_convolutions", False, "not those for XLA", flag_values=values)
+    flags.DEFINE_enum("forms", FORMS[0], FORMS, "of layers under XLA", flag_values=values)
     flags.DEFINE_string("compile_cache_dir", "", "an empty folder", flag_values=values)
     flags.DEFINE_string("records_dir", "", "train from these too", flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "turns that each process gets", flag_values=values)
+    flags.DEFINE_string("former", "", "another checkout to start", flag_values=values)
     flags.DEFINE_string("twin", "", "another program to time", flag_values=values)
     flags.DEFINE_string("twin_flops", "", "a program that counts its FLOP", flag_values=values)
     flags.DEFINE_float("peak_tflops", 0.0, "of the device, for its utilisation", flag_values=values)
+    flags.DEFINE_bool("check", False, "exit with 1 where a target is missed", flag_values=values)
     flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
     return values
 
 
 def work(values: flags.FlagValues) -> int:
-    """Prints a row for every case; 1 where one failed."""
+    """Prints a row for every case; 1 where one failed, or with --check where it misses a target."""
+    print(describe_machine())
     print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|", flush=True)
-    rows, failed = [], 0
+    rows, failures, missed = [], 0, []
     for encoder in values.encoders:
         for precision in values.precisions:
             for batch in map(int, values.batches):
                 case = {"encoder": encoder, "batch": batch, "precision": precision}
-                for name in (
-                    *("crop", "steps", "xla", "steps_per_call", "accumulate_steps", "recompute"),
-                    *("keras_convolutions", "compile_cache_dir", "records_dir"),
-                ):
+                for name in ("crop", "steps", *OPTIONS, "forms", "compile_cache_dir"):
                     case[name] = values[name].value
-                rows.append({**case, **run_case(case, values.twin, values.twin_flops)})
-                failed += "images_per_s" not in rows[-1]
+                case["records_dir"] = values.records_dir
+                try:
+                    rows.append({**case, **run_case(case, values)})
+                except ChildProcessError as error:  # memory that is not there: others may fit
+                    print(f"failed: {error}", file=sys.stderr)
+                    rows.append(case)
+                    failures += 1
                 print(table_row(rows[-1], values.peak_tflops), flush=True)
+                missed += misses(rows[-1])
                 if values.json:  # after each case: a later one may be cut off
                     text = json.dumps(rows, indent=1) + "\n"
                     Path(values.json).write_text(text, encoding="utf-8")
-    return 1 if failed else 0
+    for line in missed:
+        print(f"missed: {line}")
+    return 1 if failures or (missed and values.check) else 0
 
 
-def run_case(case: dict[str, Any], twin: str, twin_flops: str) -> dict[str, Any]:
-    """Runs a case, and its twin, each in a process of its own; returns what is to be had."""
+def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
+    """Runs a case and what it is compared with in turn; returns what is to be had."""
     own = [sys.executable, __file__, "--case", json.dumps(case)]
-    found = run_json(own)
-    if found and case["compile_cache_dir"]:
-        again = run_json(own)
-        found["cached_first_step_secs"] = again and again["first_step_secs"]
-    encoder, crop = case["encoder"], str(case["crop"])
-    if found and twin:
-        size = [encoder, f"{crop}x{crop}", str(case["batch"]), "0", "train"]
-        found["twin"] = run_json([*shlex.split(twin), *size])
-    if found and twin_flops:
-        counted = run_json([*shlex.split(twin_flops), f"--encoder={encoder}", f"--crop={crop}"])
-        found["twin_gflop_per_image"] = counted and counted["forward_gflop"]
-    return found or {}
+    encoder, crop = case["encoder"], case["crop"]
+    commands = {"mapseg": own}
+    if values.twin:
+        words = {"ARCH": encoder, "SIZE": f"{crop}x{crop}", "BATCH": case["batch"]}
+        words |= {"MODE": "train", "CALLS": case["steps"]}
+        commands["twin"] = rival_command(values.twin, **words)
+    turns = take_turns(commands, values.rounds)
+    first = turns["mapseg"][0]
+    found = {**first, "turns": turns}
+    for name in ("images_per_s", "fed_images_per_s"):
+        if name in first:
+            found[name] = median(turn[name] for turn in turns["mapseg"])
+    if case["compile_cache_dir"]:
+        again = turns["mapseg"][1] if values.rounds > 1 else run_json(own)
+        found["cached_first_step_secs"] = again["first_step_secs"]
+    if values.twin:
+        rate = median(turn["images_per_s"] for turn in turns["twin"])
+        found["of_twins_time"] = rate / found["images_per_s"]
+    if values.twin_flops:
+        command = rival_command(values.twin_flops)
+        counted = run_json([*command, f"--encoder={encoder}", f"--crop={crop}"])
+        found["twin_gflop_per_image"] = counted["forward_gflop"]
+    if values.former:
+        checkouts = {"own": CHECKOUT, "former": Path(values.former)}
+        secs: dict[str, list[float]] = {name: [] for name in checkouts}
+        for _ in range(values.rounds):
+            for name, checkout in checkouts.items():
+                secs[name].append(start_cpu_secs(case, checkout))
+        found["start_cpu_secs"] = {name: median(each) for name, each in secs.items()}
+    return found
 
 
-def run_json(command: Sequence[str]) -> dict[str, Any] | None:
-    """Runs a program; returns the JSON of its last line, or nothing where it failed."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    return json.loads(lines[-1]) if done.returncode == 0 and lines else None
+def start_cpu_secs(case: dict[str, Any], checkout: Path) -> float:
+    """Returns the CPU seconds in which a checkout's train_main.py takes one step and saves it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(sys.executable, "train_main.py", "--mode=train", f"--run_dir={folder}/run"),
+            *(f"--records_dir={Path(case['records_dir']).absolute()}", "--steps=1"),
+            *(f"--encoder={case['encoder']}", "--encoder_weights=none", "--compile_cache_dir="),
+            *(f"--batch_size={case['batch']}", f"--precision={case['precision']}"),
+            *(f"--crop_height={case['crop']}", f"--crop_width={case['crop']}"),
+        ]
+        subprocess.run(command, cwd=checkout, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def misses(row: dict[str, Any]) -> list[str]:
+    """Says which targets a case misses."""
+    title = f"{row['encoder']}, {row['crop']}x{row['crop']}, batch {row['batch']}"
+    most = TARGETS.get((row["encoder"], row["crop"], row["batch"]))
+    found = []
+    if most and not row.get("gpu") and row.get("of_twins_time", 0) > most:
+        found.append(f"{title}: {row['of_twins_time']:.2f} of the twin's time, at most {most}")
+    if start := row.get("start_cpu_secs"):
+        ratio = start["own"] / start["former"]
+        if ratio > START_TARGET:
+            found.append(f"{title}: {ratio:.2f} of the former's start, at most {START_TARGET}")
+    return found
 
 
 def table_row(row: dict[str, Any], peak_tflops: float) -> str:
     """Writes a case as a row of the table."""
     cells = [row["encoder"], f"{row['crop']}x{row['crop']}", str(row["batch"])]
     if "images_per_s" not in row:
-        return f"| {' | '.join(cells)} | {row['precision']} | failed {'| ' * 8}|"
+        empty = "| " * (len(COLUMNS) - 5)
+        return f"| {' | '.join(cells)} | {row['precision']} | failed {empty}|"
     rate, gflop = row["images_per_s"], row["forward_gflop_per_image"]
     flops = rate * TRAIN_TO_FORWARD * gflop / 1e3
     cached, of_twin = row.get("cached_first_step_secs"), row.get("twin_gflop_per_image")
-    fed, twin = row.get("fed_images_per_s"), (row.get("twin") or {}).get("images_per_s")
+    fed, ratio, start = (
+        row.get(name) for name in ("fed_images_per_s", "of_twins_time", "start_cpu_secs")
+    )
     cells += [
         row["resolved_precision"],
-        f"{rate:.1f}",
+        f"{rate:.2f}",
+        f"{1000 * row['batch'] / rate:.0f} ms",
+        f"{ratio:.2f}" if ratio else "",
         f"{CROPS_2018 / rate / 60:.1f} min",
         f"{row['first_step_secs']:.1f} s" + (f" ({cached:.1f} s)" if cached else ""),
+        f"{start['own']:.1f} s, {start['own'] / start['former']:.2f}" if start else "",
         f"{row['memory_mb'] / 1e3:.2f} GB",
         f"{gflop:.1f}" + (f" ({of_twin:.1f})" if of_twin else ""),
         f"{flops:.2f}" + (f" ({flops / peak_tflops:.0%})" if peak_tflops else ""),
         f"{fed:.1f} ({fed / rate:.0%})" if fed else "",
-        f"{twin:.1f}, mapseg {rate / twin:.2f} x" if twin else "",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -162,7 +232,6 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from mapseg.training.step import make_step, make_steps, steps_per_call
 
     crop, batch = case["crop"], case["batch"]
-    names = ("xla", "steps_per_call", "accumulate_steps", "recompute")
     config = TrainConfig(
         batch_size=batch,
         crop_height=crop,
@@ -170,14 +239,14 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         precision=resolve_precision(case["precision"]),
         schedule_steps=10_000,
         strategy="one_device",
-        **{name: case[name] for name in names},
+        **{name: case[name] for name in OPTIONS},
     )
     model = ModelConfig(encoder=case["encoder"], encoder_weights="none")
     classes = [LabelClass(i, str(i), (i, i, i)) for i in range(CLASSES)]
     run = Run(Path(), model, config, make_label_set(classes, "all"), crop, (), "")
     state = build_state(run, lambda _: None, fresh=True)
-    if case["keras_convolutions"]:
-        use_keras_convolutions(state.model)
+    if case["forms"] != FORMS[0]:
+        use_forms(state.model, case["forms"])
     steps = make_steps(make_step(state, config, tf.distribute.get_strategy()))
     rng = np.random.default_rng(0)
     image = tf.constant(rng.integers(0, 256, [batch, crop, crop, 3], np.uint8))
@@ -203,17 +272,22 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         found["fed_images_per_s"] = batch / secs_of_step(fed)
     return {
         **found,
+        "gpu": on_gpu,
         "resolved_precision": config.precision,
         "forward_gflop_per_image": forward_gflop(state.model, crop),
     }
 
 
-def use_keras_convolutions(model: Any) -> None:
-    """Undoes `use_forms_for_xla`, to compare with it."""
+def use_forms(model: Any, forms: str) -> None:
+    """Undoes `use_forms_for_xla` for some layers, to compare with it."""
+    from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
+    from mapseg.model.layers import BatchNormalization
+
+    kinds = (BatchNormalization,) if forms == "fused_norm" else (Conv2D, DepthwiseConv2D)
     for layer in model.layers:
         if hasattr(layer, "layers"):
-            use_keras_convolutions(layer)
-        elif getattr(layer, "for_xla", False):
+            use_forms(layer, forms)
+        elif isinstance(layer, kinds):
             layer.for_xla = False
 
 

@@ -181,34 +181,36 @@ def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: in
         row = logits + share * (_next(logits, 1) - logits)
         to_next = _next(row, 2) - row
 
-        def add(x: tf.Tensor, found: tf.Tensor, slope: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def add(x: tf.Tensor, found: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             share = tf.cast(x, tf.float32) / factor
             more_found, more = _with_gradient(mean, row + share * to_next, ids[y * factor + x])
-            return x + 1, found + more_found, slope + _spread(more, share, 2)
+            return x + 1, found + more_found, sums[0] + more, sums[1] + share * more
 
-        found, more = _repeat(factor, add, found, tf.zeros_like(logits))
-        return y + 1, found, slope + _spread(more, share, 1)
+        found, of_row, of_next = _repeat(factor, add, found, zeros, zeros)
+        of_row = _spread(of_row, of_next, 2)
+        return y + 1, found, slope + _spread(of_row, share * of_row, 1)
 
     @tf.custom_gradient
     def total(logits: tf.Tensor) -> tf.Tensor:
-        found, slope = _repeat(factor, add_row, tf.zeros([]), tf.zeros_like(logits))
+        found, slope = _repeat(factor, add_row, tf.zeros([]), zeros)
         return found, lambda upstream: upstream * slope
 
+    zeros = tf.zeros_like(logits)
     return total(logits)
 
 
 def _repeat(
-    count: int, body: Callable[..., tuple[tf.Tensor, ...]], found: tf.Tensor, slope: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Calls (number, found, slope) -> (number + 1, found, slope), one turn after the other."""
-    _, found, slope = tf.while_loop(
+    count: int, body: Callable[..., tuple[tf.Tensor, ...]], *sums: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    """Calls (number, *sums) -> (number + 1, *sums) `count` times, one after the other."""
+    _, *sums = tf.while_loop(
         lambda number, *_: number < count,
         body,
-        (tf.constant(0), found, slope),
+        (tf.constant(0), *sums),
         parallel_iterations=1,
         maximum_iterations=count,
     )
-    return found, slope
+    return tuple(sums)
 
 
 def _with_gradient(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -226,9 +228,11 @@ def _next(x: tf.Tensor, axis: int) -> tf.Tensor:
     return tf.concat([x[:, 1:] if axis == 1 else x[:, :, 1:], last], axis)
 
 
-def _spread(x: tf.Tensor, share: tf.Tensor, axis: int) -> tf.Tensor:
-    """The gradient of `x + share * (_next(x) - x)`; the last neighbour has no part in any pixel."""
-    of_next = share * x
+def _spread(x: tf.Tensor, of_next: tf.Tensor, axis: int) -> tf.Tensor:
+    """Moves the part `of_next` of a gradient to the next neighbour: the inverse of `_next`.
+
+    The last neighbour has no part in any pixel.
+    """
     moved = of_next[:, :-1] if axis == 1 else of_next[:, :, :-1]
     moved = tf.pad(moved, [[0, 0], [int(axis == 1), 0], [int(axis == 2), 0], [0, 0]])
     # Not a sum of three: TensorFlow would rewrite it, and fail where loops lie within loops.
