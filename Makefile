@@ -30,7 +30,7 @@ test: env
 	echo "== ruff check"
 	$(PYTHON) -m ruff check .
 	echo "== mypy"
-	$(PYTHON) -m mypy mapseg data_prep experiments benchmarks train_main.py infer_main.py
+	$(PYTHON) -m mypy mapseg data_prep experiments benchmarks docs train_main.py infer_main.py
 	echo "== pytest"
 	$(PYTHON) -m $(PYTEST)
 

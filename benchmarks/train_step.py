@@ -59,7 +59,7 @@ COLUMNS = (
     "from records",
 )
 FORMS = ("training", "keras_convolutions", "fused_norm")
-OPTIONS = ("xla", "steps_per_call", "accumulate_steps", "recompute")
+OPTIONS = ("xla", "accumulate_steps", "recompute")
 
 
 def define_flags() -> flags.FlagValues:
@@ -73,7 +73,6 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("precisions", ["auto"], "of " + ", ".join(PRECISIONS), flag_values=values)
     flags.DEFINE_integer("steps", 50, "that are timed", flag_values=values)
     flags.DEFINE_string("xla", "auto", "auto, on or off", flag_values=values)
-    flags.DEFINE_integer("steps_per_call", 0, "as in training", flag_values=values)
     flags.DEFINE_integer("accumulate_steps", 1, "as in training", flag_values=values)
     flags.DEFINE_bool("recompute", False, "as in training", flag_values=values)
     flags.DEFINE_enum("forms", FORMS[0], FORMS, "of layers under XLA", flag_values=values)
@@ -257,7 +256,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     batches = iter(synthetic)
     float(steps(batches, tf.constant(1))[0][0])
     found = {"first_step_secs": time.perf_counter() - started}
-    most = steps_per_call(config)
+    most = steps_per_call()
 
     def secs_of_step(batches: Any) -> float:
         return seconds(case["steps"], most, lambda count: steps(batches, tf.constant(count))[0])

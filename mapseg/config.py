@@ -1,11 +1,11 @@
-"""Every option once: its default, what it means, what it may be, and whether it may change.
+"""All options: default, meaning, allowed values, and whether a run may change them.
 
-`cli.py` turns the fields into flags; `runs/folder.py` stores them in the run folder. A field is
-*identity* when another value would make another run of it (another model, another order of
-samples): a run folder refuses such a value. All others may change from one call to the next.
+`cli.py` turns the fields into flags, `runs/folder.py` stores them in the run folder, and
+`docs/write_options.py` documents them. An *identity* field defines the run (its model, its order of
+samples): an existing run folder refuses another value. All other fields may change between calls.
 """
 
-# Long: a table of all options more than code.
+# Long: mostly a table.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,8 @@ ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
 LOSSES = ("ce", "ohem", "focal", "lovasz")
 OUTPUTS = ("ids", "overlay", "panel", "video")
 
+# Options of earlier versions that changed no result: ignored where an old run has stored them.
+_REMOVED = ("plot_steps", "steps_per_call")
 _RESTORE = "Remedy: put the value back that training wrote"
 
 Check = Callable[[Any], bool]
@@ -52,7 +54,7 @@ _SHARE: tuple[Check, str] = (lambda v: 0 <= v < 1, "at least 0 and below 1")
 
 
 class _Checked:
-    """Runs each field's own check when a config is made."""
+    """Checks all fields when a config is created."""
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -66,28 +68,28 @@ class _Checked:
 
 @dataclass(frozen=True)
 class ModelConfig(_Checked):
-    """What the network is."""
+    """Options of the network."""
 
     encoder: str = _option("resnet50", "backbone", choices=ENCODERS, identity=True)
     encoder_weights: str = _option(
         "auto",
-        "what the encoder starts from: imagenet, none (random), or a weights file; auto is "
-        "imagenet where there are such weights, and says so where there are none",
+        "initial weights of the encoder: imagenet, none (random), or a weights file; auto uses "
+        "imagenet if such weights exist for the encoder, and reports if they do not",
         check=(bool, "imagenet, none, auto or a path"),
         identity=True,
     )
     output_stride: int = _option(
         16,
-        "input pixels per step of the encoder's last features: 8, 16 or 32",
+        "stride of the encoder's last feature map in input pixels: 8, 16 or 32",
         check=(lambda v: v in (8, 16, 32), "8, 16 or 32"),
         identity=True,
     )
     decoder_channels: int = _option(
-        256, "channels of the pyramid and the decoder", check=_POSITIVE, identity=True
+        256, "channels of the ASPP module and the decoder", check=_POSITIVE, identity=True
     )
-    dropout: float = _option(0.1, "dropout before the logits", check=_SHARE, identity=True)
+    dropout: float = _option(0.1, "dropout rate before the logits", check=_SHARE, identity=True)
     batch_norm_momentum: float = _option(
-        0.99, "momentum of the moving statistics of batch norm", check=_SHARE, identity=True
+        0.99, "momentum of batch norm's moving averages", check=_SHARE, identity=True
     )
 
     def __post_init__(self) -> None:
@@ -101,62 +103,67 @@ class ModelConfig(_Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(_Checked):
-    """How the network is trained."""
+    """Options of training."""
 
     label_set: str = _option(
-        "all", "all, all_66, lane_marking, or a .json file of groups", identity=True
+        "all",
+        "classes to train: all, all_66, lane_marking, or a .json file of groups",
+        identity=True,
     )
     train_split: str = _option("training", "split to train on", identity=True)
     eval_split: str = _option("validation", "split to evaluate on")
     steps: int = _option(
-        100_000, "train until this step; raise it to go on with a finished run", check=_POSITIVE
+        100_000, "train until this step; raise it to continue a finished run", check=_POSITIVE
     )
     schedule_steps: int = _option(
         0,
-        "length of the learning rate's schedule; 0 is the first --steps of the run",
+        "length of the learning rate schedule; 0 uses the --steps that the run started with",
         check=_NOT_NEGATIVE,
         identity=True,
     )
     batch_size: int = _option(
-        16, "crops in a step, over all devices", check=_POSITIVE, identity=True
+        16, "crops per step, over all devices", check=_POSITIVE, identity=True
     )
-    crop_height: int = _option(513, "height of a crop in pixels", check=_POSITIVE, identity=True)
-    crop_width: int = _option(513, "width of a crop in pixels", check=_POSITIVE, identity=True)
+    crop_height: int = _option(513, "crop height in pixels", check=_POSITIVE, identity=True)
+    crop_width: int = _option(513, "crop width in pixels", check=_POSITIVE, identity=True)
     min_scale: float = _option(
-        0.5, "smallest scale of the augmentation", check=_POSITIVE, identity=True
+        0.5, "smallest scale of random resizing", check=_POSITIVE, identity=True
     )
     max_scale: float = _option(
-        2.0, "largest scale of the augmentation", check=_POSITIVE, identity=True
+        2.0, "largest scale of random resizing", check=_POSITIVE, identity=True
     )
     scale_step: float = _option(
-        0.25, "step between scales; 0 draws any scale between", check=_NOT_NEGATIVE, identity=True
+        0.25,
+        "step between random scales; 0 draws them from the whole interval",
+        check=_NOT_NEGATIVE,
+        identity=True,
     )
-    flip: bool = _option(True, "mirror half of the crops", identity=True)
+    flip: bool = _option(True, "mirror half of the crops horizontally", identity=True)
     color_jitter: float = _option(
         0.25,
-        "strength of random brightness, contrast and saturation; 0 is off",
+        "strength of random brightness, contrast and saturation; 0 disables it",
         check=_SHARE,
         identity=True,
     )
     class_balance: float = _option(
         0.0,
-        "share of the crops, 0 to 1, that are drawn around a pixel of a uniformly chosen class",
+        "fraction of the crops, 0 to 1, drawn around a pixel of a uniformly chosen class",
         check=(lambda v: 0 <= v <= 1, "0 to 1"),
         identity=True,
     )
     crops_per_read: int = _option(
         1,
-        "crops of a batch that are taken from one record: reads less, mixes less",
+        "crops of a batch taken from the same record: more means less reading and less mixing",
         check=_POSITIVE,
         identity=True,
     )
     input_memory_mb: int = _option(
-        2048, "memory on the host that reading crops may take, in MB", check=_POSITIVE
+        2048, "limit on the host memory of the input pipeline, in MB", check=_POSITIVE
     )
     loss: str = _option(
         "ce",
-        f"one of {', '.join(LOSSES)}, or several joined by +: cross entropy, that of the hardest "
-        "pixels, focal loss, Lovasz-softmax",
+        f"one of {', '.join(LOSSES)}, or a sum such as ce+lovasz: cross entropy, cross entropy of "
+        "the hardest pixels, focal loss, Lovasz-softmax",
         check=(
             lambda v: _are_distinct(v.split("+"), LOSSES),
             f"of {', '.join(LOSSES)}, joined by +",
@@ -164,17 +171,17 @@ class TrainConfig(_Checked):
         identity=True,
     )
     class_weights: bool = _option(
-        False, "weigh pixels in ce, ohem and focal by how rare their class is", identity=True
+        False, "weight pixels in ce, ohem and focal by the rarity of their class", identity=True
     )
     label_smoothing: float = _option(
         0.0,
-        "share of the target in ce and ohem that goes to all classes",
+        "label smoothing in ce and ohem: fraction of the target spread over all classes",
         check=_SHARE,
         identity=True,
     )
     ohem_share: float = _option(
         0.25,
-        "of ohem: the share of the labelled pixels, the hardest, that it takes; above 0, at most 1",
+        "fraction of the labelled pixels, the hardest, that ohem uses; above 0, at most 1",
         check=(lambda v: 0 < v <= 1, "above 0 and at most 1"),
         identity=True,
     )
@@ -184,97 +191,114 @@ class TrainConfig(_Checked):
         choices=("sgd", "adamw", *ADDON_OPTIMIZERS),
         identity=True,
     )
-    learning_rate: float = _option(0.01, "highest learning rate", check=_POSITIVE, identity=True)
+    learning_rate: float = _option(0.01, "peak learning rate", check=_POSITIVE, identity=True)
     end_learning_rate: float = _option(
-        0.0, "learning rate at the schedule's end and after", check=_NOT_NEGATIVE, identity=True
+        0.0,
+        "learning rate at and after the end of the schedule",
+        check=_NOT_NEGATIVE,
+        identity=True,
     )
     schedule: str = _option(
-        "poly", "course of the learning rate", choices=("poly", "cosine"), identity=True
+        "poly", "shape of the learning rate schedule", choices=("poly", "cosine"), identity=True
     )
     poly_power: float = _option(
-        0.9, "exponent of the poly schedule", check=_POSITIVE, identity=True
+        0.9, "exponent of the poly schedule; 1 is linear", check=_POSITIVE, identity=True
     )
     warmup_steps: int = _option(
-        0, "steps of linear warm-up of the learning rate", check=_NOT_NEGATIVE, identity=True
+        0, "steps of linear learning rate warm-up", check=_NOT_NEGATIVE, identity=True
     )
     weight_decay: float = _option(
         1e-4,
-        "decay of kernels; norms and biases are spared",
+        "weight decay of kernels; batch norms and biases are exempt",
         check=_NOT_NEGATIVE,
         identity=True,
     )
     clip_norm: float = _option(
         0.0,
-        "largest global norm of the gradients, which are scaled down to it; 0 is off",
+        "clip the global gradient norm to this value; 0 disables it",
         check=_NOT_NEGATIVE,
         identity=True,
     )
     batch_norm: str = _option(
-        "train", "train the batch norms or keep them", choices=("train", "frozen"), identity=True
+        "train",
+        "train the batch norms, or freeze their parameters and statistics",
+        choices=("train", "frozen"),
+        identity=True,
     )
     precision: str = _option(
         "auto",
-        "auto is mixed_bfloat16 on a GPU that has it, else float32",
+        "auto is mixed_bfloat16 on a GPU that supports it, else float32",
         choices=PRECISIONS,
         identity=True,
     )
     seed: int = _option(
-        1, "seed of the weights, the order and the augmentation", check=_SEED, identity=True
+        1,
+        "random seed of initial weights, sample order and augmentation",
+        check=_SEED,
+        identity=True,
     )
     init_from: str = _option(
         "",
-        "fine-tune: a run folder, a weights file of mapseg, or a TF DeepLab checkpoint; what does "
-        "not fit is left out and listed",
+        "fine-tune from a run folder, a weights file of mapseg, or a TF DeepLab checkpoint; "
+        "weights that do not fit are skipped and listed",
         identity=True,
     )
-    checkpoint_steps: int = _option(1000, "save every so many steps; 0 is off", check=_NOT_NEGATIVE)
-    checkpoint_secs: int = _option(600, "save every so many seconds; 0 is off", check=_NOT_NEGATIVE)
-    keep_checkpoints: int = _option(3, "how many of the newest checkpoints stay", check=_POSITIVE)
+    checkpoint_steps: int = _option(
+        1000, "save a checkpoint every N steps; 0 disables it", check=_NOT_NEGATIVE
+    )
+    checkpoint_secs: int = _option(
+        600, "save a checkpoint every N seconds; 0 disables it", check=_NOT_NEGATIVE
+    )
+    keep_checkpoints: int = _option(
+        3, "number of recent checkpoints to keep; the best one is kept as well", check=_POSITIVE
+    )
     eval_steps: int = _option(
-        5000, "evaluate every so many steps and at the end; 0: at the end", check=_NOT_NEGATIVE
+        5000, "evaluate every N steps and at the end; 0: only at the end", check=_NOT_NEGATIVE
     )
     eval_samples: int = _option(
-        0, "evaluate on the first so many samples while training; 0 is all", check=_NOT_NEGATIVE
+        0, "evaluate on the first N samples during training; 0 is all", check=_NOT_NEGATIVE
     )
     eval_panels: int = _option(
-        8, "write so many pictures of image, prediction and ground truth", check=_NOT_NEGATIVE
+        8,
+        "number of panels (image, prediction, ground truth) that an evaluation writes",
+        check=_NOT_NEGATIVE,
     )
     on_nan: str = _option(
         "stop",
-        "at a step whose loss or gradient is not finite: stop, or skip the step and go on; either "
-        "way its batch is written to the run folder, with the names of its samples",
+        "at a non-finite loss or gradient: stop, or skip the step and continue; either way its "
+        "batch and the names of its samples are written to the run folder",
         choices=("stop", "skip"),
     )
-    log_steps: int = _option(20, "report every so many steps", check=_POSITIVE)
-    plot_steps: int = _option(500, "redraw loss.png every so many steps", check=_POSITIVE)
-    loss_smoothing: float = _option(0.95, "weight of the past in the smoothed loss", check=_SHARE)
+    log_steps: int = _option(20, "report every N steps", check=_POSITIVE)
+    loss_smoothing: float = _option(
+        0.95, "smoothing factor of the plotted loss (exponential moving average)", check=_SHARE
+    )
     strategy: str = _option(
         "auto",
-        "auto is multi_worker where TF_CONFIG names several workers, else every GPU of the machine",
+        "auto is multi_worker if TF_CONFIG names several workers, else all GPUs of the machine",
         choices=("auto", "one_device", "mirrored", "multi_worker"),
     )
     sync_batch_norm: bool = _option(
-        False, "normalize over the batch of all devices, not of each", identity=True
+        False, "compute batch norm statistics over the batches of all devices", identity=True
     )
     peer_timeout_secs: int = _option(
-        600, "how long multi_worker waits at its start for the other workers", check=_POSITIVE
+        600,
+        "how long a multi_worker run waits at start for the other workers, e.g. queued jobs",
+        check=_POSITIVE,
     )
     accumulate_steps: int = _option(
         1,
-        "parts of the batch that a device goes through one after the other: less memory, the same "
-        "gradient; batch norm sees a part, and ohem and lovasz rank within it",
+        "accumulate the gradient over this many parts of the batch: less memory, the same "
+        "gradient; batch norm sees one part, and ohem and lovasz rank pixels within it",
         check=_POSITIVE,
     )
     recompute: bool = _option(
-        False, "compute the encoder's activations again for the gradient: less memory, more time"
-    )
-    steps_per_call: int = _option(
-        0,
-        "steps that run without coming back to Python; 0 is 10 on a GPU, 1 on a CPU",
-        check=_NOT_NEGATIVE,
+        False, "recompute the encoder's activations in the backward pass: less memory, more time"
     )
     xla: str = _option(
-        "auto", "compile the step: auto is on for a GPU", choices=("auto", "on", "off")
+        "auto",
+        "compile the training step with XLA; auto is on for a GPU",
+        choices=("auto", "on", "off"),
     )
 
     def __post_init__(self) -> None:
@@ -307,16 +331,16 @@ class TrainConfig(_Checked):
 
 @dataclass(frozen=True)
 class PredictConfig(_Checked):
-    """How a trained network is run over images of any size."""
+    """Options of prediction with a trained network, on images of any size."""
 
     scale: str = _option(
         "auto",
-        "resize the input by this factor; auto matches its long side to the training images'",
+        "resize the input by this factor; auto matches its long side to the training images",
         check=(lambda v: v == "auto" or _is_positive(v), "auto or a positive number"),
     )
     scales: str = _option(
         "1",
-        "average the predictions at these multiples of scale, e.g. 0.75,1,1.25; each costs as much "
+        "average the predictions at these multiples of scale, e.g. 0.75,1,1.25; each takes as long "
         "as the largest",
         check=(
             lambda v: all(map(_is_positive, v.split(","))),
@@ -326,13 +350,13 @@ class PredictConfig(_Checked):
     flip_average: bool = _option(False, "average with the prediction of the mirrored image")
     tile_px: int = _option(
         1025,
-        "largest side that goes through the network at once; more needs more memory",
+        "largest image side processed at once, in pixels; larger tiles need more memory",
         check=(lambda v: v >= 65, "65 or more"),
     )
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """The numbers of `scales`, ascending."""
+        """`scales` as numbers, ascending."""
         return tuple(sorted(float(factor) for factor in self.scales.split(",")))
 
 
@@ -349,18 +373,18 @@ def _is_positive(text: str) -> bool:
 
 @dataclass(frozen=True)
 class InferConfig(_Checked):
-    """Which frames to segment, and what to write."""
+    """Options of inference: input frames and outputs."""
 
     frames: str = _option(
-        "", "a folder, a glob, a .txt list of paths, or a video", check=(bool, "given")
+        "", "input: a folder, a glob, a .txt list of paths, or a video", check=(bool, "given")
     )
-    out_dir: str = _option("", "where the results go", check=(bool, "given"))
+    out_dir: str = _option("", "output folder", check=(bool, "given"))
     cameras: str = _option(
-        "", "under a KITTI root, only these image folders, e.g. image_2,image_02; empty is all"
+        "", "image folders to use under a KITTI root, e.g. image_2,image_02; empty is all"
     )
     outputs: str = _option(
         "ids,overlay",
-        f"what to write, of {', '.join(OUTPUTS)}",
+        f"what to write: any of {', '.join(OUTPUTS)}",
         check=(
             lambda v: set(v.split(",")) <= set(OUTPUTS),
             f"a comma-separated list of {', '.join(OUTPUTS)}",
@@ -368,11 +392,13 @@ class InferConfig(_Checked):
     )
     batch_size: int = _option(
         0,
-        "frames of one size that go through the network together; 0 is 8 on a GPU, 1 on a CPU",
+        "frames of equal size per batch; 0 is 8 on a GPU, 1 on a CPU",
         check=(lambda v: v >= 0, "0 or more"),
     )
-    every: int = _option(1, "take every so many frames of each folder or video", check=_POSITIVE)
-    classes: str = _option("", "draw only these classes in pictures; empty is all")
+    every: int = _option(1, "use every Nth frame of each folder or video", check=_POSITIVE)
+    classes: str = _option(
+        "", "draw only these classes in overlays, panels and videos; empty is all"
+    )
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -381,14 +407,14 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], raw: Any, origin: str) -> Config:
-    """Rebuilds a config; fields that a newer version added take their defaults.
+    """Restores a config; fields added by newer versions get their defaults.
 
     Raises:
-      ValueError: no object, a field that this version does not know, or a value that is of another
-        type or refused.
+      ValueError: not an object, an unknown field, or a value of the wrong type or out of range.
     """
     if not isinstance(raw, dict):
         raise ValueError(f"{origin}: options must be an object; got {raw!r:.100}. {_RESTORE}")
+    raw = {name: value for name, value in raw.items() if name not in _REMOVED}
     known = {f.name: type(f.default) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(raw) - set(known))
     if unknown:
@@ -407,19 +433,19 @@ def from_json(kind: type[Config], raw: Any, origin: str) -> Config:
 
 
 def identity_conflicts(stored: Any, asked: dict[str, Any]) -> list[str]:
-    """Lists what `asked` (field name -> value) would change in the identity of a stored config."""
+    """Lists the identity fields of a stored config that `asked` (name -> value) would change."""
     return [
-        f"{f.name}={getattr(stored, f.name)} is stored, {f.name}={asked[f.name]} is asked"
+        f"{f.name}={getattr(stored, f.name)} is stored, {f.name}={asked[f.name]} is requested"
         for f in dataclasses.fields(stored)
         if f.metadata["identity"] and f.name in asked and asked[f.name] != getattr(stored, f.name)
     ]
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sorts option values into those of ModelConfig and those of TrainConfig.
+    """Splits options into those of ModelConfig and those of TrainConfig.
 
     Raises:
-      ValueError: a name that neither has.
+      ValueError: an unknown name.
     """
     names = [{f.name for f in dataclasses.fields(kind)} for kind in (ModelConfig, TrainConfig)]
     unknown = sorted(set(options) - names[0] - names[1])

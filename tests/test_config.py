@@ -54,6 +54,11 @@ def test_an_option_of_a_loss_that_is_not_used_is_refused():
     TrainConfig(ohem_share=0.1, loss="lovasz+ohem")
 
 
+def test_removed_options_of_old_runs_are_ignored():
+    stored = {"steps": 5, "plot_steps": 80, "steps_per_call": 3}
+    assert from_json(TrainConfig, stored, "config.json") == TrainConfig(steps=5)
+
+
 def test_an_unknown_stored_option_is_refused():
     with pytest.raises(ValueError, match=r"config\.json.*turbo"):
         from_json(TrainConfig, {"turbo": True}, "config.json")

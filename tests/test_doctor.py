@@ -141,7 +141,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_stays_as_it_is(
     assert code == 1
     assert levels(found, "FAIL") == ["run folder"]
     assert levels(found, "skip") == ["network", "disk", "step", "speed", "largest batch"]
-    assert "batch_size=2 is stored, batch_size=4 is asked" in found["run folder"][1]
+    assert "batch_size=2 is stored, batch_size=4 is requested" in found["run folder"][1]
 
     _, found = call(capsys, *folders, "--steps=5")
     assert "steps must not be below the saved ones, 7; got 5" in found["run folder"][1]

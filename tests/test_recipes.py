@@ -74,7 +74,7 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     # Without the results, the run itself remembers.
     (work_dir / "results.json").unlink()
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1", "--steps=1") == 1
-    assert "schedule_steps=2 is stored, schedule_steps=1 is asked" in capsys.readouterr().err
+    assert "schedule_steps=2 is stored, schedule_steps=1 is requested" in capsys.readouterr().err
 
 
 class Measured:

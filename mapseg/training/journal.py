@@ -15,6 +15,8 @@ from mapseg.runs.folder import Run
 from mapseg.runs.history import append_history, cut_history, read_history
 from mapseg.training.optimizers import learning_rate
 
+_PLOT_SECS = 60  # between two drawings of loss.png, each of which takes half a second
+
 
 class Journal:
     """Reports and records the course of a run; only the first process writes."""
@@ -33,6 +35,7 @@ class Journal:
         if is_first:
             cut_events(run.run_dir / "tensorboard", step)
             self._events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
+        self._plotted_at = time.monotonic()
         self.start_clock(step)
 
     def start_clock(self, step: int) -> None:
@@ -70,6 +73,8 @@ class Journal:
         self.record(row)
         self._progress(f"step {step}/{config.steps}  {text}")
         self._timed_at, self._timed_step = now, step
+        if now - self._plotted_at > _PLOT_SECS:
+            self.plot()
 
     def record(self, row: Mapping[str, float]) -> None:
         """Adds a row to the history and to TensorBoard's events; `step` is one of its columns."""
@@ -83,7 +88,8 @@ class Journal:
         self._events.flush()
 
     def plot(self) -> None:
-        """Draws `loss.png` anew."""
+        """Redraws `loss.png`."""
+        self._plotted_at = time.monotonic()
         if not self._is_first:
             return
         rows = read_history(self._run.history_path)

@@ -219,7 +219,7 @@ def _take_all_steps(
             step += 1
             journal.start_clock(step)
         else:
-            count = min(steps_per_call(config), _steps_until_due(config, step))
+            count = min(steps_per_call(), _steps_until_due(config, step))
             losses, finite = parts.take_steps(parts.batches, tf.constant(count))
             step += count
         guard.add(losses, finite)
@@ -231,14 +231,12 @@ def _take_all_steps(
             saver.save(step)
         if parts.validator:
             parts.validator.run_if_due(step, saver, journal)
-        if step % config.plot_steps == 0:
-            journal.plot()
     return step
 
 
 def _steps_until_due(config: TrainConfig, step: int) -> int:
     """Returns how many steps there are to the next that something is done after."""
-    periods = (config.log_steps, config.checkpoint_steps, config.eval_steps, config.plot_steps)
+    periods = (config.log_steps, config.checkpoint_steps, config.eval_steps)
     waits = [period - step % period for period in periods if period]
     return min(*waits, config.steps - step)
 

@@ -192,10 +192,9 @@ def _without_rewriting() -> Iterator[None]:
         options.set_experimental_options({name: before})
 
 
-def steps_per_call(config: TrainConfig) -> int:
+def steps_per_call() -> int:
     """Says how many steps run without coming back to Python."""
-    on_gpu = bool(gpus())
-    return config.steps_per_call or (_STEPS_PER_CALL_ON_GPU if on_gpu else 1)
+    return _STEPS_PER_CALL_ON_GPU if gpus() else 1
 
 
 def make_averaging(state: TrainState, strategy: tf.distribute.Strategy) -> Callable[[], None]:

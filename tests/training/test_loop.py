@@ -122,7 +122,7 @@ def test_sigterm_saves_and_ends_cleanly(records_dir, tmp_path):
 @pytest.mark.usefixtures("small")
 def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     run_dir = tmp_path / "run"
-    options = {**TINY, "eval_steps": 2, "plot_steps": 2}
+    options = {**TINY, "eval_steps": 2}
     told = []
 
     def go(**more):
@@ -158,7 +158,7 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     other = make_tiny_records(tmp_path / "other", seed=7)
     with pytest.raises(ValueError, match="records that it began with"):
         begin_run(run_dir, read_manifest(other), {**options, "steps": 6})
-    with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is asked"):
+    with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is requested"):
         go(seed=5)
     with pytest.raises(ValueError, match="steps must not be below the saved ones, 6; got 5"):
         go(steps=5)
