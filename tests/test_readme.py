@@ -1,4 +1,4 @@
-"""README's road from a Vistas download to KITTI overlays, run as written."""
+"""README's commands, run as written; options, links and lengths in README and docs."""
 
 import re
 import shlex
@@ -18,6 +18,12 @@ from mapseg import cli
 from mapseg.config import ENCODERS, ModelConfig, TrainConfig
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+# Their options belong to other programs: benchmarks; Slurm, which test_several_machines.py checks.
+OTHER_OPTIONS = {"docs/benchmarks.md", "docs/several_machines.md"}
 
 
 def road():
@@ -25,8 +31,42 @@ def road():
     return block.strip().splitlines()
 
 
-def test_the_first_line_names_what_the_system_must_have():
-    assert "git make python3-venv" in README.splitlines()[0]
+def test_the_two_commands_come_with_the_packages_that_they_need():
+    section = README.split("\n## Two commands\n")[1].split("\n## ")[0]
+    assert "make demo " in section and "make test " in section
+    assert "`apt-get install git make python3-venv`" in section
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) < 120
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_lines_of_a_page_are_short(name):
+    assert [line for line in PAGES[name].splitlines() if len(line) > 140] == []
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_links_of_a_page_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        target, _, anchor = link.partition("#")
+        path = (ROOT / name).parent / target if target else ROOT / name
+        if link.startswith("https:") or path == ROOT / "docs/options.md":
+            continue  # options.md is written by a command and has a test of its own
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+def test_the_index_links_to_every_page():
+    linked = re.findall(r"\]\((\w+\.md)\)", PAGES["docs/README.md"])
+    pages = {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
+    assert pages - {"README.md"} <= set(linked)
 
 
 def test_the_road_to_kitti_overlays(tmp_path):
@@ -70,7 +110,7 @@ def run_python(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_every_option_that_readme_and_the_results_name_exists():
+def test_every_option_that_the_pages_name_exists():
     programs = [["train_main.py"], ["infer_main.py"], ["benchmarks/overfit.py"]]
     programs += [[f"experiments/{name}.py"] for name in ("recipes", "ablation", "compare_2018")]
     programs += [
@@ -79,9 +119,10 @@ def test_every_option_that_readme_and_the_results_name_exists():
     known = set()
     for program in programs:
         known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<!\w)--(\w+)", README + results)) - {"help", "flagfile"}
-    assert named <= known
+    text = "".join(page for name, page in PAGES.items() if name not in OTHER_OPTIONS)
+    named = set(re.findall(r"(?<![\w*])--(\w+)", text)) - {"help", "flagfile"}
+    assert {"vistas_dir", "label_set", "scales", "predictions_dir"} <= named
+    assert named - known == set()
 
 
 @pytest.mark.parametrize(
