@@ -1,4 +1,4 @@
-# Builds the Python environments of mapseg and runs what needs them: `make` lists the targets.
+# Builds the Python environments of mapseg and runs demo and tests in them; `make` lists the targets.
 # On Debian and Ubuntu: apt-get install git make python3-venv
 
 SHELL := bash
@@ -8,7 +8,7 @@ SHELL := bash
 .PHONY: help demo test test-random test-addons env env-addons clean
 unexport PYTHONHOME PYTHONPATH
 
-# All paths are relative, so that the checkout may stand in a folder with spaces in its name.
+# All paths are relative, so the path of the checkout may contain spaces.
 PYTHON := .venv/bin/python
 ADDONS_PYTHON := .venv-addons/bin/python
 PYTEST := pytest -n 2 --dist worksteal --durations=25
@@ -16,9 +16,9 @@ PYTEST := pytest -n 2 --dist worksteal --durations=25
 help:
 	echo "make demo         sample data -> records -> training -> evaluation -> pictures in demo_out/"
 	echo "make test         format, lint, types and the test suite"
-	echo "make test-random  the test suite in another order for each SEED=1, 2, ..."
+	echo "make test-random  the test suite in random order, by SEED=1, 2, ..."
 	echo "make test-addons  the tests marked addons, with TensorFlow Addons (needs Python 3.11)"
-	echo "make env          the environment alone, in .venv (env-addons: in .venv-addons)"
+	echo "make env          only the environment, in .venv (env-addons: in .venv-addons)"
 	echo "make clean        removes everything that make has built"
 
 demo: env
@@ -36,7 +36,7 @@ test: env
 
 test-random: SEED ?= 1
 test-random: env
-	echo "== pytest, in the order of seed $(SEED)"
+	echo "== pytest, random order with seed $(SEED)"
 	$(PYTHON) -m $(PYTEST) --random-order --random-order-seed=$(SEED)
 
 test-addons: env-addons
@@ -56,10 +56,10 @@ env-addons: folder := .venv-addons
 env-addons: extras := addons,test
 env-addons: versions := 3.11
 env-addons: cost := downloads 0.7 GB, takes 2 GB of disk and 2 to 10 minutes
-env-addons: remedy := apt-get install python3.11-venv (Debian 12), or install Python 3.11 by other means
+env-addons: remedy := apt-get install python3.11-venv (Debian 12), or install Python 3.11 in another way
 
-# An environment is built in FOLDER.partial and renamed when pip has succeeded, so one that stands is whole. Its stamp
-# holds what it was built from: another pyproject.toml, or a checkout that was moved, builds it anew.
+# An environment is built in FOLDER.partial and renamed when pip has succeeded, so an existing one is complete. It is
+# rebuilt if pyproject.toml or the path of the checkout differs from its stamp.
 env env-addons:
 	fail() { echo "mapseg: $$*" >&2; exit 1; }
 	stamp() { pwd -P; cat pyproject.toml; }
@@ -73,11 +73,11 @@ env env-addons:
 	  without_pip=$$name
 	done
 	if [ ! "$$python" ] && [ "$$without_pip" ]; then
-	  fail "$$without_pip cannot make virtual environments. Remedy: apt-get install python3-venv"
+	  fail "$$without_pip cannot create virtual environments. Remedy: apt-get install python3-venv"
 	fi
-	[ "$$python" ] || fail "Python must be one of: $(versions); found none that runs. Remedy: $(remedy)"
+	[ "$$python" ] || fail "Python must be one of: $(versions); got none that runs. Remedy: $(remedy)"
 	free_mb=$$(df -Pm . | awk 'NR == 2 { print $$4 }')
-	[ "$$free_mb" -ge 4000 ] || fail "4000 MB must be free on this disk; got $$free_mb"
+	[ "$$free_mb" -ge 4000 ] || fail "free disk space must be at least 4000 MB; got $$free_mb. Remedy: free some space"
 
 	echo "mapseg: $$("$$python" --version) builds $(folder): $(cost)"
 	trap 'rm -rf $(folder).partial' EXIT
@@ -87,9 +87,9 @@ env env-addons:
 	mkdir $(folder).partial/tmp
 	TMPDIR="$$PWD/$(folder).partial/tmp" $(folder).partial/bin/python -m pip install \
 	  --editable ".[$(extras)]" || fail "pip could not install mapseg[$(extras)] (see above)." \
-	  "Remedy: check the network, then run make again; finished downloads are kept"
+	  "Remedy: check the network, then run make again; completed downloads are kept"
 	rm -r $(folder).partial/tmp
-	# The scripts in bin/ hold the absolute path of the folder they were installed in.
+	# The scripts in bin/ contain the absolute path of the folder that they were installed in.
 	grep -IlF "/$(folder).partial" $(folder).partial/bin/* $(folder).partial/pyvenv.cfg \
 	  | xargs sed -i 's|/$(folder)\.partial|/$(folder)|g'
 	stamp > $(folder).partial/stamp

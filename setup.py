@@ -1,4 +1,4 @@
-"""Lets tools that still call setup.py build mapseg; pyproject.toml holds everything."""
+"""For tools that still call setup.py; all settings are in pyproject.toml."""
 
 from setuptools import setup
 

@@ -1,10 +1,10 @@
-"""Times the parts of a step that have forms of their own, beside the common ones.
+"""Compares mapseg's own implementations of parts of the training step with the usual ones.
 
     python benchmarks/forms.py [--crop=513] [--batch=2] [--dtype=float32]
 
-The loss with its gradient: over whole up-sampled logits, and from coarse ones; a dilated
-depthwise convolution of 728 channels with its gradients: Keras's, and `convolutions`'. Each with
-and without XLA, in a process of its own, and by how much that grows.
+Times the loss and its gradient, from upsampled logits and from coarse ones, and a dilated depthwise
+convolution of 728 channels with its gradients, by Keras and by `mapseg.model.convolutions`. Each
+runs with and without XLA in a separate process, whose memory growth is reported.
 """
 
 import json
@@ -23,24 +23,24 @@ FORMS = {"loss": ("whole logits", "mapseg"), "depthwise": ("Keras", "mapseg")}
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_integer("crop", 513, "side of a crop: 16 k + 1", flag_values=values)
-    flags.DEFINE_integer("batch", 2, "crops", flag_values=values)
-    flags.DEFINE_string("dtype", "float32", "of the convolution", flag_values=values)
+    flags.DEFINE_integer("batch", 2, "batch size in crops", flag_values=values)
+    flags.DEFINE_string("dtype", "float32", "dtype of the convolution", flag_values=values)
     return values
 
 
 def work(values: flags.FlagValues) -> int:
-    """Prints a row for every form."""
+    """Prints a row for every implementation."""
     print("| part | form | XLA | first call | ms | growth |\n" + "| --- " * 6 + "|", flush=True)
     for part, forms in FORMS.items():
         for compiled in (False, True):
             for form in forms:
                 case = [part, form, compiled, values.crop, values.batch, values.dtype]
                 command = [sys.executable, __file__, "--case", json.dumps(case)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                first, ms, mb = json.loads(done.stdout.splitlines()[-1])
+                process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                first, ms, mb = json.loads(process.stdout.splitlines()[-1])
                 xla = "yes" if compiled else "no"
                 print(f"| {part} | {form} | {xla} | {first:.1f} s | {ms:.0f} | {mb:.0f} MB |")
                 sys.stdout.flush()
@@ -50,7 +50,7 @@ def work(values: flags.FlagValues) -> int:
 def measure(
     part: str, form: str, compiled: bool, crop: int, batch: int, dtype: str
 ) -> tuple[float, float, float]:
-    """Returns the seconds of the first call, the ms of later ones, and the growth in MB."""
+    """Returns the seconds of the first call, the ms of later calls, and the growth in MB."""
     import tensorflow as tf
 
     from mapseg.machine import taken_bytes
@@ -69,8 +69,8 @@ def measure(
     first = time.perf_counter() - started
     started = time.perf_counter()
     for _ in range(REPEATS):
-        found = run(*inputs)
-    found[0].numpy()
+        gradients = run(*inputs)
+    gradients[0].numpy()
     ms = (time.perf_counter() - started) / REPEATS * 1e3
     return first, ms, (taken_bytes("peak") - before) / 1e6
 
@@ -78,7 +78,7 @@ def measure(
 def make_loss(
     form: str, crop: int, batch: int, _: str
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Makes the loss of logits at stride 4, and random logits."""
+    """Returns the loss as a function of logits at stride 4, and random logits."""
     import tensorflow as tf
 
     from mapseg.config import TrainConfig
@@ -100,7 +100,7 @@ def make_loss(
 def make_depthwise(
     form: str, crop: int, batch: int, dtype: str
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Makes three convolutions in a row at stride 16, and their input and kernel."""
+    """Returns a function of three successive convolutions at stride 16, their input and kernel."""
     import tensorflow as tf
 
     from mapseg.model.convolutions import depthwise_conv

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs what has to be measured on a GPU, in order of worth, each within a limit: ten minutes in all.
+# Runs the GPU measurements, most important first, each with a time limit; ten minutes in all.
 #
 #   OUT=FOLDER [TWIN="python torch_twin.py"] [FORMER=CHECKOUT] [RECORDS=FOLDER] \
 #       [RUN=FOLDER FRAMES=FOLDER] benchmarks/gpu.sh
 #
-# TWIN takes ENCODER HxW BATCH 0|1 train|infer and prints JSON with images_per_s, in an environment
-# of its own. FORMER is an earlier version, whose step is timed by its own benchmark. Results and
-# errors go to OUT, one file a measurement; a later one may be cut off.
+# TWIN accepts ENCODER HxW BATCH 0|1 train|infer and prints JSON with images_per_s; it runs in a
+# separate environment. FORMER is a checkout of an earlier version, whose step is timed by its own
+# benchmark. Results and errors are written to OUT, one file per measurement; the last ones may be
+# incomplete.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?must be a folder for the results}

@@ -1,19 +1,19 @@
-"""Times frames: the network alone, from files to files, and another program in turn with it.
+"""Times inference: the network alone, the whole pipeline, and other programs for comparison.
 
     python benchmarks/infer.py [--run_dirs=RUN] [--encoders=mobilenet_v2,resnet50] [--size=375x1242]
         [--batches=1] [--rounds=3] [--twin="python torch_cpu.py ARCH SIZE BATCH MODE CALLS"]
         [--twin_modes=onnx,infer] [--check] [--frames=DIR]
 
-A network is that of a run, or one of random weights: random weights give noise, the worst case for
-a CPU, which interpolates logits only where neighbours disagree on the class. Each measurement has a
-process of its own, and all take turns, `--rounds` times: uint8 frames in memory -> ids in memory, a
-frame after the other or in batches. --twin is a command in which the words ARCH, SIZE, BATCH, MODE
-and CALLS are replaced, with CHANNELS of the decoder in its environment; it prints a JSON line with
-images_per_s.
+The network is from a run or has random weights. Random weights predict noise, the worst case for a
+CPU, which interpolates logits only where neighbours disagree on the class. Measured is uint8 frames
+in memory -> ids in memory, one by one or in batches. Each measurement runs in a separate process;
+the programs alternate, `--rounds` times. --twin is the command of another program, in which the
+words ARCH, SIZE, BATCH, MODE and CALLS are replaced; the environment variable CHANNELS holds the
+decoder channels. It prints a JSON line with images_per_s.
 
---frames segments a folder of images with infer_main.py's options into id PNGs and overlays, and
-compares the time a frame from the tenth on with the network's own. --check exits with 1 where a
-target of TARGETS is missed.
+--frames segments a folder of images into id PNGs and overlays as infer_main.py does, and compares
+the time per frame, from the eleventh on, with the network's alone. --check exits with 1 if a target
+in TARGETS is missed.
 """
 
 import json
@@ -32,36 +32,36 @@ from mapseg import cli, machine
 from mapseg.config import ENCODERS, InferConfig, PredictConfig
 
 CLASSES = 66
-# (of a trained run, mode of the twin) -> most that our time may be of the twin's.
+# (trained run, mode of the twin) -> maximum ratio of our time to the twin's.
 TARGETS = {(True, "onnx"): 1.0, (True, "infer"): 0.55, (False, "onnx"): 1.0, (False, "infer"): 0.7}
 GPU_TARGET = 0.67
 END_TO_END_TARGET = 1.25
-FIRST_FRAMES = 10  # not counted: they fill the queues and warm up
+FIRST_FRAMES = 10  # not timed: they fill the queues and warm up
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     names = ", ".join(ENCODERS)
     flags.DEFINE_list("run_dirs", [], "runs whose networks are timed", flag_values=values)
-    flags.DEFINE_list("encoders", [], f"random weights, of {names}", flag_values=values)
-    flags.DEFINE_integer("decoder_channels", 256, "with random weights", flag_values=values)
-    flags.DEFINE_string("size", "375x1242", "of a frame", flag_values=values)
-    flags.DEFINE_integer("tile_px", 4097, "as of infer_main.py", flag_values=values)
-    flags.DEFINE_string("image", "", "a frame to repeat, in place of noise", flag_values=values)
+    flags.DEFINE_list("encoders", [], f"with random weights; of {names}", flag_values=values)
+    flags.DEFINE_integer("decoder_channels", 256, "of random weights", flag_values=values)
+    flags.DEFINE_string("size", "375x1242", "size of a frame", flag_values=values)
+    flags.DEFINE_integer("tile_px", 4097, "as in infer_main.py", flag_values=values)
+    flags.DEFINE_string("image", "", "a frame to use instead of noise", flag_values=values)
     flags.DEFINE_list("batches", ["1"], "batch sizes", flag_values=values)
-    flags.DEFINE_integer("calls", 15, "that are timed in a process", flag_values=values)
-    flags.DEFINE_integer("rounds", 3, "turns that each process gets", flag_values=values)
-    flags.DEFINE_string("twin", "", "another program to time", flag_values=values)
-    flags.DEFINE_list("twin_modes", ["onnx", "infer"], "what it times", flag_values=values)
-    flags.DEFINE_string("frames", "", "a folder to segment from end to end", flag_values=values)
-    flags.DEFINE_bool("check", False, "exit with 1 where a target is missed", flag_values=values)
-    flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
+    flags.DEFINE_integer("calls", 15, "timed calls per process", flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "runs of each program", flag_values=values)
+    flags.DEFINE_string("twin", "", "command of another program to time", flag_values=values)
+    flags.DEFINE_list("twin_modes", ["onnx", "infer"], "its modes to time", flag_values=values)
+    flags.DEFINE_string("frames", "", "a folder to segment end to end", flag_values=values)
+    flags.DEFINE_bool("check", False, "exit with 1 if a target is missed", flag_values=values)
+    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
     return values
 
 
 def work(values: flags.FlagValues) -> int:
-    """Prints a line for each measurement; with --check 1 where a target was missed."""
+    """Prints a line for each measurement; with --check, returns 1 if a target was missed."""
     print(describe_machine(), flush=True)
     missed, records = [], []
     sources = [(True, run) for run in values.run_dirs] + [(False, e) for e in values.encoders]
@@ -75,7 +75,7 @@ def work(values: flags.FlagValues) -> int:
         if values.frames and is_run:
             records.append(end_to_end(source, values))
             missed += records[-1]["missed"]
-        if values.json:  # after each: a later one may be cut off
+        if values.json:  # after each source, in case a later one is killed
             text = json.dumps(records, indent=1) + "\n"
             Path(values.json).write_text(text, encoding="utf-8")
     for line in missed:
@@ -84,10 +84,10 @@ def work(values: flags.FlagValues) -> int:
 
 
 def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
-    """Times a case and its twins in turn, and prints medians, spreads and ratios."""
-    own = [sys.executable, __file__, "--case", json.dumps(case)]
-    facts = run_json(own)  # a first turn, which tells the network and warms the disk's cache
-    commands = {"mapseg": own}
+    """Times a case alternately with its twins, and prints medians, ranges and ratios."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    facts = run_json(command)  # not timed: describes the network and warms the disk cache
+    commands = {"mapseg": command}
     words = {"ARCH": facts["encoder"], "SIZE": case["size"]}
     words |= {"BATCH": case["batch"], "CALLS": case["calls"]}
     for mode in values.twin_modes if values.twin else ():
@@ -98,17 +98,17 @@ def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     title += f", {case['size']}, batch {case['batch']}"
     title += ", trained" if case["is_run"] else ", random weights"
     times = {
-        name: [1000 * case["batch"] / turn["images_per_s"] for turn in found]
-        for name, found in turns.items()
+        name: [1000 * case["batch"] / result["images_per_s"] for result in results]
+        for name, results in turns.items()
     }
-    medians = {name: median(found) for name, found in times.items()}
+    medians = {name: median(ms) for name, ms in times.items()}
     missed = []
-    for name, found in turns.items():
+    for name, results in turns.items():
         line = f"{title}: {name} {medians[name]:.1f} ms"
         line += f" ({min(times[name]):.1f} to {max(times[name]):.1f})"
-        line += f", {found[0].get('peak_rss_mb', '?')} MB"
+        line += f", {results[0].get('peak_rss_mb', '?')} MB"
         if name == "mapseg":
-            last = found[-1]
+            last = results[-1]
             line += f", slowest {last['slowest_ms']:.0f} ms"
             line += f", first frame after {last['first_secs']:.1f} s"
         else:
@@ -122,20 +122,20 @@ def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
 
 
 def end_to_end(run_dir: str, values: flags.FlagValues) -> dict[str, Any]:
-    """Segments a folder into files, and compares with the time of the network alone."""
+    """Times the whole pipeline on a folder and compares it with the network alone."""
     case = {"source": run_dir, "frames": values.frames, "tile_px": values.tile_px}
-    found = [run_json([sys.executable, __file__, "--case", json.dumps(case)]) for _ in range(3)]
-    ratio = median(x["frame_ms"] / x["network_ms"] for x in found)
-    frame_ms, network_ms = (median(x[k] for x in found) for k in ("frame_ms", "network_ms"))
+    results = [run_json([sys.executable, __file__, "--case", json.dumps(case)]) for _ in range(3)]
+    ratio = median(x["frame_ms"] / x["network_ms"] for x in results)
+    frame_ms, network_ms = (median(x[k] for x in results) for k in ("frame_ms", "network_ms"))
     line = f"{values.frames}: {frame_ms:.0f} ms a frame from file to files, "
     line += f"network {network_ms:.0f} ms; ratio {ratio:.2f}, at most {END_TO_END_TARGET}"
     print(line, flush=True)
     missed = [line] if ratio > END_TO_END_TARGET else []
-    return {**case, "turns": found, "missed": missed}
+    return {**case, "turns": results, "missed": missed}
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Is what a process of its own does; returns its figures."""
+    """Runs one measurement, in a separate process; returns its figures."""
     started = time.perf_counter()
     import numpy as np
 
@@ -169,7 +169,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(case: dict[str, Any]) -> tuple[Any, str, int]:
-    """Loads a predictor at scale 1; returns also its encoder and decoder channels."""
+    """Loads a predictor at scale 1; also returns its encoder and decoder channels."""
     from mapseg.inference.predictor import Predictor, load_predictor
 
     config = PredictConfig(scale="1", tile_px=case["tile_px"])
@@ -194,7 +194,7 @@ def load(case: dict[str, Any]) -> tuple[Any, str, int]:
 
 
 def draw_statistics(model: Any) -> None:
-    """Gives batch norms weights like trained ones: TensorFlow leaves out what adds zero."""
+    """Randomises batch norms as after training: TensorFlow would optimise zero offsets away."""
     import keras
     import numpy as np
 
@@ -209,7 +209,7 @@ def draw_statistics(model: Any) -> None:
 
 
 def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
-    """Times a folder of frames, and the network alone on them, in the same process."""
+    """Times the pipeline on a folder of frames and the network alone, in the same process."""
     from mapseg.inference.frames import find_frames
     from mapseg.inference.infer import infer_frames
     from mapseg.inference.reading import read_image
@@ -218,23 +218,23 @@ def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
     returned = []
 
     def segment(frames: Any) -> Any:
-        found = predictor.segment_batch(frames)
+        segmentations = predictor.segment_batch(frames)
         returned.append(time.perf_counter())
-        return found
+        return segmentations
 
     with tempfile.TemporaryDirectory() as out_dir:
         batch_size = 8 if machine.gpus() else 1
         config = InferConfig(frames=case["frames"], out_dir=out_dir, batch_size=batch_size)
-        found = find_frames(config)
-        if len(found.frames) <= FIRST_FRAMES:
+        frame_list = find_frames(config)
+        if len(frame_list.frames) <= FIRST_FRAMES:
             raise ValueError(
-                f"frames must be more than {FIRST_FRAMES}, which are not counted; got "
-                f"{len(found.frames)}. Remedy: another --frames"
+                f"frames must be more than {FIRST_FRAMES}, which are not timed; got "
+                f"{len(frame_list.frames)}. Remedy: choose other --frames"
             )
         labels = open_run(Path(case["source"])).label_set
-        infer_frames(segment, labels, found, config, lambda _: None, "benchmark")
+        infer_frames(segment, labels, frame_list, config, lambda _: None, "benchmark")
         ended = time.perf_counter()
-    frames = [read_image(f.path)[None] for f in found.frames[FIRST_FRAMES:]]
+    frames = [read_image(f.path)[None] for f in frame_list.frames[FIRST_FRAMES:]]
     begun = time.perf_counter()
     for frame in frames:
         _ = predictor.segment_batch(frame)[0].ids

@@ -1,16 +1,16 @@
-"""Times training crops on one core: decode all and cut, decode the JPEG in part, and mapseg's way.
+"""Times training crops on one core: full decoding, partial JPEG decoding, and mapseg's decoding.
 
     python benchmarks/input_pipeline.py --vistas_dir=VISTAS [--crops=140] [--json=FILE]
 
-The images are converted as they are, at about 0.2 and 2 megapixels with each original's own JPEG
-settings, and at 2 megapixels as `--max_side` stores them (quality 95, no chroma subsampling). For
-each size one process, bound to one core, makes the same crops (same windows, same augmentation) in
-three ways in turn, and batches through `train_batches`; memory is measured in a process for each
-way. After that, the conversion with one and two workers, and how often rare classes are seen with
-and without class balance. Figures of one way against another are of the same run.
+The images are converted at full size; at about 0.2 and 2 megapixels with each original's JPEG
+settings; and at 2 megapixels as `--max_side` stores them (quality 95, no chroma subsampling). For
+each size one process, pinned to one core, alternately makes the same crops (same windows, same
+augmentation) by all three methods, and batches through `train_batches`. Memory is measured in a
+process per method. The benchmark also times the conversion with one and two workers, and counts
+rare classes with and without class balance. All comparisons of methods are within one run.
 """
 
-# Long: one benchmark of several stages that share its set-up.
+# Long: one benchmark of several stages that share a set-up.
 import json
 import os
 import resource
@@ -27,7 +27,7 @@ from absl import flags
 
 from mapseg import cli
 
-SIDES = {"0.2 MP": 516, "2 MP": 1633}  # longer side, of images of 4:3
+SIDES = {"0.2 MP": 516, "2 MP": 1633}  # longer side of a 4:3 image
 WAYS = {
     "naive": "decode all, cut",
     "partial": "partial JPEG, whole label",
@@ -40,12 +40,12 @@ STAGES = ("read", "parse", "image", "label", "augment")
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
-    flags.DEFINE_string("vistas_dir", "", "a Vistas folder, of large images", flag_values=values)
-    flags.DEFINE_integer("crops", 140, "crops of each size and way", flag_values=values)
-    flags.DEFINE_integer("copies", 24, "of the source, for the conversion", flag_values=values)
-    flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
+    flags.DEFINE_string("vistas_dir", "", "a Vistas folder of large images", flag_values=values)
+    flags.DEFINE_integer("crops", 140, "crops per size and method", flag_values=values)
+    flags.DEFINE_integer("copies", 24, "copies of the source to convert", flag_values=values)
+    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
     return values
 
 
@@ -77,7 +77,7 @@ def work(values: flags.FlagValues) -> int:
 
 
 def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
-    """Makes a Vistas folder of smaller images with each original's own JPEG settings."""
+    """Makes a Vistas folder of smaller images, with the JPEG settings of each original."""
     import numpy as np
     from PIL import Image, JpegImagePlugin
 
@@ -104,14 +104,14 @@ def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
 
 
 def run_case(*arguments: object) -> dict[str, Any]:
-    """Runs a part in its own process; returns what it measured."""
+    """Runs one measurement in a separate process; returns its figures."""
     command = [sys.executable, __file__, "--case", *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout)
 
 
 def convert(vistas_dir: Path, records_dir: Path, workers: int, *options: str) -> float:
-    """Converts; returns the seconds that it took."""
+    """Converts a Vistas folder to records; returns the duration in seconds."""
     started = time.perf_counter()
     subprocess.run(
         [
@@ -138,7 +138,7 @@ def open_split(records_dir: Path) -> tuple[Any, Any, Any]:
 
 
 def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Returns, by name, how a window of the image and one of the label are had."""
+    """Returns the functions that decode a window of the image and of the label, by method."""
     from mapseg.data.windows import decode_image_window, decode_label_window
 
     def whole_label(sample: Any, window: Any) -> Any:
@@ -152,7 +152,7 @@ def make_ways() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
 
 
 class Maker:
-    """Makes crops by `crops.make_crop`, its decoders exchanged, and times the stages."""
+    """Makes crops by `crops.make_crop` with replaced decoders, and times the stages."""
 
     def __init__(self, records_dir: Path):
         self.index, self.labels, self.config = open_split(records_dir)
@@ -160,7 +160,7 @@ class Maker:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all times."""
+        """Clears all times."""
         self.secs: dict[str, Any] = {way: defaultdict(float) for way in self.ways}
 
     def make(self, way: str, i: int) -> Any:
@@ -192,14 +192,14 @@ class Maker:
         return make_crop(sample, self.labels.table, self.config, np.random.default_rng(i % 2**32))
 
     def stages_ms(self, way: str, crops: int) -> dict[str, float]:
-        """Returns the time of each stage for a crop."""
-        found = dict(self.secs[way])
-        found["augment"] = found.pop("all") - found["image"] - found["label"]
-        return {stage: 1e3 * found[stage] / crops for stage in STAGES}
+        """Returns the time of each stage per crop."""
+        secs = dict(self.secs[way])
+        secs["augment"] = secs.pop("all") - secs["image"] - secs["label"]
+        return {stage: 1e3 * secs[stage] / crops for stage in STAGES}
 
 
 def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
-    """Times the three ways in turn on one core, and checks that they make the same crops."""
+    """Times the three methods alternately on one core, and checks that their crops are equal."""
     import numpy as np
     import tensorflow as tf
 
@@ -217,15 +217,15 @@ def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
     for i in range(-len(maker.index), crops):  # the first round warms up
         if i == 0:
             maker.reset()
-        made = {way: maker.make(way, i) for way in maker.ways}
+        by_way = {way: maker.make(way, i) for way in maker.ways}  # (image, label)
         shrink = shrink_of(random_scale(maker.config, np.random.default_rng(i % 2**32)))
         for way in ("partial", "mapseg"):
-            np.testing.assert_array_equal(made[way][1], made["naive"][1])
+            np.testing.assert_array_equal(by_way[way][1], by_way["naive"][1])
             if shrink == 1:
-                np.testing.assert_array_equal(made[way][0], made["naive"][0])
+                np.testing.assert_array_equal(by_way[way][0], by_way["naive"][0])
     stages = {way: maker.stages_ms(way, crops) for way in maker.ways}
     return {
-        "crops_per_s": {way: 1e3 / sum(found.values()) for way, found in stages.items()},
+        "crops_per_s": {way: 1e3 / sum(ms.values()) for way, ms in stages.items()},
         "stages_ms": stages,
         "stream_per_s": stream,
         "tf_image_ms": time_tf_image(tf, maker.config),
@@ -233,7 +233,7 @@ def measure_crops(records_dir: Path, crops: int) -> dict[str, Any]:
 
 
 def time_tf_image(tf: Any, config: Any, count: int = 30) -> float:
-    """Times the same augmentation by `tf.image`, in a graph, in milliseconds."""
+    """Returns the milliseconds of the same augmentation by `tf.image`, in a graph."""
 
     def augment(image: Any, label: Any, seed: Any) -> Any:
         image = tf.image.resize(image, config.crop_size, antialias=True)
@@ -257,7 +257,7 @@ def time_tf_image(tf: Any, config: Any, count: int = 30) -> float:
 
 
 def measure_memory(records_dir: Path, way: str) -> dict[str, float]:
-    """Measures by how much the process grows: ten crops of a way, or batches on all cores."""
+    """Measures the growth of the process: ten crops by a method, or batches on all cores."""
     from mapseg.data.batches import train_batches
 
     maker = Maker(records_dir)
@@ -274,7 +274,7 @@ def measure_memory(records_dir: Path, way: str) -> dict[str, float]:
 
 
 def measure_shares(records_dir: Path, crops: int) -> dict[str, Any]:
-    """Says in which share of the crops rare classes have more than a few pixels."""
+    """Returns the fraction of crops with more than a few pixels of each rare class."""
     import dataclasses
     import itertools
 
@@ -283,8 +283,10 @@ def measure_shares(records_dir: Path, crops: int) -> dict[str, Any]:
     _, labels, config = open_split(records_dir)
     shares: dict[str, Any] = {}
     for balance in (0.0, 0.5):
-        asked = dataclasses.replace(config, class_balance=balance, batch_size=20, color_jitter=0.0)
-        batches = itertools.islice(train_batches(records_dir, asked), crops // 20)
+        balanced = dataclasses.replace(
+            config, class_balance=balance, batch_size=20, color_jitter=0.0
+        )
+        batches = itertools.islice(train_batches(records_dir, balanced), crops // 20)
         ids = [label for _, label in batches for label in label.numpy()]
         shares[str(balance)] = {
             name: sum((label == labels.names.index(name)).sum() > SEEN_PX for label in ids)
@@ -295,7 +297,7 @@ def measure_shares(records_dir: Path, crops: int) -> dict[str, Any]:
 
 
 def copy_source(vistas_dir: Path, folder: Path, copies: int) -> Path:
-    """Makes a Vistas folder with the training pairs several times, as links."""
+    """Makes a Vistas folder with several copies of the training pairs, as symbolic links."""
     for kind in ("images", "labels"):
         (folder / "training" / kind).mkdir(parents=True)
         for path in sorted((vistas_dir / "training" / kind).iterdir()):
@@ -307,7 +309,7 @@ def copy_source(vistas_dir: Path, folder: Path, copies: int) -> Path:
 
 
 def time_conversion(vistas_dir: Path, folder: Path) -> dict[str, Any]:
-    """Times the conversion with one worker and with two, in turn."""
+    """Times the conversion with one and two workers, alternately."""
     pairs = len(list((vistas_dir / "training/images").iterdir()))
     source_bytes = sum(path.stat().st_size for path in vistas_dir.glob("training/*/*"))
     secs: dict[int, list[float]] = {1: [], 2: []}
@@ -318,56 +320,57 @@ def time_conversion(vistas_dir: Path, folder: Path) -> dict[str, Any]:
     stored = sum(path.stat().st_size for path in records_dir.glob("*.tfrecord"))
     return {
         "pairs": pairs,
-        "pairs_per_s": {str(workers): pairs / min(found) for workers, found in secs.items()},
+        "pairs_per_s": {str(workers): pairs / min(times) for workers, times in secs.items()},
         "bytes_of_source": stored / source_bytes,
     }
 
 
 def print_crops(figures: dict[str, Any]) -> None:
-    """Prints speed, stages and memory by size and way."""
+    """Prints speed, stages and memory by size and method."""
     sizes = figures["crops"]
     print("| crops/s on one core |", " | ".join(sizes), "| raw against 2 MP, and q95 |")
     print("| --- " * (len(sizes) + 2) + "|")
-    for way, told in WAYS.items():
-        rates = [found["crops_per_s"][way] for found in sizes.values()]
+    for way, title in WAYS.items():
+        rates = [size["crops_per_s"][way] for size in sizes.values()]
         raw = sizes["raw"]["crops_per_s"][way]
         costs = [sizes[name]["crops_per_s"][way] / raw for name in ("2 MP", "2 MP, q95")]
-        told_costs = " and ".join(f"{cost:.2f}" for cost in costs)
-        print(f"| {told} |", " | ".join(f"{r:.1f}" for r in rates), f"| {told_costs} x the cost |")
+        cost_text = " and ".join(f"{cost:.2f}" for cost in costs)
+        print(f"| {title} |", " | ".join(f"{r:.1f}" for r in rates), f"| {cost_text} x the cost |")
     gains = [f["crops_per_s"]["mapseg"] / f["crops_per_s"]["naive"] for f in sizes.values()]
     print("| mapseg against decode all |", " | ".join(f"{g:.1f} x" for g in gains), "| |")
-    streams = [found["stream_per_s"] for found in sizes.values()]
+    streams = [size["stream_per_s"] for size in sizes.values()]
     print("| mapseg through tf.data |", " | ".join(f"{s:.1f}" for s in streams), "| |")
     print("\n| ms a crop, raw |", " | ".join(STAGES), "| slowest |")
     print("| --- " * 7 + "|")
-    for way, told in WAYS.items():
+    for way, title in WAYS.items():
         stages = sizes["raw"]["stages_ms"][way]
         slowest = max(stages, key=stages.__getitem__)
-        print(f"| {told} |", " | ".join(f"{stages[s]:.1f}" for s in STAGES), f"| {slowest} |")
+        print(f"| {title} |", " | ".join(f"{stages[s]:.1f}" for s in STAGES), f"| {slowest} |")
     print(f"\nthe augmentation by tf.image: {sizes['raw']['tf_image_ms']:.1f} ms a crop\n")
     print("| memory, MB |", " | ".join(sizes), "|\n" + "| --- " * (len(sizes) + 1) + "|")
     for way in (*WAYS, "stream"):
-        told = WAYS.get(way, "mapseg, batches on all cores")
+        title = WAYS.get(way, "mapseg, batches on all cores")
         print(
-            f"| {told} |", " | ".join(f"{m[way]:.0f}" for m in figures["memory_mb"].values()), "|"
+            f"| {title} |", " | ".join(f"{m[way]:.0f}" for m in figures["memory_mb"].values()), "|"
         )
 
 
-def print_conversion(found: dict[str, Any]) -> None:
-    """Prints the conversion's speed."""
-    one, two = found["pairs_per_s"]["1"], found["pairs_per_s"]["2"]
+def print_conversion(figures: dict[str, Any]) -> None:
+    """Prints the speed of the conversion."""
+    one, two = figures["pairs_per_s"]["1"], figures["pairs_per_s"]["2"]
     print(
-        f"\nconversion of {found['pairs']} pairs: {one:.2f} pairs/s with one worker, {two:.2f} "
-        f"with two ({two / one:.2f} x); shards take {found['bytes_of_source']:.3f} x the source"
+        f"\nconversion of {figures['pairs']} pairs: {one:.2f} pairs/s with one worker, {two:.2f} "
+        f"with two ({two / one:.2f} x); shards take {figures['bytes_of_source']:.3f} x the source"
     )
 
 
 def print_shares(shares: dict[str, Any]) -> None:
-    """Prints how often rare classes are seen."""
+    """Prints how often rare classes occur in crops."""
     print(f"\n| share of crops with over {SEEN_PX} pixels |", " | ".join(RARE), "|")
     print("| --- " * (len(RARE) + 1) + "|")
-    for balance, found in shares.items():
-        print(f"| class_balance {balance} |", " | ".join(f"{s:.0%}" for s in found.values()), "|")
+    for balance, of_classes in shares.items():
+        cells = [f"{share:.0%}" for share in of_classes.values()]
+        print(f"| class_balance {balance} |", " | ".join(cells), "|")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -378,12 +381,12 @@ def main(argv: Sequence[str]) -> int:
     case, records_dir, argument = argv[2], Path(argv[3]), argv[4]
     if case == "crops":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        found = measure_crops(records_dir, int(argument))
+        figures = measure_crops(records_dir, int(argument))
     elif case == "memory":
-        found = measure_memory(records_dir, argument)
+        figures = measure_memory(records_dir, argument)
     else:
-        found = measure_shares(records_dir, int(argument))
-    print(json.dumps(found))
+        figures = measure_shares(records_dir, int(argument))
+    print(json.dumps(figures))
     return 0
 
 

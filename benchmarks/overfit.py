@@ -1,10 +1,10 @@
-"""Overfits one crop with each encoder at each precision: wrong dilation or alignment would show.
+"""Overfits one crop with each encoder and precision, to reveal wrong dilation or alignment.
 
     python benchmarks/overfit.py --image=IMAGE --label=LABEL [--encoders=...] [--precisions=...]
 
-The label is a PNG of ids (a palette's index counts); the crop is cut out of the middle of both.
-Prints the step at which the network, in inference mode, first has 95 % of the pixels right, and the
-mean IoU of the crop's classes then.
+The label is a PNG of ids (the indices of a palette image); the crop is taken from the centre.
+Prints the step at which the network, in inference mode, first reaches 95 % pixel accuracy, and the
+mean IoU of the crop's classes at that step.
 """
 
 import os
@@ -23,7 +23,7 @@ STEPS, GOAL = 300, 0.95
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_string("image", "", "an image", flag_values=values)
     flags.DEFINE_string("label", "", "its label map", flag_values=values)
@@ -34,7 +34,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def work(values: flags.FlagValues) -> int:
-    """Prints a row for every encoder and precision; 1 where one does not reach the goal."""
+    """Prints a row for every encoder and precision; returns 1 if one misses the goal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mapseg.inference.reading import read_image
 
@@ -49,9 +49,9 @@ def work(values: flags.FlagValues) -> int:
         for precision in values.precisions:
             reached, scores, secs = overfit(image[window], label[window], encoder, precision)
             failed += reached is None
-            told = reached or f"not within {STEPS}"
+            steps = reached or f"not within {STEPS}"
             print(
-                f"| {encoder} | {precision} | {told} | {scores.pixel_accuracy:.1%} | "
+                f"| {encoder} | {precision} | {steps} | {scores.pixel_accuracy:.1%} | "
                 f"{scores.mean_iou:.1%} | {secs:.2f} s |",
                 flush=True,
             )
@@ -59,7 +59,7 @@ def work(values: flags.FlagValues) -> int:
 
 
 def read_label(path: Path) -> Any:
-    """Reads a label map [H, W] uint8 by index."""
+    """Reads a label map [H, W] uint8; the indices of a palette image."""
     import numpy as np
     from PIL import Image
 
@@ -69,17 +69,17 @@ def read_label(path: Path) -> Any:
 def overfit(
     image: Any, label: Any, encoder: str, precision: str, every_steps: int = 20
 ) -> tuple[int | None, Any, float]:
-    """Trains on one crop until it is known.
+    """Trains on one crop until the accuracy reaches the goal.
 
     Args:
       image: [H, W, 3] uint8 RGB.
-      label: [H, W] uint8 ids; those of 65 and more do not count.
+      label: [H, W] uint8 ids; 65 and above are ignored.
       encoder: one of ENCODERS.
       precision: float32, mixed_float16 or mixed_bfloat16.
-      every_steps: how often the accuracy is taken.
+      every_steps: steps between measurements of the accuracy.
 
     Returns:
-      (steps to the goal or None, the last scores, seconds a step).
+      (steps to the goal or None, the last scores, seconds per step).
     """
     import numpy as np
     import tensorflow as tf

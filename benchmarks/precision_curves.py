@@ -1,19 +1,19 @@
-"""Trains on CamVid at each precision and compares the loss curves with float32 and with noise.
+"""Trains on CamVid at each precision and compares the loss curves with those of float32.
 
     python benchmarks/precision_curves.py --camvid_dir=CAMVID [--work_dir=W] [--plot=FILE.png]
         [--steps=300] [--encoder=...] [--crop=...] [--batch_size=...]
 
-All runs but those of other seeds start from the same random weights and see the same crops and the
-same dropout. A curve is the mean training loss of each window of 20 steps; a run's deviation is the
-absolute difference of its curve from float32's. Two kinds of float32 runs say how large one must
-be to mean anything: with other seeds (other weights, other crops), and nudged, the learning rate
-changed by a millionth, as little as a rounding. A precision follows float32 within
-noise if the mean and the largest of its deviations are below those of every other seed; 1 is
-returned otherwise. Steps that float16 skips have no loss and are counted.
+All runs start from the same random weights and use the same crops and dropout, except for those
+with other seeds. A curve is the mean training loss of each window of 20 steps; a run's deviation is
+the absolute difference between its curve and float32's. Two kinds of float32 runs measure the
+noise: with other seeds (other weights and crops), and nudged, with the learning rate changed by one
+part per million, about a rounding error. A precision is within the noise if the mean and the
+maximum of its deviations are below those of every other seed; otherwise the exit code is 1. Steps
+that float16 skips have no loss and are counted.
 
-The same command again goes on where it stopped. What is not given is chosen by the machine: with a
-GPU resnet50 at 257x257, 16 crops a step; without one a size that a CPU core, which emulates half
-precision slowly, does in about 20 minutes.
+Run the same command again to resume. Options that are not set depend on the machine: with a GPU,
+resnet50 at 257x257 and 16 crops per step; without one, a size that takes about 20 minutes on a CPU
+core, which emulates half precision slowly.
 """
 
 import io
@@ -57,39 +57,39 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Course:
-    """The training of one run: [steps] loss, nan where the step was skipped, and how many were."""
+    """A training run: [steps] loss, nan for skipped steps, and the number of skipped steps."""
 
     loss: np.ndarray
     skipped_steps: int
 
     @property
     def curve(self) -> np.ndarray:
-        """The mean loss of each window, [steps / WINDOW_STEPS]."""
+        """Mean loss of each window, [steps / WINDOW_STEPS]."""
         return np.nanmean(self.loss.reshape(-1, WINDOW_STEPS), axis=1)
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "camvid_dir", "", "CamVid: train/images and train/labels", flag_values=values
     )
     flags.DEFINE_string(
-        "work_dir", "runs/precision_curves", "records and runs go here", flag_values=values
+        "work_dir", "runs/precision_curves", "folder for records and runs", flag_values=values
     )
-    flags.DEFINE_string("plot", "", "the picture; default: in work_dir", flag_values=values)
+    flags.DEFINE_string("plot", "", "file of the plot; default: in work_dir", flag_values=values)
     flags.DEFINE_integer(
-        "steps", 300, f"of each run, a multiple of {WINDOW_STEPS}", flag_values=values
+        "steps", 300, f"steps of each run, a multiple of {WINDOW_STEPS}", flag_values=values
     )
-    flags.DEFINE_string("encoder", "", "of " + ", ".join(ENCODERS), flag_values=values)
+    flags.DEFINE_string("encoder", "", "one of " + ", ".join(ENCODERS), flag_values=values)
     flags.DEFINE_integer("crop", 0, "side of a crop in pixels", flag_values=values)
-    flags.DEFINE_integer("batch_size", 0, "crops in a step", flag_values=values)
+    flags.DEFINE_integer("batch_size", 0, "crops per step", flag_values=values)
     flags.DEFINE_integer("other_seeds", 2, "float32 runs with other seeds", flag_values=values)
     return values
 
 
 def work(values: flags.FlagValues) -> int:
-    """Trains what is not trained yet, prints the table, draws the picture."""
+    """Trains the runs that are not finished, prints the table and draws the plot."""
     camvid_dir, work_dir = Path(cli.required(values, "camvid_dir")), Path(values.work_dir)
     if values.steps < WINDOW_STEPS or values.steps % WINDOW_STEPS:
         raise ValueError(f"steps must be a multiple of {WINDOW_STEPS}; got {values.steps}")
@@ -100,8 +100,8 @@ def work(values: flags.FlagValues) -> int:
     courses = {}
     options = shared_options(values)
     with cli.stop_on_signal() as stopping:
-        for name, own_options in cases(values.other_seeds).items():
-            courses[name] = train(work_dir, name, {**options, **own_options}, stopping)
+        for name, case_options in cases(values.other_seeds).items():
+            courses[name] = train(work_dir, name, {**options, **case_options}, stopping)
             if stopping():
                 return 130
     print(table(courses))
@@ -114,7 +114,7 @@ def work(values: flags.FlagValues) -> int:
 
 
 def cases(other_seeds: int) -> dict[str, dict[str, Any]]:
-    """Returns what each run has of its own, by its name."""
+    """Returns the options in which each run differs, by its name."""
     return {
         REFERENCE: {},
         **{precision: {"precision": precision} for precision in HALF},
@@ -124,7 +124,7 @@ def cases(other_seeds: int) -> dict[str, dict[str, Any]]:
 
 
 def shared_options(values: flags.FlagValues) -> dict[str, Any]:
-    """Returns the options of every run, chosen for the machine where they are not given."""
+    """Returns the options of every run; those that are not set depend on the machine."""
     import tensorflow as tf
 
     size = SIZES["GPU" if tf.config.list_physical_devices("GPU") else "CPU"]
@@ -165,17 +165,17 @@ def convert(camvid_dir: Path, work_dir: Path) -> None:
 
 
 def train(work_dir: Path, name: str, options: Mapping[str, Any], stopping: Any) -> Course:
-    """Trains a run, or goes on with it; returns its course so far."""
+    """Trains a run or resumes it; returns its losses."""
     from mapseg.estimator import Estimator
     from mapseg.runs.history import read_history
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         step = line.removeprefix("step ").split("/")[0]
         if not step.isdigit() or int(step) % WINDOW_STEPS == 0:
             cli.report(f"{name}: {line}")
 
     run_dir = work_dir / name.replace(", ", "_").replace(" ", "_")
-    estimator = Estimator(run_dir, tell)
+    estimator = Estimator(run_dir, report)
     estimator.train(work_dir / "records", evaluating=False, stopping=stopping, **options)
     rows = read_history(estimator.run.history_path)
     skipped = int(max(row["skipped_steps"] for row in rows))
@@ -183,7 +183,7 @@ def train(work_dir: Path, name: str, options: Mapping[str, Any], stopping: Any) 
 
 
 def deviation(name: str, courses: Mapping[str, Course]) -> np.ndarray:
-    """Returns a run's curve minus float32's, by window."""
+    """Returns the difference between a run's curve and float32's, by window."""
     return courses[name].curve - courses[REFERENCE].curve
 
 
@@ -193,32 +193,32 @@ def seeds_of(courses: Mapping[str, Course]) -> list[str]:
 
 
 def within_noise(name: str, courses: Mapping[str, Course]) -> bool:
-    """Says whether a run stays closer to float32 than every other seed, on average and at worst."""
-    own = np.abs(deviation(name, courses))
+    """Returns whether a run is closer to float32 than every other seed, in mean and maximum."""
+    gap = np.abs(deviation(name, courses))
     noise = [np.abs(deviation(seed, courses)) for seed in seeds_of(courses)]
-    return own.mean() < min(n.mean() for n in noise) and own.max() < min(n.max() for n in noise)
+    return gap.mean() < min(n.mean() for n in noise) and gap.max() < min(n.max() for n in noise)
 
 
 def table(courses: Mapping[str, Course]) -> str:
-    """Writes the table."""
+    """Formats the table."""
     lines = [
         "| run | loss, first window | loss, last window | deviation from float32, mean | largest "
         "| with its sign, mean | skipped steps | within noise |",
         "| --- " * 8 + "|",
     ]
     for name, course in courses.items():
-        curve, away = course.curve, deviation(name, courses)
-        told = f"{np.abs(away).mean():.4f} | {np.abs(away).max():.4f} | {away.mean():+.4f} |"
+        curve, gap = course.curve, deviation(name, courses)
+        cells = f"{np.abs(gap).mean():.4f} | {np.abs(gap).max():.4f} | {gap.mean():+.4f} |"
         verdict = ("yes" if within_noise(name, courses) else "**no**") if name in HALF else ""
         lines.append(
             f"| {name} | {curve[0]:.4f} | {curve[-1]:.4f} "
-            f"| {told if name != REFERENCE else '| | |'} {course.skipped_steps} | {verdict} |"
+            f"| {cells if name != REFERENCE else '| | |'} {course.skipped_steps} | {verdict} |"
         )
     return "\n".join(lines)
 
 
 def write_plot(courses: Mapping[str, Course], title: str, path: Path) -> None:
-    """Draws the curves, and beneath them their deviations; other seeds are grey."""
+    """Plots the curves and, below them, their deviations; other seeds are grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -244,8 +244,8 @@ def write_plot(courses: Mapping[str, Course], title: str, path: Path) -> None:
             lower.plot(middles, deviation(name, courses), **look, label=name)
     lower.axhline(0, color="C0", linewidth=1)
     upper.set_title(f"{title}; means of {WINDOW_STEPS} steps", fontsize=10)
-    for axis, what in ((upper, "training loss"), (lower, "difference from float32")):
-        axis.set_ylabel(what)
+    for axis, text in ((upper, "training loss"), (lower, "difference from float32")):
+        axis.set_ylabel(text)
         axis.grid(alpha=0.3, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.01)
@@ -253,7 +253,7 @@ def write_plot(courses: Mapping[str, Course], title: str, path: Path) -> None:
     lower.set_xlabel("step")
     canvas.draw()
     data, picture = io.BytesIO(), Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    picture.quantize(128).save(data, "PNG")  # a third of the bytes
+    picture.quantize(128).save(data, "PNG")  # a third of the file size
     write_bytes(path, data.getvalue())
 
 

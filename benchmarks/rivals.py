@@ -1,4 +1,4 @@
-"""What benchmarks share: programs that run in turn, and the commands of other projects."""
+"""Shared by benchmarks: runs programs alternately, and builds the commands of other projects."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Turns = dict[str, list[dict[str, Any]]]
 def rival_command(template: str, **words: object) -> list[str]:
     """Splits a command line and replaces the words that are keys of `words`.
 
-    ARCH becomes the name that timm gives to the encoder.
+    ARCH becomes timm's name of the encoder.
     """
     texts = {name: str(value) for name, value in words.items()}
     if "ARCH" in texts:
@@ -30,17 +30,17 @@ def run_json(command: Sequence[str]) -> dict[str, Any]:
     """Runs a program and parses the last line that it prints.
 
     Raises:
-      ChildProcessError: it failed.
+      ChildProcessError: the program failed.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ChildProcessError(f"{shlex.join(command)} must succeed; {done.stderr[-1000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise ChildProcessError(f"{shlex.join(command)} must succeed; {process.stderr[-1000:]}")
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> Turns:
-    """Runs programs in turn, several times; returns what each printed, by its name."""
+    """Runs programs alternately, several times; returns the results of each by name."""
     turns: Turns = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
@@ -49,10 +49,10 @@ def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> Turns:
 
 
 def describe_machine() -> str:
-    """Says what is measured on."""
-    flags_of_cpu: set[str] = set()
+    """Describes the machine of the measurement."""
+    cpu_flags: set[str] = set()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags_of_cpu = set(next((x for x in lines if x.startswith("flags")), "").split())
-    kinds = [x for x in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if x in flags_of_cpu]
+        cpu_flags = set(next((x for x in lines if x.startswith("flags")), "").split())
+    kinds = [x for x in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if x in cpu_flags]
     return f"{machine.cores()} cores, {' '.join(kinds) or 'no AVX2'}, {os.uname().machine}"

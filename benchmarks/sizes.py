@@ -1,9 +1,9 @@
-"""Prints modules of over 300 lines and functions of over 60, each with the reason beside it.
+"""Prints modules of over 300 lines and functions of over 60 lines, each with its reason.
 
     python benchmarks/sizes.py
 
 A reason is a comment `# Long: ...` in the module's first lines, or on the line above the function.
-The exit code is 1 if one has none.
+The exit code is 1 if a reason is missing.
 """
 
 import ast
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("mapseg", "data_prep", "experiments", "benchmarks")
 MODULE_LINES, FUNCTION_LINES = 300, 60
 _REASON = re.compile(r"#\s*Long: (.+)")
-_FIRST_LINES = 30  # of a module, in which its reason stands
+_FIRST_LINES = 30  # lines of a module that may hold its reason
 
 
 def long_parts(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yields (name, lines, reason) of what is long in a module; an empty reason is none."""
+    """Yields (name, lines, reason) of a long module and its long functions; reason may be empty."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     name = path.relative_to(ROOT).as_posix()
@@ -39,14 +39,14 @@ def _reason(lines: list[str]) -> str:
 
 
 def main() -> int:
-    """Prints the table; returns 1 where a reason is missing."""
+    """Prints the table; returns 1 if a reason is missing."""
     paths = [ROOT / "train_main.py", ROOT / "infer_main.py"]
     paths += [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-    found = [part for path in paths for part in long_parts(path)]
-    for name, length, reason in found:
+    parts = [part for path in paths for part in long_parts(path)]
+    for name, length, reason in parts:
         print(f"{length:>5}  {name}: {reason or 'NO REASON'}")
-    print(f"{len(paths)} modules, {len(found)} long parts")
-    return 0 if all(reason for *_, reason in found) else 1
+    print(f"{len(paths)} modules, {len(parts)} long parts")
+    return 0 if all(reason for *_, reason in parts) else 1
 
 
 if __name__ == "__main__":

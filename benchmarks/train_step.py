@@ -1,20 +1,20 @@
-"""Times training steps: images/s, first step, memory, FLOP/s; on the device's own and on real data.
+"""Times training steps on synthetic batches and on records: images/s, first step, memory, FLOP/s.
 
     python benchmarks/train_step.py [--encoders=resnet50,xception65] [--crop=513] [--batches=1,16]
         [--precisions=auto] [--rounds=3] [--records_dir=R] [--former=CHECKOUT] [--check]
         [--twin="python torch_cpu.py ARCH SIZE BATCH MODE CALLS"] [--json=FILE]
 
-Each measurement has a process of its own, and all of a case take turns, `--rounds` times; the
-figures are medians. The synthetic batch is copied to the device ahead of its step, as others are;
-with --records_dir the same step is then fed from records, as in training. On a GPU memory is the
-allocator's peak, on a CPU the growth of the process.
+Each measurement runs in a separate process; the programs of a case alternate, `--rounds` times, and
+the figures are medians. The synthetic batch is prefetched to the device, as in training. With
+--records_dir the same step is also timed on batches from records. On a GPU, memory is the
+allocator's peak; on a CPU, the growth of the process.
 
 --twin is a command in which the words ARCH, SIZE, BATCH, MODE and CALLS are replaced; it prints a
-JSON line with images_per_s. --twin_flops is one that takes --encoder and --crop and prints its
-forward_gflop. --former is another checkout of mapseg: with --records_dir, train_main.py takes one
-step there and here in turn, from nothing, and the CPU seconds of both are compared.
---compile_cache_dir, an empty folder, shows the first step with what an earlier process compiled.
---check exits with 1 where a target of TARGETS or START_TARGET is missed.
+JSON line with images_per_s. --twin_flops is a command that accepts --encoder and --crop and prints
+forward_gflop. --former is another checkout of mapseg; with --records_dir, the CPU seconds that
+train_main.py needs to start and take one step are compared between it and this checkout.
+--compile_cache_dir, an empty folder, adds the time of the first step with a warm compile cache.
+--check exits with 1 if a target in TARGETS or START_TARGET is missed.
 """
 
 import json
@@ -37,10 +37,10 @@ from mapseg.config import ENCODERS, PRECISIONS
 
 CLASSES = 66
 TRAIN_TO_FORWARD = 3  # the gradients of inputs and of weights cost a forward pass each
-CROPS_2018 = 100_000  # the steps of 2018, of one crop; 10 hours then
-# (encoder, crop, batch) on a CPU -> most that our time may be of the twin's.
+CROPS_2018 = 100_000  # steps of one crop in 2018, which took 10 hours
+# (encoder, crop, batch) on a CPU -> maximum ratio of our time to the twin's.
 TARGETS = {("mobilenet_v2", 513, 2): 0.6, ("mobilenet_v2", 193, 4): 0.8}
-START_TARGET = 0.6  # most CPU seconds until the first step, of the former version's
+START_TARGET = 0.6  # maximum ratio of CPU seconds for start and first step to the former version's
 CHECKOUT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     "encoder",
@@ -63,33 +63,33 @@ OPTIONS = ("xla", "accumulate_steps", "recompute")
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_list(
-        "encoders", ["resnet50", "xception65"], "of " + ", ".join(ENCODERS), flag_values=values
+        "encoders", ["resnet50", "xception65"], "among " + ", ".join(ENCODERS), flag_values=values
     )
     flags.DEFINE_integer("crop", 513, "side of a crop in pixels", flag_values=values)
     flags.DEFINE_list("batches", ["1", "16"], "batch sizes", flag_values=values)
-    flags.DEFINE_list("precisions", ["auto"], "of " + ", ".join(PRECISIONS), flag_values=values)
-    flags.DEFINE_integer("steps", 50, "that are timed", flag_values=values)
+    flags.DEFINE_list("precisions", ["auto"], "among " + ", ".join(PRECISIONS), flag_values=values)
+    flags.DEFINE_integer("steps", 50, "timed steps", flag_values=values)
     flags.DEFINE_string("xla", "auto", "auto, on or off", flag_values=values)
     flags.DEFINE_integer("accumulate_steps", 1, "as in training", flag_values=values)
     flags.DEFINE_bool("recompute", False, "as in training", flag_values=values)
-    flags.DEFINE_enum("forms", FORMS[0], FORMS, "of layers under XLA", flag_values=values)
+    flags.DEFINE_enum("forms", FORMS[0], FORMS, "layer forms under XLA", flag_values=values)
     flags.DEFINE_string("compile_cache_dir", "", "an empty folder", flag_values=values)
-    flags.DEFINE_string("records_dir", "", "train from these too", flag_values=values)
-    flags.DEFINE_integer("rounds", 3, "turns that each process gets", flag_values=values)
-    flags.DEFINE_string("former", "", "another checkout to start", flag_values=values)
-    flags.DEFINE_string("twin", "", "another program to time", flag_values=values)
-    flags.DEFINE_string("twin_flops", "", "a program that counts its FLOP", flag_values=values)
-    flags.DEFINE_float("peak_tflops", 0.0, "of the device, for its utilisation", flag_values=values)
-    flags.DEFINE_bool("check", False, "exit with 1 where a target is missed", flag_values=values)
-    flags.DEFINE_string("json", "", "where to write all figures", flag_values=values)
+    flags.DEFINE_string("records_dir", "", "also time steps on these records", flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "runs of each program", flag_values=values)
+    flags.DEFINE_string("former", "", "another checkout to compare with", flag_values=values)
+    flags.DEFINE_string("twin", "", "command of another program to time", flag_values=values)
+    flags.DEFINE_string("twin_flops", "", "command that counts its FLOP", flag_values=values)
+    flags.DEFINE_float("peak_tflops", 0.0, "peak of the device", flag_values=values)
+    flags.DEFINE_bool("check", False, "exit with 1 if a target is missed", flag_values=values)
+    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
     return values
 
 
 def work(values: flags.FlagValues) -> int:
-    """Prints a row for every case; 1 where one failed, or with --check where it misses a target."""
+    """Prints a row for every case; returns 1 if one failed or, with --check, missed a target."""
     print(describe_machine())
     print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|", flush=True)
     rows, failures, missed = [], 0, []
@@ -102,13 +102,13 @@ def work(values: flags.FlagValues) -> int:
                 case["records_dir"] = values.records_dir
                 try:
                     rows.append({**case, **run_case(case, values)})
-                except ChildProcessError as error:  # memory that is not there: others may fit
+                except ChildProcessError as error:  # perhaps out of memory: smaller cases may fit
                     print(f"failed: {error}", file=sys.stderr)
                     rows.append(case)
                     failures += 1
                 print(table_row(rows[-1], values.peak_tflops), flush=True)
                 missed += misses(rows[-1])
-                if values.json:  # after each case: a later one may be cut off
+                if values.json:  # after each case, in case a later one is killed
                     text = json.dumps(rows, indent=1) + "\n"
                     Path(values.json).write_text(text, encoding="utf-8")
     for line in missed:
@@ -117,42 +117,42 @@ def work(values: flags.FlagValues) -> int:
 
 
 def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
-    """Runs a case and what it is compared with in turn; returns what is to be had."""
-    own = [sys.executable, __file__, "--case", json.dumps(case)]
+    """Runs a case alternately with its comparisons; returns the figures."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
     encoder, crop = case["encoder"], case["crop"]
-    commands = {"mapseg": own}
+    commands = {"mapseg": command}
     if values.twin:
         words = {"ARCH": encoder, "SIZE": f"{crop}x{crop}", "BATCH": case["batch"]}
         words |= {"MODE": "train", "CALLS": case["steps"]}
         commands["twin"] = rival_command(values.twin, **words)
     turns = take_turns(commands, values.rounds)
     first = turns["mapseg"][0]
-    found = {**first, "turns": turns}
+    figures = {**first, "turns": turns}
     for name in ("images_per_s", "fed_images_per_s"):
         if name in first:
-            found[name] = median(turn[name] for turn in turns["mapseg"])
+            figures[name] = median(turn[name] for turn in turns["mapseg"])
     if case["compile_cache_dir"]:
-        again = turns["mapseg"][1] if values.rounds > 1 else run_json(own)
-        found["cached_first_step_secs"] = again["first_step_secs"]
+        cached = turns["mapseg"][1] if values.rounds > 1 else run_json(command)
+        figures["cached_first_step_secs"] = cached["first_step_secs"]
     if values.twin:
         rate = median(turn["images_per_s"] for turn in turns["twin"])
-        found["of_twins_time"] = rate / found["images_per_s"]
+        figures["of_twins_time"] = rate / figures["images_per_s"]
     if values.twin_flops:
-        command = rival_command(values.twin_flops)
-        counted = run_json([*command, f"--encoder={encoder}", f"--crop={crop}"])
-        found["twin_gflop_per_image"] = counted["forward_gflop"]
+        counter = rival_command(values.twin_flops)
+        counted = run_json([*counter, f"--encoder={encoder}", f"--crop={crop}"])
+        figures["twin_gflop_per_image"] = counted["forward_gflop"]
     if values.former:
         checkouts = {"own": CHECKOUT, "former": Path(values.former)}
         secs: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(values.rounds):
             for name, checkout in checkouts.items():
                 secs[name].append(start_cpu_secs(case, checkout))
-        found["start_cpu_secs"] = {name: median(each) for name, each in secs.items()}
-    return found
+        figures["start_cpu_secs"] = {name: median(each) for name, each in secs.items()}
+    return figures
 
 
 def start_cpu_secs(case: dict[str, Any], checkout: Path) -> float:
-    """Returns the CPU seconds in which a checkout's train_main.py takes one step and saves it."""
+    """Returns the CPU seconds of a checkout's train_main.py for one step and its checkpoint."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -168,21 +168,21 @@ def start_cpu_secs(case: dict[str, Any], checkout: Path) -> float:
 
 
 def misses(row: dict[str, Any]) -> list[str]:
-    """Says which targets a case misses."""
+    """Returns the targets that a case misses."""
     title = f"{row['encoder']}, {row['crop']}x{row['crop']}, batch {row['batch']}"
     most = TARGETS.get((row["encoder"], row["crop"], row["batch"]))
-    found = []
+    missed = []
     if most and not row.get("gpu") and row.get("of_twins_time", 0) > most:
-        found.append(f"{title}: {row['of_twins_time']:.2f} of the twin's time, at most {most}")
+        missed.append(f"{title}: {row['of_twins_time']:.2f} of the twin's time, at most {most}")
     if start := row.get("start_cpu_secs"):
         ratio = start["own"] / start["former"]
         if ratio > START_TARGET:
-            found.append(f"{title}: {ratio:.2f} of the former's start, at most {START_TARGET}")
-    return found
+            missed.append(f"{title}: {ratio:.2f} of the former's start, at most {START_TARGET}")
+    return missed
 
 
 def table_row(row: dict[str, Any], peak_tflops: float) -> str:
-    """Writes a case as a row of the table."""
+    """Formats a case as a row of the table."""
     cells = [row["encoder"], f"{row['crop']}x{row['crop']}", str(row["batch"])]
     if "images_per_s" not in row:
         empty = "| " * (len(COLUMNS) - 5)
@@ -209,9 +209,9 @@ def table_row(row: dict[str, Any], peak_tflops: float) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-# Long: what is measured, in the order in which it is.
+# Long: all measurements of a process, in their order.
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Times one case."""
+    """Times one case, in a separate process; returns its figures."""
     if case["compile_cache_dir"]:
         from mapseg.compiling import use_compile_cache
 
@@ -255,22 +255,22 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     batches = iter(synthetic)
     float(steps(batches, tf.constant(1))[0][0])
-    found = {"first_step_secs": time.perf_counter() - started}
+    figures = {"first_step_secs": time.perf_counter() - started}
     most = steps_per_call()
 
     def secs_of_step(batches: Any) -> float:
         return seconds(case["steps"], most, lambda count: steps(batches, tf.constant(count))[0])
 
-    found["images_per_s"] = batch / secs_of_step(batches)
-    found["memory_mb"] = (taken_bytes("peak") - (0 if on_gpu else before)) / 1e6
+    figures["images_per_s"] = batch / secs_of_step(batches)
+    figures["memory_mb"] = (taken_bytes("peak") - (0 if on_gpu else before)) / 1e6
     if case["records_dir"]:
         manifest = read_manifest(case["records_dir"])
         labels = make_label_set(manifest.classes, config.label_set)
         stream = CropStream(manifest, config, labels)
         fed = iter(share_batches(stream, tf.distribute.get_strategy(), 0, 1, 0))
-        found["fed_images_per_s"] = batch / secs_of_step(fed)
+        figures["fed_images_per_s"] = batch / secs_of_step(fed)
     return {
-        **found,
+        **figures,
         "gpu": on_gpu,
         "resolved_precision": config.precision,
         "forward_gflop_per_image": forward_gflop(state.model, crop),
@@ -278,7 +278,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_forms(model: Any, forms: str) -> None:
-    """Undoes `use_forms_for_xla` for some layers, to compare with it."""
+    """Reverts `use_forms_for_xla` for some layers, for comparison."""
     from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
     from mapseg.model.layers import BatchNormalization
 
@@ -291,7 +291,7 @@ def use_forms(model: Any, forms: str) -> None:
 
 
 def seconds(count: int, most: int, take: Callable[[int], Any]) -> float:
-    """Returns the seconds of a step: the host waits for the device before and after all."""
+    """Returns the seconds per step; the host waits for the device only at the start and end."""
     float(take(1)[0])
     started = time.perf_counter()
     for done in range(0, count, most):
@@ -301,9 +301,9 @@ def seconds(count: int, most: int, take: Callable[[int], Any]) -> float:
 
 
 def forward_gflop(model: Any, crop: int) -> float:
-    """Counts the operations of a forward pass; a multiplication and an addition are two.
+    """Counts the operations of a forward pass; a multiply-add counts as two.
 
-    The last up-sampling is left out: in training it is part of the loss.
+    The final upsampling is excluded: in training it is part of the loss.
     """
     import keras
     import tensorflow as tf

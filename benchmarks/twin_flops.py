@@ -1,12 +1,12 @@
-"""Counts the operations and parameters of the PyTorch twin, beside which mapseg is timed.
+"""Counts the operations and parameters of the PyTorch twin that mapseg is compared with.
 
     python benchmarks/twin_flops.py --twin=torch_twin.py [--encoder=resnet50] [--crop=513]
 
---twin is a Python file with a class DeepLabV3Plus(encoder). Needs torch and timm, which are no part
-of mapseg, and no GPU: the network has shapes and no values. Prints JSON: the operations of a
-forward pass over one image, a multiplication and an addition being two, of the convolutions and
-matrix products. PyTorch counts nothing else: no norms, activations, biases or interpolation.
-`benchmarks/train_step.py` has mapseg's own count.
+--twin is a Python file with a class DeepLabV3Plus(encoder). Needs torch and timm, which mapseg does
+not depend on, but no GPU: the network is built on the meta device, without values. Prints JSON: the
+operations of a forward pass on one image, a multiply-add counting as two. PyTorch counts only
+convolutions and matrix products: no norms, activations, biases or interpolation.
+`benchmarks/train_step.py` reports mapseg's count.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from mapseg import cli
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_string("twin", "", "the file that defines the network", flag_values=values)
     flags.DEFINE_string("encoder", "resnet50", "the network's encoder", flag_values=values)
@@ -34,9 +34,9 @@ def work(values: flags.FlagValues) -> int:
     """Prints the figures of one network."""
     path = Path(cli.required(values, "twin"))
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Remedy: --twin=FILE.py")
-    found = measure(path, values.encoder, values.crop)
-    print(json.dumps({"encoder": values.encoder, "crop": values.crop, **found}))
+        raise FileNotFoundError(f"{path}: no such file. Remedy: set --twin=FILE.py")
+    figures = measure(path, values.encoder, values.crop)
+    print(json.dumps({"encoder": values.encoder, "crop": values.crop, **figures}))
     return 0
 
 
@@ -44,13 +44,13 @@ def measure(twin_path: Path, encoder: str, crop: int) -> dict[str, Any]:
     """Counts the twin's operations.
 
     Args:
-      twin_path: Python with a class DeepLabV3Plus(encoder).
-      encoder: its argument.
+      twin_path: Python file with a class DeepLabV3Plus(encoder).
+      encoder: argument of the class.
       crop: side of the image in pixels.
 
     Returns:
-      Billions of operations of the whole network and of its encoder, millions of parameters, and
-      the versions that were used.
+      Billions of operations of the network and of its encoder, millions of parameters, and the
+      versions of torch and timm.
     """
     import timm
     import torch
@@ -65,10 +65,10 @@ def measure(twin_path: Path, encoder: str, crop: int) -> dict[str, Any]:
         network = twin.DeepLabV3Plus(encoder).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, crop, crop))
-    of_encoder = counter.get_flop_counts()["DeepLabV3Plus.encoder"]
+    encoder_flops = counter.get_flop_counts()["DeepLabV3Plus.encoder"]
     return {
         "forward_gflop": counter.get_total_flops() / 1e9,
-        "encoder_forward_gflop": sum(of_encoder.values()) / 1e9,
+        "encoder_forward_gflop": sum(encoder_flops.values()) / 1e9,
         "million_parameters": sum(p.numel() for p in network.parameters()) / 1e6,
         "torch": torch.__version__,
         "timm": timm.__version__,

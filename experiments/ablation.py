@@ -1,12 +1,12 @@
-"""Trains a recipe with and without each aid, over several seeds, and says what each one earns.
+"""Ablation study: trains a recipe with and without each option, over several seeds.
 
     python experiments/ablation.py --flagfile=experiments/FILE.flags --records_dir=R --work_dir=W
         [--seeds=1,2,3] [--only=CASE,...] [--classes=NAME,...]
 
-Each case changes options of the flag file; an aid earns the mean over the seeds of the difference
-to the same seed without it. Beside the mean IoU stand the IoU of the classes asked for.
+Each case changes options of the flag file. The column `earns` is the difference to the base case
+with the same seed, averaged over the seeds. The table has the mean IoU and the IoU of --classes.
 
-The same command again goes on where it stopped, and prints the table of what is there.
+Run the same command again to resume; it prints the table of the finished runs.
 """
 
 import os
@@ -46,13 +46,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
-    for name, help_text in (("records_dir", "records"), ("work_dir", "where the runs go")):
+    for name, help_text in (("records_dir", "records"), ("work_dir", "folder for the runs")):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of each case", flag_values=values)
     flags.DEFINE_list("only", list(CASES), "cases to run", flag_values=values)
-    flags.DEFINE_list("classes", [], "classes whose IoU is shown too", flag_values=values)
+    flags.DEFINE_list("classes", [], "classes to show the IoU of", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
     flags.DEFINE_string("compile_cache_dir", "auto", "as in training", flag_values=values)
@@ -60,7 +60,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def work(values: flags.FlagValues) -> int:
-    """Trains what is not trained yet and prints the table."""
+    """Trains the runs that are not finished and prints the table."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     records_dir = Path(cli.required(values, "records_dir"))
     work_dir = Path(cli.required(values, "work_dir"))
@@ -74,69 +74,69 @@ def work(values: flags.FlagValues) -> int:
     from mapseg.data.manifest import read_manifest
 
     classes = read_manifest(records_dir).classes
-    make_label_set(classes, options["label_set"]).select(values.classes)  # before all the work
-    cases = _cases_at_hand(values, options)
-    found: dict[str, list[Outcome]] = {}
+    make_label_set(classes, options["label_set"]).select(values.classes)  # fails before training
+    cases = _available_cases(values, options)
+    outcomes: dict[str, list[Outcome]] = {}
     with cli.stop_on_signal() as stopping:
-        for seed in seeds_of(values):  # of all cases, before the next seed: a table early
+        for seed in seeds_of(values):  # all cases of a seed first, for an early table
             for case in cases:
                 run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
-                own = {**options, **CASES[case], "seed": seed}
-                if case != BASE and own == {**options, "seed": seed}:
-                    continue  # the flag file has it
-                outcome = measure(run_dir, records_dir, split, own, predicting, stopping)
+                case_options = {**options, **CASES[case], "seed": seed}
+                if case != BASE and case_options == {**options, "seed": seed}:
+                    continue  # same as the base: the flag file sets the option
+                outcome = measure(run_dir, records_dir, split, case_options, predicting, stopping)
                 if outcome is None:
                     return 130
-                found.setdefault(case, []).append(outcome)
-                cli.report(table(found, values.classes))
+                outcomes.setdefault(case, []).append(outcome)
+                cli.report(table(outcomes, values.classes))
     return 0
 
 
-def _cases_at_hand(values: flags.FlagValues, options: Mapping[str, Any]) -> list[str]:
-    """The base and the cases that were asked for, but those whose first weights cannot be had.
+def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> list[str]:
+    """Returns the base and the requested cases whose initial weights are available.
 
     Raises:
-      FileNotFoundError: the weights of the base cannot be had.
+      FileNotFoundError: the weights of the base are unavailable.
     """
     from mapseg.model.pretrained import find_weights
 
     cases = []
     for case in dict.fromkeys([BASE, *values.only]):
-        own = {**options, **CASES[case]}
-        model = ModelConfig(**{f.name: own[f.name] for f in fields(ModelConfig)})
+        case_options = {**options, **CASES[case]}
+        model = ModelConfig(**{f.name: case_options[f.name] for f in fields(ModelConfig)})
         try:
             find_weights(model)
         except FileNotFoundError as error:
             if case == BASE:
                 raise
-            cli.report(f"left out: {case}: {error}")
+            cli.report(f"skipped: {case}: {error}")
         else:
             cases.append(case)
     return cases
 
 
-def table(found: Mapping[str, Sequence[Outcome]], classes: Sequence[str]) -> str:
-    """Writes the table: what each case comes to, and what it earns over the base."""
+def table(outcomes: Mapping[str, Sequence[Outcome]], classes: Sequence[str]) -> str:
+    """Formats the table: the scores of each case, and the difference to the base."""
     columns = ["mean IoU", *classes]
     head = [f"{c} | earns" for c in columns]
     lines = [f"| case | seeds | {' | '.join(head)} | training steps |"]
     lines.append("| --- " * (3 + 2 * len(columns)) + "|")
-    base = figures(found[BASE], classes)
-    rows = {case: figures(runs, classes) for case, runs in found.items()}
-    for case, own in rows.items():
+    base = figures(outcomes[BASE], classes)
+    rows = {case: figures(runs, classes) for case, runs in outcomes.items()}
+    for case, scores in rows.items():
         cells = []
         for column in range(len(columns)):
-            mine = 100 * own[:, column]
-            earned = 100 * (own[:, column] - base[: len(own), column])
-            cells.append(f"{mine.mean():.2f} ({mine.min():.2f} to {mine.max():.2f})")
-            cells.append("" if case == BASE else f"{earned.mean():+.2f}")
-        secs = np.mean([outcome.train_secs for outcome in found[case]])
-        lines.append(f"| {case} | {len(own)} | {' | '.join(cells)} | {secs:.0f} s |")
+            percent = 100 * scores[:, column]
+            gain = 100 * (scores[:, column] - base[: len(scores), column])
+            cells.append(f"{percent.mean():.2f} ({percent.min():.2f} to {percent.max():.2f})")
+            cells.append("" if case == BASE else f"{gain.mean():+.2f}")
+        secs = np.mean([outcome.train_secs for outcome in outcomes[case]])
+        lines.append(f"| {case} | {len(scores)} | {' | '.join(cells)} | {secs:.0f} s |")
     return "\n".join(lines)
 
 
 def figures(outcomes: Sequence[Outcome], classes: Sequence[str]) -> np.ndarray:
-    """[seeds, 1 + classes]: the mean IoU and that of some classes."""
+    """Returns [seeds, 1 + classes]: the mean IoU and the IoU of each class."""
     places = [outcomes[0].scores.label_set.names.index(name) for name in classes]
     return np.array([[o.scores.mean_iou, *o.scores.iou[places]] for o in outcomes])
 

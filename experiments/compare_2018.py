@@ -1,14 +1,15 @@
-"""Scores runs beside the predictions of 2018 on the same images, and draws both.
+"""Compares runs with the predictions of 2018 on the same images: scores and pictures.
 
     python experiments/compare_2018.py --flagfile=experiments/vistas_sample.flags
         --vistas_dir=VISTAS --predictions_dir=SEED --run_dirs=W/seed1,W/seed2,W/seed3 --out_dir=P
         [--frames=KITTI] [any option of prediction]
 
-SEED has raw_66/, downsized_66/, raw_lane/ and downsized_lane/, each with the source ids (of lanes:
-0 and 1) that a model of 2018 predicted for the validation images, as KEY.png. The runs must be of
-one label set, `all` or `lane_marking`; those of 2018 of that set stand beside them. A prediction
-of "unlabeled" is wrong. P/panels has image, both predictions and ground truth of each image for the
-first run; with --frames, P/frames has its overlays, drawn by `infer_main.py`'s own code.
+SEED contains raw_66/, downsized_66/, raw_lane/ and downsized_lane/, each with the source ids (for
+lanes: 0 and 1) that a model of 2018 predicted for the validation images, as KEY.png. All runs must
+have the same label set, `all` or `lane_marking`; they are compared with the 2018 predictions for
+it. A prediction of "unlabeled" counts as wrong. P/panels shows each image, the predictions of 2018
+and of the first run, and the ground truth; with --frames, P/frames has the overlays of
+`infer_main.py`.
 """
 
 import os
@@ -37,16 +38,16 @@ _TITLE_PX = 24
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     for name, help_text in (
         ("vistas_dir", "a Vistas v1.2 folder"),
         ("predictions_dir", "the predictions of 2018"),
-        ("out_dir", "where the pictures go"),
+        ("out_dir", "folder for the pictures"),
         ("frames", "frames to draw overlays of"),
     ):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
-    flags.DEFINE_list("run_dirs", [], "runs that differ by their seed", flag_values=values)
+    flags.DEFINE_list("run_dirs", [], "runs that differ in the seed", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     return values
 
@@ -57,7 +58,7 @@ def work(values: flags.FlagValues) -> int:
     names = ("vistas_dir", "predictions_dir", "out_dir")
     vistas_dir, former_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     if not values.run_dirs:
-        raise ValueError("run_dirs must be given: run folders, joined by commas")
+        raise ValueError("run_dirs must be a comma-separated list of run folders; got none")
     predicting = PredictConfig(**cli.given(values, PredictConfig))
 
     from data_prep.sources import find_vistas
@@ -68,14 +69,14 @@ def work(values: flags.FlagValues) -> int:
     run_dirs = [Path(run_dir) for run_dir in values.run_dirs]
     label_sets = {open_run(run_dir).label_set for run_dir in run_dirs}
     if len(label_sets) > 1 or next(iter(label_sets)).name not in FORMER:
-        raise ValueError("run_dirs must be of one label set, all or lane_marking")
+        raise ValueError("run_dirs must have the same label set, all or lane_marking")
     label_set = label_sets.pop()
     source = find_vistas(vistas_dir)
     splits = [s for s in source.splits if s.name == "validation"]
     if not splits:
         raise ValueError(f"{vistas_dir}: vistas_dir must have a validation split with labels")
     (split,) = splits
-    # Beside the classes of the runs, one for "unlabeled": those of 2018 may say so.
+    # The models of 2018 may also predict "unlabeled", which is not a class of the runs.
     scored = (
         label_set if label_set.name == "lane_marking" else make_label_set(source.classes, "all_66")
     )
@@ -109,7 +110,7 @@ def work(values: flags.FlagValues) -> int:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Reads [H, W] uint8 ids; of a palette image the indices."""
+    """Reads [H, W] uint8 ids: the indices of a palette image."""
     with Image.open(path) as stored:
         return np.asarray(stored)
 
@@ -121,17 +122,17 @@ def table(
     lane: str,
     pairs: Sequence["Pair"],
 ) -> str:
-    """Writes the scores of all images together, and the mean IoU of each."""
+    """Formats the scores over all images, and the mean IoU of each image."""
     classes = len(label_set.classes)
     head = ["prediction", "mean IoU", "pixel accuracy", "lane marking IoU"]
     lines = [
         f"| {' | '.join([*head, *(pair.key for pair in pairs)])} |",
         "| --- " * (len(head) + len(pairs)) + "|",
     ]
-    for name, own in guesses.items():
+    for name, predictions in guesses.items():
         matrices = [
             confusion_matrix(label, guess, classes)
-            for label, guess in zip(labels, own, strict=True)
+            for label, guess in zip(labels, predictions, strict=True)
         ]
         scores = Scores(sum(matrices[1:], matrices[0]), label_set)
         figures = [
@@ -145,7 +146,7 @@ def table(
 
 
 def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Puts pictures of one size beside each other, each under its name."""
+    """Joins pictures of the same size horizontally, each with its name above."""
     columns = []
     for name, picture in pictures.items():
         title = np.full((_TITLE_PX, picture.shape[1], 3), 255, np.uint8)

@@ -1,6 +1,6 @@
-"""Runs the whole way on scripted scenes with the real commands, and checks that it worked.
+"""Runs all commands from data to inference on synthetic scenes, and checks the scores.
 
-`make demo` calls it. Every step goes on where it was interrupted, so it can be run again.
+`make demo` calls it. Run it again after an interruption: every step resumes.
 """
 
 import json
@@ -14,7 +14,7 @@ LEAST_MEAN_IOU, LEAST_OVER_MAJORITY, LEAST_LANE_IOU = 0.40, 3.0, 0.40
 
 
 def main(out_dir: Path) -> int:
-    """Makes, converts, trains, evaluates, infers; returns the exit code."""
+    """Makes and converts data, trains, evaluates, infers; returns the exit code."""
     sample_dir, records_dir = out_dir / "sample", out_dir / "records"
     run_dir, frames_dir = out_dir / "run", out_dir / "frames"
     records, run = f"--records_dir={records_dir}", f"--run_dir={run_dir}"
@@ -23,38 +23,38 @@ def main(out_dir: Path) -> int:
     train = ["train_main.py", "--flagfile=experiments/demo.flags", records, run]
     infer = ["infer_main.py", run, f"--frames={sample_dir / 'frames'}", f"--out_dir={frames_dir}"]
     steps = [
-        ("a scripted street-scene data set", ["-m", *make]),
-        ("its conversion to records", ["-m", *convert]),
-        ("training, then evaluation on scenes of other settings", train),
+        ("making a synthetic street-scene data set", ["-m", *make]),
+        ("converting it to records", ["-m", *convert]),
+        ("training, then evaluation on scenes with other settings", train),
         (
-            "inference over the frames of a drive, twice as wide as what it was trained on",
+            "inference on the frames of a drive, twice as wide as the training images",
             [*infer, "--scale=0.8", "--outputs=ids,overlay,panel,video"],
         ),
     ]
     started = time.monotonic()
-    for number, (what, arguments) in enumerate(steps, start=1):
+    for number, (title, arguments) in enumerate(steps, start=1):
         if "data_prep.make_sample" in arguments and sample_dir.exists():
             continue
-        print(f"\n== {number}/{len(steps)} {what}\npython {' '.join(arguments)}", flush=True)
+        print(f"\n== {number}/{len(steps)} {title}\npython {' '.join(arguments)}", flush=True)
         code = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
         if code:
             print(f"demo: step {number} failed with exit code {code}", file=sys.stderr)
             return code
-    print(f"\n== done in {time.monotonic() - started:.0f} s; open")
-    for what, path in (
-        ("what the records hold", records_dir / "audit.png"),
-        ("the loss", run_dir / "loss.png"),
+    print(f"\n== done in {time.monotonic() - started:.0f} s; results:")
+    for content, path in (
+        ("samples of the records", records_dir / "audit.png"),
+        ("loss curve", run_dir / "loss.png"),
         ("image, prediction and ground truth", run_dir / "evaluation" / "panels"),
-        ("the drive, segmented", frames_dir / "overlay"),
-        ("the same with legend", frames_dir / "panel"),
-        ("the drive as a film", frames_dir / "video"),
+        ("overlays of the drive", frames_dir / "overlay"),
+        ("the same with a legend", frames_dir / "panel"),
+        ("video of the drive", frames_dir / "video"),
     ):
-        print(f"  {what}: {path}")
+        print(f"  {content}: {path}")
     return judge(run_dir / "evaluation" / "validation.json")
 
 
 def judge(scores_path: Path) -> int:
-    """Prints the verdict on an evaluation; 0 where the model visibly works."""
+    """Checks the scores of an evaluation; returns 0 if they are good enough."""
     scores = json.loads(scores_path.read_text(encoding="utf-8"))
     mean_iou, majority = scores["mean_iou"], scores["majority_mean_iou"]
     lane = scores["iou"]["marking--general"] or 0.0

@@ -1,4 +1,4 @@
-"""What recipes and ablations have in common: a run is trained and scored, once."""
+"""Shared by recipes and ablations: trains and scores a run, once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-      scores: on the split that was asked for.
-      train_secs: the seconds of its training steps.
-      facts: what options do not tell of how it came about, as JSON has it.
+      scores: on the requested split.
+      train_secs: duration of its training steps.
+      facts: JSON values that must agree between runs besides the options: precision, data, classes.
     """
 
     scores: "Scores"
@@ -30,11 +30,11 @@ class Outcome:
 
 
 def all_options(values: flags.FlagValues) -> dict[str, Any]:
-    """Returns every option of ModelConfig and TrainConfig, given or not, the seed apart.
+    """Returns every option of ModelConfig and TrainConfig, set or default, except the seed.
 
-    So a run that was begun with another command is refused, also where this one leaves an option
-    out. The schedule ends with the steps, unless it was given: a run does not go on at the rate at
-    which a shorter one has ended.
+    Listing the defaults too means that a run started with other options is rejected, even if this
+    command omits an option. Unless set, schedule_steps equals steps, so that a run with more steps
+    does not continue at the final learning rate of a shorter one.
     """
     model = ModelConfig(**cli.given(values, ModelConfig))
     train = TrainConfig(**cli.given(values, TrainConfig))
@@ -45,7 +45,7 @@ def all_options(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def protocol(options: Mapping[str, Any], predicting: PredictConfig) -> dict[str, Any]:
-    """Returns what scores must have in common to be compared or averaged."""
+    """Returns the options that scores must share to be compared or averaged."""
     names = {f.name for kind in (ModelConfig, TrainConfig) for f in fields(kind) if _decides(f)}
     return {**{k: v for k, v in options.items() if k in names}, **to_json(predicting)}
 
@@ -55,16 +55,16 @@ def _decides(option: Any) -> bool:
 
 
 def seeds_of(values: flags.FlagValues) -> list[int]:
-    """Returns the seeds that were asked for.
+    """Returns the requested seeds.
 
     Raises:
-      ValueError: not whole numbers, or not given by --seeds.
+      ValueError: they are not integers, or --seed is used in place of --seeds.
     """
     if values["seed"].present:
         raise ValueError("seed must be given by --seeds here, a comma-separated list")
     if not values.seeds or not all(text.isdecimal() for text in values.seeds):
         raise ValueError(
-            f"seeds must be whole numbers, joined by commas; got {','.join(values.seeds)!r}"
+            f"seeds must be comma-separated integers of 0 or more; got {','.join(values.seeds)!r}"
         )
     return [int(text) for text in values.seeds]
 
@@ -77,21 +77,21 @@ def measure(
     predicting: PredictConfig,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
-    """Trains a run, or goes on with it, and scores its last checkpoint, unless both are done.
+    """Trains a run or resumes it, and scores its last checkpoint, unless both are done.
 
     Args:
-      run_dir: the run's folder; a later call finds there what is done.
+      run_dir: the run's folder; a later call resumes from it.
       records_dir: a folder made by `data_prep.build_records`.
-      split: to score.
+      split: the split to score.
       options: all fields of ModelConfig and TrainConfig.
-      predicting: how images are scored.
-      stopping: asked before all, and after each step.
+      predicting: options of prediction for the scores.
+      stopping: returns whether to stop; called at the start and after each step.
 
     Returns:
-      What it came to; None where it was stopped before.
+      The result; None if the run was stopped first.
 
     Raises:
-      ValueError: the folder has a run of other options.
+      ValueError: the folder has a run with other options.
     """
     if stopping():
         return None

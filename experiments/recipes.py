@@ -1,20 +1,21 @@
-"""Runs a recipe from the raw folder to its numbers: converts, trains with several seeds, scores.
+"""Runs a recipe from raw data to results: converts, trains with several seeds, scores.
 
     python experiments/recipes.py --recipe=camvid_scratch --data_dir=CAMVID --work_dir=W
         [--seeds=1,2,3] [--splits=val | --folds=5] [any option of training or prediction]
 
-CAMVID has train/, val/ and perhaps test/, each with images/ and labels/; for the recipes of Vistas
-it is a Vistas folder. With --folds=N the training split alone is used: it is cut into N parts of
-neighbouring names, as frames of one drive have them; each run trains without one part and is scored
-on it, and the confusion matrices of all N are added up. So options are chosen without a look at the
-validation images.
+CAMVID contains train/, val/ and optionally test/, each with images/ and labels/; for the recipes of
+Vistas it is a Vistas folder. --folds=N cross-validates on the training split only: it is divided
+into N parts of neighbouring names, because frames of one drive have neighbouring names. Each run
+trains without one part and is scored on it, and the N confusion matrices are summed. This way
+options are chosen without the validation images.
 
-W/results.json and W/results.md have the scores of each seed, with mean and spread, and by class;
-those of other calls with other seeds or splits are added, and refused if their options, precision
-or data differ. The same command again goes on where it stopped, also in the middle of a run.
+W/results.json and W/results.md hold the scores of each seed, their mean and range, and the IoU of
+each class. Results of calls with other seeds or splits are added; they are rejected if their
+options, precision or data differ. Run the same command again to resume, also in the middle of a
+run.
 """
 
-# Long: one command from raw folder to tables, read from top to bottom.
+# Long: one command from raw data to tables, read from top to bottom.
 import contextlib
 import json
 import os
@@ -41,11 +42,11 @@ HELD_OUT = "held_out"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe needs beside its flag file, which has the same name.
+    """Settings of a recipe that are not in the flag file of the same name.
 
     Attributes:
-      vistas: the data is a Vistas folder, else folders of pairs with the classes of CamVid.
-      resize_to: (height, width) that all samples are stored at.
+      vistas: the data is a Vistas folder; otherwise folders of pairs with the classes of CamVid.
+      resize_to: stored (height, width) of all samples.
     """
 
     vistas: bool = False
@@ -61,14 +62,14 @@ RECIPES = {
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_enum("recipe", None, list(RECIPES), "which recipe", flag_values=values)
     flags.DEFINE_string("data_dir", "", "the raw data", flag_values=values)
-    flags.DEFINE_string("work_dir", "", "where records, runs and results go", flag_values=values)
-    flags.DEFINE_list("seeds", ["1", "2", "3"], "a run for each", flag_values=values)
-    flags.DEFINE_list("splits", [], "to score; default: the recipe's", flag_values=values)
-    flags.DEFINE_integer("folds", 0, "cross-validate with so many", flag_values=values)
+    flags.DEFINE_string("work_dir", "", "folder for records, runs, results", flag_values=values)
+    flags.DEFINE_list("seeds", ["1", "2", "3"], "one run per seed", flag_values=values)
+    flags.DEFINE_list("splits", [], "splits to score; default: the recipe's", flag_values=values)
+    flags.DEFINE_integer("folds", 0, "cross-validation folds; 0: off", flag_values=values)
     flags.DEFINE_string("compile_cache_dir", "auto", "as in training", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
@@ -76,7 +77,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def work(values: flags.FlagValues) -> int:
-    """Converts, trains and scores what is not done yet; prints and writes the results."""
+    """Converts, trains and scores what is missing; prints and writes the results."""
     cli.required(values, "recipe")
     recipe, work_dir = RECIPES[values.recipe], Path(cli.required(values, "work_dir"))
     data_dir = Path(cli.required(values, "data_dir"))
@@ -94,18 +95,18 @@ def work(values: flags.FlagValues) -> int:
             for table, parts in jobs.items():
                 outcomes = []
                 for part in parts:
-                    folder, own = work_dir / part.name, {**options, "seed": seed}
-                    found = measure(
+                    folder = work_dir / part.name
+                    outcome = measure(
                         folder / f"seed{seed}",
                         folder / "records",
                         part.split,
-                        own,
+                        {**options, "seed": seed},
                         predicting,
                         stopping,
                     )
-                    if found is None:
+                    if outcome is None:
                         return 130
-                    outcomes.append(found)
+                    outcomes.append(outcome)
                 results.add(table, seed, add_up(outcomes))
                 cli.report(results.text())
     return 0
@@ -116,9 +117,9 @@ class Part:
     """One run of a seed.
 
     Attributes:
-      name: its folder in the work folder; empty is that itself.
-      sources: what is converted for it.
-      split: what it is scored on.
+      name: its subfolder of the work folder; empty for the work folder itself.
+      sources: the data to convert for it.
+      split: the split that it is scored on.
     """
 
     name: str
@@ -127,21 +128,21 @@ class Part:
 
 
 def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, list[Part]]:
-    """Says which runs a seed has, by the name of the table that their pixels are added up for.
+    """Returns the runs of a seed, by the name of the table that sums their pixels.
 
     Raises:
-      ValueError: splits that there are not, or folds that there cannot be.
+      ValueError: a split does not exist, or the number of folds is not possible.
     """
     known = {split.name: split for source in sources for split in source.splits}
-    asked = [] if values.folds else values.splits or [values.eval_split]
-    for name in (values.train_split, *asked):
+    scored = [] if values.folds else values.splits or [values.eval_split]
+    for name in (values.train_split, *scored):
         if name not in known:
             raise ValueError(
-                f"{values.data_dir}: splits must be of {', '.join(known)}; got {name}. Remedy: "
-                "--splits=..., or put the images there"
+                f"{values.data_dir}: splits must be among {', '.join(known)}; got {name}. Remedy: "
+                "choose --splits=..., or put the images there"
             )
     if not values.folds:
-        return {split: [Part("", sources, split)] for split in asked}
+        return {split: [Part("", sources, split)] for split in scored}
     pairs = len(known[values.train_split].pairs)
     if not 2 <= values.folds <= pairs:
         raise ValueError(
@@ -149,7 +150,7 @@ def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, lis
             f"{values.folds}"
         )
     if values.splits:
-        raise ValueError("splits must not be given with --folds, which scores what is held out")
+        raise ValueError("splits must not be set with --folds, which scores the held-out parts")
     table = f"{HELD_OUT}_of_{values.folds}"
     return {
         table: [
@@ -164,40 +165,43 @@ def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, lis
 
 
 def find_sources(recipe: Recipe, data_dir: Path) -> list["Source"]:
-    """Finds the raw splits: the first source is that of training."""
+    """Finds the raw splits; the first source has the training split."""
     from data_prep.sources import find_folders, find_vistas
 
     if recipe.vistas:
         return [find_vistas(data_dir)]
-    found = [
+    sources = [
         find_folders(folder / "images", folder / "labels", FOLDER / "camvid.json", folder.name)
         for folder in (data_dir / split for split in CAMVID_SPLITS)
         if folder.is_dir()
     ]
-    if not found:
+    if not sources:
         raise FileNotFoundError(
-            f"{data_dir}: data_dir must have {', '.join(CAMVID_SPLITS)}, each with images and "
-            "labels; none is there"
+            f"{data_dir}: data_dir must contain {', '.join(CAMVID_SPLITS)}, each with images and "
+            "labels; got none of them"
         )
-    return found
+    return sources
 
 
 def fold(source: "Source", training: "SourceSplit", number: int, folds: int) -> "Source":
-    """Splits the training pairs: of as many equal parts in a row, the `number`-th is held out."""
-    kept, held = (
+    """Divides the training pairs into `folds` consecutive parts and holds out part `number`."""
+    train_pairs, held_out_pairs = (
         tuple(
             pair
             for i, pair in enumerate(training.pairs)
-            if (i * folds // len(training.pairs) == number) is out
+            if (i * folds // len(training.pairs) == number) is held_out
         )
-        for out in (False, True)
+        for held_out in (False, True)
     )
-    parts = (replace(training, pairs=kept), replace(training, name=HELD_OUT, pairs=held))
+    parts = (
+        replace(training, pairs=train_pairs),
+        replace(training, name=HELD_OUT, pairs=held_out_pairs),
+    )
     return replace(source, splits=parts)
 
 
 def convert(part: Part, work_dir: Path, recipe: Recipe) -> None:
-    """Converts to records, unless that is done."""
+    """Converts the sources of a run to records, unless that is done."""
     from data_prep.conversion import build_records
     from data_prep.convert import Resize
 
@@ -212,7 +216,7 @@ def convert(part: Part, work_dir: Path, recipe: Recipe) -> None:
 
 
 def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The figures of one seed: of its run, or of all its folds together."""
+    """Returns the figures of one seed: of its run, or of all its folds together."""
     from mapseg.evaluation.scores import Scores
 
     first = outcomes[0].scores
@@ -226,10 +230,10 @@ class Results:
     """W/results.json and W/results.md: figures by table and seed."""
 
     def __init__(self, work_dir: Path, measured_by: Mapping[str, Any]):
-        """Reads those of earlier calls.
+        """Reads the results of earlier calls.
 
         Raises:
-          ValueError: they were measured otherwise, or the file is damaged.
+          ValueError: they were measured with other options, or the file is damaged.
         """
         self._path = work_dir / "results.json"
         self._protocol = dict(measured_by)
@@ -241,37 +245,37 @@ class Results:
             return
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
-            former, self._tables = dict(stored["protocol"]), dict(stored["tables"])
+            stored_protocol, self._tables = dict(stored["protocol"]), dict(stored["tables"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{self._path}: must be what this program wrote; {error!r}. Remedy: remove it, and "
-                "what is trained is read again"
+                f"{self._path}: must be as this program wrote it; got {error!r}. Remedy: remove "
+                "it; the results of finished runs are read again"
             ) from error
-        differing = _differing(former, self._protocol)
+        differing = _differing(stored_protocol, self._protocol)
         if differing:
             raise ValueError(
                 f"{self._path}: all seeds must be trained and scored with the same options; "
-                f"{differing}. Remedy: give another --work_dir, or, if only options of "
+                f"{differing}. Remedy: use another --work_dir, or, if only options of "
                 "prediction differ, remove this file"
             )
 
     def add(self, table: str, seed: int, figures: dict[str, Any]) -> None:
-        """Writes what a seed came to beside what is there, as JSON and as tables.
+        """Adds the figures of a seed to the stored ones and writes them as JSON and tables.
 
         Raises:
-          ValueError: it came about otherwise than those that are there.
+          ValueError: its data, classes or precision differ from those of the stored seeds.
         """
         from mapseg.files import locked, write_text
 
         with locked(self._path.with_name(".results.lock")):
             self._read()  # another process may have added its seeds
             seeds = self._tables.setdefault(table, {})
-            for other, known in seeds.items():
-                differing = _differing(known["facts"], figures["facts"])
-                if other != str(seed) and differing:
+            for other_seed, stored in seeds.items():
+                differing = _differing(stored["facts"], figures["facts"])
+                if other_seed != str(seed) and differing:
                     raise ValueError(
-                        f"{self._path}: seed {seed} must come from the same data and arithmetic "
-                        f"as seed {other} there; {differing}. Remedy: give another --work_dir"
+                        f"{self._path}: seed {seed} must have the data and precision of the "
+                        f"stored seed {other_seed}; {differing}. Remedy: use another --work_dir"
                     )
             seeds[str(seed)] = figures
             self._tables[table] = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
@@ -280,31 +284,31 @@ class Results:
             write_text(self._path.with_suffix(".md"), self.text())
 
     def text(self) -> str:
-        """All tables."""
+        """Returns all tables in Markdown."""
         return "\n\n".join(table(name, seeds) for name, seeds in self._tables.items()) + "\n"
 
 
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def _differing(stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(
-        f"{name}={there.get(name)} there, {name}={here.get(name)} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        f"{name}={stored.get(name)} stored, {name}={new.get(name)} now"
+        for name in sorted(stored.keys() | new.keys())
+        if stored.get(name) != new.get(name)
     )
 
 
 def table(split: str, seeds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Writes the scores of a split: a column for each seed, then mean and spread."""
+    """Formats the scores of a split: a column for each seed, then mean and range."""
     lines = [
         f"| {split} | {' | '.join(f'seed {s}' for s in seeds)} | mean | lowest to highest |",
         "| --- " * (len(seeds) + 3) + "|",
     ]
     for name in ("mean_iou", "pixel_accuracy"):
-        lines.append(_row(name.replace("_", " "), [found[name] for found in seeds.values()]))
+        lines.append(_row(name.replace("_", " "), [seed[name] for seed in seeds.values()]))
     for name in next(iter(seeds.values()))["iou"]:
-        values = [found["iou"][name] for found in seeds.values()]
+        values = [seed["iou"][name] for seed in seeds.values()]
         if None not in values:
             lines.append(_row(f"IoU {name}", values))
-    secs = [found["train_secs"] for found in seeds.values()]
+    secs = [seed["train_secs"] for seed in seeds.values()]
     cells = " | ".join(f"{s:.0f} s" for s in secs)
     lines.append(
         f"| training steps | {cells} | {np.mean(secs):.0f} s | {min(secs):.0f} to {max(secs):.0f} |"
@@ -319,12 +323,12 @@ def _row(name: str, values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command, with the options of the recipe's flag file; returns its exit code."""
-    asked = flags.FlagValues()
-    flags.DEFINE_string("recipe", "", "which recipe", flag_values=asked)
-    with contextlib.suppress(flags.Error):  # told below, with all other flags
-        asked(argv, known_only=True)
-    chosen = [f"--flagfile={FOLDER / asked.recipe}.flags"] if asked.recipe in RECIPES else []
-    return cli.run(work, define_flags(), [argv[0], *chosen, *argv[1:]], __doc__)
+    early = flags.FlagValues()
+    flags.DEFINE_string("recipe", "", "which recipe", flag_values=early)
+    with contextlib.suppress(flags.Error):  # reported below, with all other flags
+        early(argv, known_only=True)
+    flag_file = [f"--flagfile={FOLDER / early.recipe}.flags"] if early.recipe in RECIPES else []
+    return cli.run(work, define_flags(), [argv[0], *flag_file, *argv[1:]], __doc__)
 
 
 if __name__ == "__main__":

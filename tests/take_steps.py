@@ -1,10 +1,10 @@
-"""Takes training steps of a small network on some devices and writes what came of them.
+"""Runs training steps of a small network on one or more devices and writes losses and variables.
 
     python tests/take_steps.py one_device|mirrored|multi_worker OUT.npz
 
-Mirrored makes two devices of the CPU; multi_worker is run twice, with TF_CONFIG. The arrays of
-each case of CASES must not depend on the devices, but for the loss of `own_norm`, and for
-`sync_norm_in_parts`, whose parts are made of other crops.
+`mirrored` splits the CPU into two devices; `multi_worker` is run twice, with TF_CONFIG. The arrays
+of each case of CASES must not depend on the devices, except for the loss of `own_norm` and for
+`sync_norm_in_parts`, whose parts contain other crops.
 """
 
 import sys
@@ -35,11 +35,11 @@ CASES = {
     "overflow": replace(FROZEN, precision="mixed_float16"),
     "overflow_sync_norm": replace(BATCH, precision="mixed_float16", sync_batch_norm=True),
 }
-OWN_NORM_STEPS = 1  # then the mean of the devices' moving means is that of the whole batch
+OWN_NORM_STEPS = 1  # after one step the average of the replicas' moving means is the batch's
 
 
 class SmallState:
-    """One convolution and a batch norm, trained like any network."""
+    """The training state of a network with two convolutions and a batch norm."""
 
     def __init__(self, config):
         keras.utils.set_random_seed(1)
@@ -63,16 +63,16 @@ class SmallState:
         )
 
     def arrays(self):
-        found = [*self.model.variables]
+        values = [*self.model.variables]
         wrapped = getattr(self.optimizer, "_optimizer", None)  # Lookahead's
         for optimizer in (self.optimizer, *([wrapped] if wrapped is not None else [])):
             variables = optimizer.variables
-            found += variables() if callable(variables) else variables
-        return [np.array(v) for v in found]
+            values += variables() if callable(variables) else variables
+        return [np.array(v) for v in values]
 
 
 def small_batch(rows=2):
-    """A batch; if it is large, without labels on its first image: devices see unlike parts."""
+    """Returns a batch; a large one has no labels on its first image, so that parts differ."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, [rows, 8, 8, 3], np.uint8)
     label = image[..., 0] // 86
@@ -82,18 +82,18 @@ def small_batch(rows=2):
 
 
 def share(workers, batch):
-    """This process's part of a batch, for its devices, again and again."""
+    """Returns an endless iterator of this process's part of a batch, for its devices."""
     local = workers.replicas // workers.count
     rows = len(batch[0]) // workers.count
-    own = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
-    parts = tf.data.Dataset.from_tensor_slices(tuple(own)).batch(rows // local).repeat()
+    local_rows = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
+    parts = tf.data.Dataset.from_tensor_slices(tuple(local_rows)).batch(rows // local).repeat()
     if workers.replicas == 1:
         return iter(parts)
     return iter(workers.strategy.distribute_datasets_from_function(lambda _: parts))
 
 
 def take(workers, name, config):
-    """What a case comes to: losses, and the variables."""
+    """Runs a case; returns its losses and variables."""
     with workers.strategy.scope():
         state = SmallState(config)
     batches = share(workers, small_batch(4))
@@ -112,12 +112,12 @@ def take(workers, name, config):
 
 
 def overflow(workers, state, steps, batches):
-    """Only the second half of the batch overflows; no device may change, hang or differ."""
+    """Makes only the second half of the batch overflow; no device may change, hang or differ."""
     image, label = small_batch(4)
     label = label.numpy()
     label[:2] = 255
     state.loss_scale.scale.assign(3e38)
-    # A loss of this size times the scale is beyond float32, on the devices that have labels.
+    # On devices with labels, a loss of this size times the scale overflows float32.
     kernel = state.model.get_layer("logits-semantic").kernel
     small = np.array(kernel)
     kernel.assign(small * 1e6)
@@ -140,13 +140,13 @@ def main(kind, out_path):
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(cpu, halves)
     config = replace(BATCH, strategy=kind, peer_timeout_secs=1200)
-    strategy._CONNECT_SECS = 1200.0  # however slow the machine is
+    strategy._CONNECT_SECS = 1200.0  # for slow machines
     workers = strategy.join(config, {}, print, lambda: False)
     assert workers.replicas == {"one_device": 1, "mirrored": 2, "multi_worker": 2}[kind]
     arrays = {
         f"{name}/{i}": np.array(value)
         for name, case in CASES.items()
-        if (kind, name) != ("mirrored", "compiled")  # XLA takes one device of a process
+        if (kind, name) != ("mirrored", "compiled")  # XLA supports one device per process
         for i, value in enumerate(take(workers, name, case))
     }
     np.savez(out_path, **arrays)

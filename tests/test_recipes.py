@@ -57,17 +57,17 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     assert found["facts"]["scored on records"] == [digest]
     assert (work_dir / "results.md").read_text().startswith("| val | seed 1 | mean |")
 
-    # Again: nothing is trained or scored anew.
+    # Again: nothing is trained or scored a second time.
     monkeypatch.setattr("mapseg.inference.predictor.load_predictor", None)
     before = (work_dir / "results.json").read_text()
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
     assert (work_dir / "results.json").read_text() == before
     capsys.readouterr()
     for option, message in (
-        ("--steps=3", "schedule_steps=2 there, schedule_steps=3 here"),
-        ("--scales=2", "scales=1 there, scales=2 here"),
-        ("--clip_norm=2", "clip_norm=1.0 there, clip_norm=2.0 here"),
-        ("--accumulate_steps=2", "accumulate_steps=1 there, accumulate_steps=2 here"),
+        ("--steps=3", "schedule_steps=2 stored, schedule_steps=3 now"),
+        ("--scales=2", "scales=1 stored, scales=2 now"),
+        ("--clip_norm=2", "clip_norm=1.0 stored, clip_norm=2.0 now"),
+        ("--accumulate_steps=2", "accumulate_steps=1 stored, accumulate_steps=2 now"),
     ):
         assert call(camvid_dir, work_dir, "--seeds=2", "--scales=1", option) == 1
         assert message in capsys.readouterr().err
@@ -165,15 +165,13 @@ def test_results_of_later_calls_are_added(tmp_path):
     assert "| mean iou | 50.00% | 50.00% | 50.00% to 50.00% |" in lines
     assert not any("IoU b" in line for line in lines)  # in no label
     written = (tmp_path / "results.json").read_text()
-    with pytest.raises(
-        ValueError, match=r"seed 3 must .* as seed 1 there; precision=\['float32'\]"
-    ):
+    with pytest.raises(ValueError, match=r"seed 3 must .* stored seed 1; precision=\['float32'\]"):
         later.add("val", 3, seed(0.2) | {"facts": {"precision": ["mixed_bfloat16"]}})
     assert (tmp_path / "results.json").read_text() == written
-    with pytest.raises(ValueError, match=r"results\.json: .* steps=1 there, steps=2 here"):
+    with pytest.raises(ValueError, match=r"results\.json: .* steps=1 stored, steps=2 now"):
         recipes.Results(tmp_path, {"steps": 2})
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"results\.json: must be what this program wrote"):
+    with pytest.raises(ValueError, match=r"results\.json: must be as this program wrote it"):
         recipes.Results(tmp_path, {"steps": 1})
 
 
@@ -204,12 +202,12 @@ def test_folds_add_up_as_pixels():
     [
         (["--folds=1"], "folds must be 0 (off), or from 2 to the 4 pairs of train; got 1"),
         (["--folds=5"], "to the 4 pairs of train; got 5"),
-        (["--folds=2", "--splits=val"], "splits must not be given with --folds"),
-        (["--splits=val,test"], "splits must be of train, val; got test"),
-        (["--train_split=training"], "splits must be of train, val; got training"),
-        (["--seeds=1,x"], "seeds must be whole numbers"),
+        (["--folds=2", "--splits=val"], "splits must not be set with --folds"),
+        (["--splits=val,test"], "splits must be among train, val; got test"),
+        (["--train_split=training"], "splits must be among train, val; got training"),
+        (["--seeds=1,x"], "seeds must be comma-separated integers"),
         (["--seed=2"], "seed must be given by --seeds"),
-        (["--data_dir=nowhere"], "nowhere: data_dir must have train, val, test"),
+        (["--data_dir=nowhere"], "nowhere: data_dir must contain train, val, test"),
         (["--recipe="], "recipe"),
     ],
 )
@@ -236,8 +234,8 @@ def test_an_ablation_says_what_each_case_earns(records_dir, tmp_path, monkeypatc
     monkeypatch.setitem(lite2, "encoder_weights", str(tmp_path / "not there"))
     assert ablation.main(["ablation.py", *given, "--classes=flat--road"]) == 0
     *said, base, focal = capsys.readouterr().out.splitlines()
-    (told,) = (line for line in said if line.startswith("left out: "))
-    assert told.startswith("left out: --encoder=efficientnet_lite2: ") and "not there" in told
+    (told,) = (line for line in said if line.startswith("skipped: "))
+    assert told.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in told
     assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
     assert focal.startswith("| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 |")
     assert ablation.main(["ablation.py", *given, "--classes=boat"]) == 1

@@ -1,1 +1,1 @@
-"""Trained networks over frames: prediction, results on disk, export."""
+"""Applies trained networks to frames: prediction, results on disk, export."""

@@ -1,27 +1,28 @@
-"""Logits at a coarse stride -> the class of each pixel, without the logits of all pixels.
+"""Logits at a coarse stride -> the class of each pixel, without full-resolution logits.
 
-Every pixel between four samples that agree on the class has that class: the logit that is highest
-at all four is highest in every average of them. So a CPU interpolates only where samples disagree.
-A GPU would wait for the number of such places, and where several views are averaged nothing is
-decided before: there all pixels are interpolated. Both go band by band, to bound the memory.
+If four neighbouring samples have the same arg-max, every pixel between them has it too: the logit
+that is highest at all four is highest in every weighted average of them. A CPU therefore
+interpolates only cells whose corners disagree. A GPU interpolates all pixels, because otherwise it
+would have to wait for the number of such cells. Averaging several views also needs all pixels. Both
+work in bands of rows, to bound the memory.
 """
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-# Values that exist at once at the image's own size; more would not be faster.
+# Interpolated values held in memory at a time; more would not be faster.
 _BAND_VALUES = 2**24
 _ANY = tf.TensorShape([None, None, None])
 
 
 class View(NamedTuple):
-    """What a network says of a region, once: at one scale, mirrored or not.
+    """The network's output for a region, at one scale, mirrored or not.
 
     Attributes:
       logits: [B, h, w, C] float32, h and w at least 2.
-      rows: [n] float32 where among the samples the region's rows of pixels lie.
-      columns: [m] float32; descending in a mirrored view.
+      rows: [n] float32, the position of each row of pixels, in samples.
+      columns: [m] float32, of each column; descending in a mirrored view.
     """
 
     logits: tf.Tensor
@@ -34,9 +35,9 @@ class Classes(NamedTuple):
 
     Attributes:
       ids: [B, n, m] uint8.
-      confidence: [B] float32 mean of the highest probability: of one view over its samples, of
-        several over the pixels.
-      probability: [B, n, m] float32 highest probability of each pixel; [B, n, 0] if not asked for.
+      confidence: [B] float32 mean of the highest probability: over the samples of a single view,
+        over the pixels if several views are averaged.
+      probability: [B, n, m] float32 highest probability of each pixel; [B, n, 0] if not requested.
     """
 
     ids: tf.Tensor
@@ -45,30 +46,30 @@ class Classes(NamedTuple):
 
 
 def cut_view(logits: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> View:
-    """Keeps of a tile's logits [B, h, w, C] what lies around some positions in it."""
-    kept, positions = [], []
+    """Crops a tile's logits [B, h, w, C] to the samples around the given positions."""
+    bounds, positions = [], []
     for axis, at in ((1, rows), (2, columns)):
         first, last = tf.minimum(at[0], at[-1]), tf.maximum(at[0], at[-1])
         start = tf.cast(tf.maximum(first, 0.0), tf.int32)
         start = tf.maximum(tf.minimum(start, tf.shape(logits)[axis] - 2), 0)
-        kept.append((start, tf.cast(last, tf.int32) + 2))
+        bounds.append((start, tf.cast(last, tf.int32) + 2))
         positions.append(at - tf.cast(start, tf.float32))
-    (top, bottom), (left, right) = kept
+    (top, bottom), (left, right) = bounds
     logits = logits[:, top:bottom, left:right]
-    # A network that gives one sample says the same everywhere.
+    # A single sample is repeated: all pixels have its logits.
     border = [tf.maximum(2 - tf.shape(logits)[axis], 0) for axis in (1, 2)]
     logits = tf.pad(logits, [[0, 0], [0, border[0]], [0, border[1]], [0, 0]], "SYMMETRIC")
     return View(logits, *positions)
 
 
 def classes_between(view: View) -> Classes:
-    """Takes the arg-max of the interpolated logits; interpolates only where samples disagree."""
+    """Returns the arg-max of the interpolated logits; interpolates only where samples disagree."""
     logits = view.logits
     batch, height, width = tf.unstack(tf.shape(logits)[:3])
     row_cells = _cells(view.rows, height)
     column_cells = _cells(view.columns, width)
     block = tf.shape(row_cells.weights)[1] * tf.shape(column_cells.weights)[1]
-    # Twice as many: in most frames a third of the cells is interpolated.
+    # Twice the limit: in most frames a third of the cells is interpolated.
     band = tf.maximum(2 * _BAND_VALUES // logits.shape[-1] // block // (width - 1) // batch, 1)
     blocks = tf.zeros([batch, 0, block * (width - 1)], tf.uint8)
     for first in tf.range(0, height - 1, band):
@@ -76,10 +77,10 @@ def classes_between(view: View) -> Classes:
             parallel_iterations=1, shape_invariants=[(blocks, _ANY)]
         )
         last = tf.minimum(first + band, height - 1)
-        found = _blocks(
+        band_blocks = _blocks(
             logits[:, first : last + 1], row_cells.weights[first:last], column_cells.weights
         )
-        blocks = tf.concat([blocks, found], axis=1)
+        blocks = tf.concat([blocks, band_blocks], axis=1)
     side = tf.shape(column_cells.weights)[1]
     down = (row_cells.numbers * (width - 1)) * block + row_cells.places * side
     across = column_cells.numbers * block + column_cells.places
@@ -94,13 +95,13 @@ def _confidence(logits: tf.Tensor) -> tf.Tensor:
 
 
 class _Cells(NamedTuple):
-    """How pixels lie in the cells between the samples of an axis.
+    """Positions of pixels in the cells between neighbouring samples, along one axis.
 
     Attributes:
-      weights: [cells, k, 2] float32 of the samples before and after, for the up to k pixels of a
-        cell; what lies beyond a cell's own pixels is read by none.
-      numbers: [n] int32 the cell of each pixel.
-      places: [n] int32 its place in the cell.
+      weights: [cells, k, 2] float32 interpolation weights of the samples before and after, for up
+        to k pixels per cell; unused entries are arbitrary.
+      numbers: [n] int32, the cell of each pixel.
+      places: [n] int32, the pixel's index within its cell.
     """
 
     weights: tf.Tensor
@@ -123,7 +124,7 @@ def _cells(positions: tf.Tensor, samples: tf.Tensor) -> _Cells:
 
 
 def _blocks(logits: tf.Tensor, row_weights: tf.Tensor, column_weights: tf.Tensor) -> tf.Tensor:
-    """Finds the classes within cells.
+    """Computes the classes of the pixels within cells.
 
     Args:
       logits: [B, h, w, C].
@@ -136,8 +137,8 @@ def _blocks(logits: tf.Tensor, row_weights: tf.Tensor, column_weights: tf.Tensor
     batch, height, width = tf.unstack(tf.shape(logits)[:3])
     best = tf.cast(tf.argmax(logits, -1, tf.int32), tf.uint8)
     first = best[:, :-1, :-1]
-    others = (best[:, :-1, 1:], best[:, 1:, :-1], best[:, 1:, 1:])
-    mixed = tf.where(tf.reduce_any([first != other for other in others], 0))
+    other_corners = (best[:, :-1, 1:], best[:, 1:, :-1], best[:, 1:, 1:])
+    mixed = tf.where(tf.reduce_any([first != corner for corner in other_corners], 0))
     image, row, column = tf.unstack(tf.cast(mixed, tf.int32), axis=1)
     sample = (image * height + row) * width + column
     corners = tf.stack([sample, sample + 1, sample + width, sample + width + 1], 1)
@@ -146,19 +147,19 @@ def _blocks(logits: tf.Tensor, row_weights: tf.Tensor, column_weights: tf.Tensor
     across = tf.gather(column_weights, column)[:, tf.newaxis, :, tf.newaxis, :]
     block = tf.shape(row_weights)[1] * tf.shape(column_weights)[1]
     values = tf.matmul(tf.reshape(down * across, [-1, block, 4]), corners)
-    found = tf.cast(tf.argmax(values, -1, tf.int32), tf.uint8)
+    mixed_classes = tf.cast(tf.argmax(values, -1, tf.int32), tf.uint8)
     classes = tf.repeat(tf.reshape(first, [-1, 1]), block, axis=1)
     cell = (image * (height - 1) + row) * (width - 1) + column
-    classes = tf.tensor_scatter_nd_update(classes, cell[:, tf.newaxis], found)
+    classes = tf.tensor_scatter_nd_update(classes, cell[:, tf.newaxis], mixed_classes)
     return tf.reshape(classes, [batch, height - 1, (width - 1) * block])
 
 
 def average_classes(views: list[View], *, probability: bool) -> Classes:
-    """Averages the probabilities of a region's pixels over views and takes the arg-max.
+    """Averages the probabilities of a region's pixels over views and returns the arg-max.
 
     Args:
-      views: of the same n x m pixels.
-      probability: whether to return that of each pixel.
+      views: views of the same n x m pixels.
+      probability: whether to return the highest probability of each pixel.
     """
     batch, (height, width) = tf.shape(views[0].logits)[0], map(tf.size, views[0][1:])
     classes = views[0].logits.shape[-1]
@@ -173,10 +174,10 @@ def average_classes(views: list[View], *, probability: bool) -> Classes:
         rows = [view._replace(rows=view.rows[first : first + band]) for view in views]
         mean = tf.add_n([_probabilities(view) for view in rows]) / len(views)
         ids = tf.concat([ids, tf.cast(tf.argmax(mean, -1, tf.int32), tf.uint8)], axis=1)
-        of_pixels = tf.reduce_max(mean, -1)
-        total += tf.reduce_sum(of_pixels, [1, 2])
+        pixel_highest = tf.reduce_max(mean, -1)
+        total += tf.reduce_sum(pixel_highest, [1, 2])
         if probability:
-            highest = tf.concat([highest, of_pixels], axis=1)
+            highest = tf.concat([highest, pixel_highest], axis=1)
     if not probability:
         highest = tf.zeros([batch, height, 0])
     confidence = total / tf.cast(height * width, tf.float32)

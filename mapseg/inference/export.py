@@ -1,4 +1,4 @@
-"""Run folder -> SavedModel, checked against the model that it was made from."""
+"""Exports a run as a SavedModel and checks it against the original model."""
 
 import json
 from pathlib import Path
@@ -20,18 +20,20 @@ _OWN_FILES = {
     "variables",
 }
 _CMYK_MESSAGE = (
-    "a JPEG must be grey or RGB; got CMYK, which TensorFlow converts otherwise than inference. "
+    "a JPEG must be grey or RGB; got CMYK, which TensorFlow and inference convert differently. "
     "Remedy: save it as RGB"
 )
 _KIND_MESSAGE = "a file must be a JPEG or PNG; got another kind. Remedy: save it as one of these"
-_ANIMATED_MESSAGE = "a PNG must hold one picture; got an animated one. Remedy: save each by itself"
+_ANIMATED_MESSAGE = (
+    "a PNG must hold one picture; got an animated one. Remedy: save each frame as a file"
+)
 
 
 class _Exported(tf.Module):
-    """What a SavedModel offers; it needs nothing but TensorFlow to run.
+    """The content of a SavedModel; it needs only TensorFlow to run.
 
-    It holds the network's variables but not the Keras model, whose layers Keras 2 would save too,
-    as they are in training.
+    It holds the network's variables but not the Keras model: Keras 2 would also save its layers,
+    in training mode.
     """
 
     def __init__(self, predictor: Predictor):
@@ -49,7 +51,7 @@ class _Exported(tf.Module):
         def segment_one(image: tf.Tensor) -> dict[str, tf.Tensor]:
             return {name: values[0] for name, values in predictor.graph(image[tf.newaxis]).items()}
 
-        # One image at a time: the predictor's memory is bounded for one.
+        # One image at a time: the predictor bounds its memory per image.
         @tf.function(input_signature=[batch])
         def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
             return tf.map_fn(
@@ -75,33 +77,36 @@ class _Exported(tf.Module):
 
 
 def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
-    """Writes a SavedModel with the classes beside it, and checks it against the predictor.
+    """Writes a SavedModel and a `labels.json` of its classes, and checks it against the predictor.
 
-    The signature `serving_default`, also the method `segment`, takes `images` [B, H, W, 3] uint8
-    RGB of any batch and size and gives ids [B, H, W] uint8, confidence [B] and scale [B]. The
-    signature `encoded`, also the method `segment_encoded`, takes `encoded`: the bytes of one JPEG
-    or PNG file, or of [B] whose images have one size, as TensorFlow Serving gets them in
-    `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It gives the same, for one file
-    without B. Photographs are turned upright by their EXIF data, as in inference. As there, images
-    of 16 bits whose values end below 2^14, animated PNGs and JPEGs that were cut off are refused;
-    CMYK is refused too. But a JPEG that is damaged within is decoded, its rest wrong.
+    The signature `serving_default`, also the method `segment`, accepts `images` [B, H, W, 3] uint8
+    RGB of any batch and image size and returns ids [B, H, W] uint8, confidence [B] and scale [B].
+
+    The signature `encoded`, also the method `segment_encoded`, accepts `encoded`: the bytes of one
+    JPEG or PNG file, or of [B] files whose images have the same size. TensorFlow Serving receives
+    them as `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It returns the same,
+    without the batch dimension for one file.
+
+    Images are rotated according to their EXIF data, as in inference. Also as in inference, 16-bit
+    images whose values are all below 2^14, animated PNGs and truncated JPEGs are rejected. CMYK is
+    rejected too. Unlike inference, a JPEG with damage inside is decoded, wrongly from there on.
 
     Args:
-      run: for the classes.
+      run: the source of the classes.
       predictor: what to export; its scales, flip and tile size are fixed in the export.
-      export_dir: written whole; a former export there is replaced.
+      export_dir: written completely or not at all; an earlier export there is replaced.
 
     Returns:
       `export_dir`.
 
     Raises:
-      ValueError: the folder holds something else, or the export does not agree with the predictor.
+      ValueError: the folder holds other files, or the export does not agree with the predictor.
     """
     names = {p.name for p in export_dir.iterdir()} if export_dir.exists() else set()
     if names and not ({"labels.json", "saved_model.pb"} <= names <= _OWN_FILES):
         raise ValueError(
-            f"{export_dir}: export_dir must be new, empty or a former export; it holds other "
-            "files. Remedy: give another --export_dir"
+            f"{export_dir}: export_dir must be new, empty or an earlier export; it holds other "
+            "files. Remedy: choose another --export_dir"
         )
     module = _Exported(predictor)
     with whole_dir(export_dir) as partial:
@@ -122,7 +127,7 @@ def _decode(encoded: tf.Tensor) -> tf.Tensor:
         tf.debugging.Assert(read_jpeg_channels(encoded) < 4, [_CMYK_MESSAGE]),
         tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE]),
     ]
-    with tf.control_dependencies(checks):  # or a decoder's error may come first
+    with tf.control_dependencies(checks):  # else the decoder may fail first
         encoded = tf.identity(encoded)
     if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
         deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)

@@ -1,4 +1,4 @@
-"""`frames.csv`: its rows are noted as frames are done, and put in order at the end."""
+"""`frames.csv`: rows are appended to a journal as frames finish, and sorted at the end."""
 
 import contextlib
 import csv
@@ -13,34 +13,34 @@ from mapseg.inference.results import Row
 
 
 class FrameTable:
-    """The rows of an output folder: those that were there, and those of this call."""
+    """The rows of an output folder, from earlier calls and from this one."""
 
     def __init__(self, path: Path, columns: list[str]) -> None:
-        """Reads what is there.
+        """Reads the existing rows.
 
         Raises:
-          ValueError: the table was changed.
+          ValueError: the table was edited or is damaged.
         """
         self._path, self._columns = path, columns
-        self._notes_path = path.with_name("frames.journal.csv")
-        # The notes of a call that did not end begin with all rows that it had.
-        self.rows = self._read(self._notes_path if self._notes_path.is_file() else path)
+        self._journal_path = path.with_name("frames.journal.csv")
+        # The journal of an interrupted call starts with a copy of all earlier rows.
+        self.rows = self._read(self._journal_path if self._journal_path.is_file() else path)
 
     def _read(self, path: Path) -> dict[str, Row]:
         if not path.is_file():
             return {}
         try:
-            # A process that was killed leaves the last line without its end.
-            whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-            reader = csv.DictReader(io.StringIO(whole, newline=""))
+            # A killed process may leave an incomplete last line.
+            complete_lines, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+            reader = csv.DictReader(io.StringIO(complete_lines, newline=""))
             rows = [row for row in reader if None not in row.values() and None not in row]
             columns = reader.fieldnames
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: damaged: {error}. Remedy: another --out_dir") from error
+            raise ValueError(f"{path}: damaged: {error}. Remedy: use another --out_dir") from error
         if columns != self._columns:
             raise ValueError(
                 f"{path}: must have the columns that mapseg wrote; got {columns}. Remedy: restore "
-                "it, or another --out_dir"
+                "it, or use another --out_dir"
             )
         return {row["frame"]: row for row in rows}
 
@@ -53,31 +53,31 @@ class FrameTable:
         return text.getvalue()
 
     def drop(self, names: Iterable[str]) -> None:
-        """Takes out rows that do not hold any more, of the table on the disk too."""
+        """Removes outdated rows, also from the table on disk."""
         dropped = [self.rows.pop(name) for name in names if name in self.rows]
         if dropped and self._path.is_file():
             write_text(self._path, self._text(self.rows.values(), header=True))
 
     def __enter__(self) -> "FrameTable":
-        write_text(self._notes_path, self._text(self.rows.values(), header=True))
-        self._file = self._notes_path.open("a", encoding="utf-8", newline="")
+        write_text(self._journal_path, self._text(self.rows.values(), header=True))
+        self._file = self._journal_path.open("a", encoding="utf-8", newline="")
         return self
 
     def append(self, row: Row) -> None:
-        """Notes that a frame was done, or failed."""
+        """Appends the row of a frame that is done or failed to the journal."""
         self.rows[row["frame"]] = row
-        with naming(self._notes_path):
+        with naming(self._journal_path):
             self._file.write(self._text([row], header=False))
             self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # all rows are flushed; what was not, has been told
+        with contextlib.suppress(OSError):  # rows are flushed; a failed flush was reported
             self._file.close()
 
     def finish(self) -> None:
-        """Writes the rows, in the order of their sources, in place of the notes."""
+        """Writes the table, sorted by source, and removes the journal."""
         write_text(self._path, self._text(sorted(self.rows.values(), key=_order), header=True))
-        self._notes_path.unlink()
+        self._journal_path.unlink()
 
 
 def _order(row: Row) -> Any:

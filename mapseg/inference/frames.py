@@ -1,4 +1,4 @@
-"""Frames: their names, their order, and the videos that show them."""
+"""Finds the frames to segment: their names, order and output videos."""
 
 import itertools
 import re
@@ -15,14 +15,15 @@ from mapseg.inference.searching import IMAGE_TYPES, is_image, is_video, search
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture to segment.
+    """One image or video frame to segment.
 
     Attributes:
       path: the image or video file.
-      name: where its results go, without an ending: `sequences/01/image_0/000000`. It is printable:
-        bytes that are not UTF-8 and control characters are escaped.
-      video: which video shows it, without an ending: its folder, or the video that it is from.
-      number: its place in a video file, from 0; None for an image.
+      name: the path of its results without extension: `sequences/01/image_0/000000`. Bytes that
+        are not UTF-8 and control characters are escaped, so it is printable.
+      video: the output video that shows it, without extension: the name of its folder or source
+        video.
+      number: its index in the video file, from 0; None for an image.
     """
 
     path: Path
@@ -32,13 +33,13 @@ class Frame:
 
     @property
     def shown(self) -> Path:
-        """The folder or video file of which `video` is made."""
+        """The folder or video file that `video` is made from."""
         return self.path.parent if self.number is None else self.path
 
 
 @dataclass(frozen=True)
 class FrameList:
-    """Frames in natural order (2 before 10), and lines that tell what was left out or may lack."""
+    """Frames in natural order (2 before 10), and messages about skipped or missing ones."""
 
     frames: tuple[Frame, ...]
     skipped: tuple[str, ...]
@@ -47,59 +48,60 @@ class FrameList:
 def find_frames(config: InferConfig) -> FrameList:
     """Finds the frames that `config.frames` names.
 
-    It is a folder, with all below it; a glob, where `**` goes through folders; a `.txt` list, one
-    path a line, from the list's folder on; an image; or a video. Where a folder has folders named
-    `image_*` below it, as all layouts of KITTI do, only their images are frames. Hidden files and
-    results of inference never are. A file that is named twice is one frame. Videos are decoded
-    once to count their frames, because their headers may only estimate it. One that cannot be
-    decoded is a single frame, which will fail; one that is damaged within, or lacks its end, has a
-    last frame that will fail.
+    It is a folder, searched recursively; a glob, where `**` matches nested folders; a `.txt` list,
+    one path per line, relative to the list's folder; an image; or a video. If a folder contains
+    folders named `image_*`, as in all layouts of KITTI, only their images are frames. Hidden files
+    and results of inference are ignored. A file that is named twice is one frame.
+
+    Videos are decoded once to count their frames, because their headers may hold only an estimate.
+    A video that cannot be decoded is a single frame, which will fail; one that is damaged inside
+    or truncated has an extra last frame, which will fail.
 
     Args:
       config: `frames`, `cameras` and `every` are used.
 
     Returns:
-      The frames and what was left out.
+      The frames, and messages about skipped files.
 
     Raises:
-      FileNotFoundError: nothing found.
-      ValueError: neither image nor video, `cameras` without `image_*` folders, or two frames whose
-        results would have the same name.
+      FileNotFoundError: no frames were found.
+      ValueError: a file is neither an image nor a video, `cameras` is used without `image_*`
+        folders, or two frames would have results of the same name.
     """
-    found = search(config)
-    home = printable(found.base.name) or "frames"
-    inside = {path.parent for path in found.paths if path.parent != found.base}
-    while found.base / home in inside:  # a folder of the same name as the one it lies in
+    files = search(config)
+    home = printable(files.base.name) or "frames"
+    subfolders = {path.parent for path in files.paths if path.parent != files.base}
+    while files.base / home in subfolders:  # a subfolder with the same name as its parent
         home += "_"
     frames: list[Frame] = []
-    lines = list(found.skipped)
+    messages = list(files.skipped)
     videos: dict[str, Path] = {}
-    ordered = sorted(dict.fromkeys(found.paths), key=order)
+    ordered = sorted(dict.fromkeys(files.paths), key=order)
     for _, group in itertools.groupby(ordered, key=lambda path: path.parent):
         folder = list(group)
         for path in [path for path in folder if is_image(path)][:: config.every]:
-            name = _output_name(path, found.base)
+            name = _output_name(path, files.base)
             parent = str(PurePosixPath(name).parent)
-            video = _own_video(videos, home if parent == "." else parent, path.parent)
+            video = _unique_video(videos, home if parent == "." else parent, path.parent)
             frames.append(Frame(path, name, video))
         for path in (path for path in folder if is_video(path)):
-            name = _output_name(path, found.base)
-            video = _own_video(videos, name, path)
-            parts, notes = _video_frames(path, name, video, config.every)
-            frames += parts
-            lines += notes
+            name = _output_name(path, files.base)
+            video = _unique_video(videos, name, path)
+            video_frames, warnings = _video_frames(path, name, video, config.every)
+            frames += video_frames
+            messages += warnings
     if not frames:
         raise FileNotFoundError(
-            f"{config.frames}: no frames found; {'; '.join(lines) or 'no files there'}. "
+            f"{config.frames}: no frames found; {'; '.join(messages) or 'no files there'}. "
             f"Remedy: name a folder of images ({' '.join(IMAGE_TYPES)}), a quoted glob that "
             "matches files, a .txt list of paths, or a video"
         )
     _refuse_equal_names(frames)
-    return FrameList(tuple(frames), tuple(lines))
+    return FrameList(tuple(frames), tuple(messages))
 
 
 def order(path: PurePath) -> Any:
-    """A key that sorts files naturally, folder by folder: images, then videos."""
+    """Returns a sort key for natural order, folder by folder: images first, then videos."""
 
     def pieces(text: str) -> list[Any]:
         split = re.split(r"(\d+)", text)
@@ -108,8 +110,8 @@ def order(path: PurePath) -> Any:
     return [pieces(folder) for folder in path.parent.parts], is_video(path), pieces(path.name)
 
 
-def _own_video(videos: dict[str, Path], name: str, shown: Path) -> str:
-    """Returns a name that no other folder or video has: `a.mp4` and the images of `a` need two."""
+def _unique_video(videos: dict[str, Path], name: str, shown: Path) -> str:
+    """Returns a unique name: `a.mp4` and a folder `a` of images must not share one."""
     while videos.setdefault(name, shown) != shown:
         name += "_"
     return name
@@ -126,15 +128,15 @@ def _refuse_equal_names(frames: Iterable[Frame]) -> None:
         other = first.setdefault(frame.name, frame.path)
         if other is not frame.path:
             raise ValueError(
-                f"frames must have names of their own; the results of {other} and {frame.path} "
-                f"would both be {frame.name}. Remedy: rename one, or choose by a glob or a list"
+                f"frames must have unique names; the results of {other} and {frame.path} "
+                f"would both be {frame.name}. Remedy: rename one, or select one by a glob or list"
             )
 
 
 def _video_frames(path: Path, name: str, video: str, every: int) -> tuple[list[Frame], list[str]]:
-    """Returns the frames of a video, and lines that tell what it may lack.
+    """Returns the frames of a video, and warnings about frames that may be missing.
 
-    Reading the last one, of a video that is not whole, tells what is wrong with it.
+    An incomplete video gets one more frame: reading it fails and reports the cause.
     """
     try:
         length = measure_video(path)
@@ -149,7 +151,7 @@ def _video_frames(path: Path, name: str, video: str, every: int) -> tuple[list[F
     if not length.is_whole or length.frames >= length.announced:
         return frames, []
     line = (
-        f"{path}: {length.frames} frames where {length.announced} are announced: its rate varies, "
-        "it was cut without being encoded anew, or some are lost"
+        f"{path}: its header announces {length.announced} frames, {length.frames} can be decoded: "
+        "its frame rate varies, it was cut without re-encoding, or frames are lost"
     )
     return frames, [line]

@@ -1,4 +1,4 @@
-"""Camera frames -> label maps, overlays, panels and videos, each at the frame's own size."""
+"""Camera frames -> label maps, overlays, panels and videos, at the size of each frame."""
 
 import contextlib
 import hashlib
@@ -25,16 +25,16 @@ from mapseg.progress import duration, make_reporter
 from mapseg.runs.checkpoints import find_checkpoint, weights_sha256
 from mapseg.runs.folder import open_run
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import; what is missing is reported before
+if TYPE_CHECKING:  # importing TensorFlow takes seconds; missing files are reported before
     from mapseg.inference.predictor import Predictor
 
 _GPU_BATCH = 8
 
 
 class Counts(NamedTuple):
-    """How many frames were segmented now, could not be, and were there from a call before.
+    """Numbers of frames that were segmented, that failed, and that an earlier call had done.
 
-    Videos that could not be made count as failed too.
+    Videos that could not be written also count as failed.
     """
 
     done: int
@@ -53,10 +53,10 @@ def infer_run(
 
     Args:
       run_dir: a run folder.
-      config: which frames, and what to write where.
+      config: which frames to segment, and which outputs to write where.
       predicting: scales, flip and tile size.
       checkpoint: `best`, `latest` or a step.
-      progress: takes lines for people.
+      progress: called with progress messages.
 
     Raises:
       FileNotFoundError: no such run or checkpoint, or no frames.
@@ -64,35 +64,35 @@ def infer_run(
     """
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
-    # What is missing, or cannot be written to, is reported before TensorFlow is imported.
+    # Missing inputs and unwritable outputs are reported before TensorFlow is imported.
     check_writable(Path(config.out_dir))
-    found = find_frames(config)
+    frame_list = find_frames(config)
     by = f"{path.name} ({weights_sha256(path)[:16]})"
 
     from mapseg.inference.predictor import load_predictor
 
     predictor = load_predictor(run, predicting, path)
     progress(f"{run.model.encoder}, {path.name} of {run_dir}, {len(run.label_set.classes)} classes")
-    return _infer(predictor, run.label_set, found, config, progress, by)
+    return _infer(predictor, run.label_set, frame_list, config, progress, by)
 
 
 def infer_deeplab(
     prefix: str, config: InferConfig, predicting: PredictConfig, progress: Callable[[str], None]
 ) -> Counts:
-    """Segments frames with a network of TF DeepLab, trained on Cityscapes, as it is.
+    """Segments frames with a network of TF DeepLab as published, trained on Cityscapes.
 
     Args:
-      prefix: of its checkpoint; see `load_deeplab`.
-      config: which frames, and what to write where.
-      predicting: as of `infer_run`; `scale=auto` is a long side of 2048, as in Cityscapes.
-      progress: takes lines for people.
+      prefix: the prefix of its checkpoint; see `load_deeplab`.
+      config: which frames to segment, and which outputs to write where.
+      predicting: as for `infer_run`; `scale=auto` is a long side of 2048 px, as in Cityscapes.
+      progress: called with progress messages.
 
     Raises:
       FileNotFoundError: no such checkpoint, or no frames.
       ValueError: see `load_deeplab` and `infer_frames`.
     """
     check_writable(Path(config.out_dir))
-    found, index_path = find_frames(config), find_deeplab(prefix)
+    frame_list, index_path = find_frames(config), find_deeplab(prefix)
 
     from mapseg.inference.predictor import Predictor
     from mapseg.model.network import frozen_network
@@ -104,13 +104,13 @@ def infer_deeplab(
     by = f"{Path(prefix).name} ({digest})"
     predictor = Predictor(frozen_network(model), predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
-    return _infer(predictor, label_set, found, config, progress, by)
+    return _infer(predictor, label_set, frame_list, config, progress, by)
 
 
 def _infer(
     predictor: "Predictor",
     label_set: LabelSet,
-    found: FrameList,
+    frame_list: FrameList,
     config: InferConfig,
     progress: Callable[[str], None],
     by: str,
@@ -122,77 +122,78 @@ def _infer(
     )
     if not config.batch_size:
         config = replace(config, batch_size=_GPU_BATCH if machine.gpus() else 1)
-    return infer_frames(predictor.segment_batch, label_set, found, config, progress, fingerprint)
+    segment = predictor.segment_batch
+    return infer_frames(segment, label_set, frame_list, config, progress, fingerprint)
 
 
 def infer_frames(
     segment: Segment,
     label_set: LabelSet,
-    found: FrameList,
+    frame_list: FrameList,
     config: InferConfig,
     progress: Callable[[str], None],
     fingerprint: str,
 ) -> Counts:
-    """Segments frames and writes what `config.outputs` asks for.
+    """Segments frames and writes the outputs listed in `config.outputs`.
 
-    `ids/<frame>.png` has the train id as the index of each pixel, `overlay/<frame>.jpg` the tinted
-    frame, `panel/<frame>.jpg` frame and prediction with a legend, `video/<folder>.mp4` the
-    overlays of a folder or video, fitted into the size of its first. `legend.png` and `frames.csv`
-    (a row for each frame) are always written.
+    `ids/<frame>.png` is a palette image of train ids, `overlay/<frame>.jpg` the tinted frame,
+    `panel/<frame>.jpg` the frame and prediction with a legend, and `video/<folder>.mp4` the
+    overlays of a folder or video, fitted to the size of the first. `legend.png` and `frames.csv`
+    (one row per frame) are always written.
 
-    The folder is bound to the fingerprint, and each result to the content of its source. The same
-    call again continues where the last one stopped: frames whose row and files are there are not
-    done again; failed ones, and those whose source was replaced, are. Calls for other frames or
-    outputs add to the folder and keep its rows. A frame that cannot be read, segmented, drawn or
-    written fails alone, as does a video; its row has the cause.
+    The folder is bound to the fingerprint, and each result to the content of its source. Repeating
+    a call resumes it: frames with a row and all files are skipped; failed frames, and frames whose
+    source was replaced, are processed again. Calls for other frames or outputs add to the folder
+    and keep its rows. A frame that cannot be read, segmented, drawn or written, or a video that
+    cannot be written, does not stop the call; its row states the cause.
 
     Args:
       segment: [B, H, W, 3] uint8 RGB -> B of Segmentation. Called from this thread, in order.
-      label_set: the classes that `segment` tells apart.
-      found: the frames.
-      config: what to write where.
-      progress: takes a line every few seconds, one for each failure, and one at the end.
-      fingerprint: tells the run folder, checkpoint and options apart from others.
+      label_set: the classes that `segment` predicts.
+      frame_list: the frames.
+      config: which outputs to write where.
+      progress: called with a message every few seconds, for each failure, and at the end.
+      fingerprint: identifies the checkpoint, the classes and the options.
 
     Returns:
-      How many frames were done, failed and skipped.
+      The numbers of frames that were done, failed and skipped.
 
     Raises:
-      ValueError: an option that does not fit, an `out_dir` with results of another fingerprint or
-        version, or of other sources of the same names, or one where another call is at work.
-      OSError: the disk is full, or `out_dir` cannot be written to.
+      ValueError: an option is invalid; `out_dir` holds results of another fingerprint or version,
+        or of other sources with the same names; or another call is writing to it.
+      OSError: the disk is full, or `out_dir` is not writable.
     """
     drawn = label_set.select(config.classes.split(",")) if config.classes else None
     results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
-    read_mark(results.out_dir, fingerprint)  # a folder that is refused gets no lock file
+    read_mark(results.out_dir, fingerprint)  # a rejected folder gets no lock file
     lock_path = results.out_dir / ".lock"
     refusal = (
-        f"{results.out_dir}: must be written by one call at a time; another one is at work. "
-        "Remedy: wait for it, or another --out_dir"
+        f"{results.out_dir}: must be written by one call at a time; another call is running. "
+        "Remedy: wait for it, or use another --out_dir"
     )
     with naming(lock_path):
         results.out_dir.mkdir(parents=True, exist_ok=True)
     with locked(lock_path, refusal):
         return _fill(
-            segment, results, found, config, lambda line: progress(printable(line)), fingerprint
+            segment, results, frame_list, config, lambda m: progress(printable(m)), fingerprint
         )
 
 
 def _fill(
     segment: Segment,
     results: Results,
-    found: FrameList,
+    frame_list: FrameList,
     config: InferConfig,
     progress: Callable[[str], None],
     fingerprint: str,
 ) -> Counts:
-    """Does what is to be done in an output folder; see `infer_frames`."""
-    for line in found.skipped:
-        progress(line)
+    """Processes the frames of an output folder that are not done; see `infer_frames`."""
+    for message in frame_list.skipped:
+        progress(message)
     mark = read_mark(results.out_dir, fingerprint)
     mark.write()
     table = FrameTable(results.out_dir / "frames.csv", results.columns)
-    tasks, shown = make_plan(found.frames, config.every, results, table, mark)
+    tasks, shown = make_plan(frame_list.frames, config.every, results, table, mark)
     pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.label_set))
     failed_videos: list[Row] = []
 
@@ -224,11 +225,11 @@ def _fill(
     table.finish()
     for row in failed_videos:
         progress(_failure(row))
-    skipped = len(found.frames) - done - failed
+    skipped = len(frame_list.frames) - done - failed
     films = f", videos failed: {len(failed_videos)}" if failed_videos else ""
     progress(
-        f"{len(found.frames)} frames: {done} done, {failed} failed, {skipped} done before{films}, "
-        f"in {duration(time.monotonic() - started)}; see {results.out_dir}"
+        f"{len(frame_list.frames)} frames: {done} done, {failed} failed, {skipped} done before"
+        f"{films}, in {duration(time.monotonic() - started)}; see {results.out_dir}"
     )
     return Counts(done, failed + len(failed_videos), skipped)
 

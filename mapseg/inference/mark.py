@@ -1,4 +1,4 @@
-"""`inference.json`: whose results an output folder holds, and of what its videos are."""
+"""`inference.json`: the origin of the results in an output folder, and of its videos."""
 
 import contextlib
 import json
@@ -11,15 +11,15 @@ from mapseg.config import OUTPUTS
 from mapseg.files import write_text
 from mapseg.inference.searching import RESULTS_MARK
 
-FORMAT_VERSION = 2  # 1 had none, and did not note the sources of results
+FORMAT_VERSION = 2  # version 1 had no such field and did not record the sources of results
 
 
 class Shown(NamedTuple):
-    """What a video shows.
+    """The content of a video.
 
     Attributes:
       source: the folder or video of its frames.
-      digest: of its frames, their content and their rate.
+      digest: digest of its frames' names and content, and of the frame rate.
     """
 
     source: str
@@ -28,12 +28,12 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """What `inference.json` says.
+    """The content of `inference.json`.
 
     Attributes:
       out_dir: the output folder.
-      fingerprint: tells the weights and options apart from others.
-      videos: the videos that are whole, by name.
+      fingerprint: identifies the weights and options.
+      videos: the finished videos, by name.
     """
 
     out_dir: Path
@@ -41,12 +41,12 @@ class Mark:
     videos: dict[str, Shown]
 
     def note_video(self, name: str, shown: Shown) -> None:
-        """Notes that a video is whole."""
+        """Records that a video is finished."""
         self.videos[name] = shown
         self.write()
 
     def forget_videos(self, names: set[str]) -> None:
-        """Removes videos that do not show what they should any more."""
+        """Removes videos that are outdated, with their files."""
         if any(self.videos.pop(name, None) for name in names):
             self.write()
         for name in names:
@@ -65,31 +65,31 @@ class Mark:
 
 
 def read_mark(out_dir: Path, fingerprint: str) -> Mark:
-    """Reads what an output folder is bound to, or binds a new one to a fingerprint.
+    """Reads the mark of an output folder, or makes one for a new folder.
 
     Returns:
-      The mark, which is not written yet where there was none.
+      The mark; a new one is not written yet.
 
     Raises:
-      ValueError: the folder holds the results of another fingerprint or an earlier version, or
-        other files.
+      ValueError: the folder holds results of another fingerprint or an earlier version, or files
+        that are not results.
     """
     path = out_dir / RESULTS_MARK
     if not path.is_file():
         if any((out_dir / name).exists() for name in (*OUTPUTS, "frames.csv")):
             raise ValueError(
-                f"{out_dir}: must be empty or hold results of mapseg; it has others, without an "
-                f"{RESULTS_MARK}. Remedy: another --out_dir"
+                f"{out_dir}: must be empty or hold results of mapseg; got other files, without an "
+                f"{RESULTS_MARK}. Remedy: use another --out_dir"
             )
         return Mark(out_dir, fingerprint, {})
     try:
         mark = _parse(out_dir, json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged: {error!r}. Remedy: another --out_dir") from error
+        raise ValueError(f"{path}: damaged: {error!r}. Remedy: use another --out_dir") from error
     if mark.fingerprint != fingerprint:
         raise ValueError(
-            f"{out_dir}: must hold results of the same weights and options; it has those of "
-            f"{mark.fingerprint}, asked is {fingerprint}. Remedy: another --out_dir"
+            f"{out_dir}: must hold results of the same weights and options, {fingerprint}; got "
+            f"{mark.fingerprint}. Remedy: use another --out_dir"
         )
     return mark
 
@@ -98,9 +98,9 @@ def _parse(out_dir: Path, raw: dict[str, Any]) -> Mark:
     version = raw.get("format_version", 1)
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{out_dir}: its results must be of format_version {FORMAT_VERSION}, which notes the "
-            f"source of each; got {version}. Remedy: another --out_dir, or the mapseg that wrote "
-            "them"
+            f"{out_dir}: its results must have format_version {FORMAT_VERSION}, which records the "
+            f"source of each; got {version}. Remedy: use another --out_dir, or the version of "
+            "mapseg that wrote them"
         )
     videos = {name: Shown(**shown) for name, shown in raw["videos"].items()}
     return Mark(out_dir, str(raw["fingerprint"]), videos)

@@ -1,6 +1,6 @@
-"""Which way up a photograph is, by its EXIF data: TensorFlow operations alone, for the export.
+"""Rotates images according to their EXIF data with TensorFlow operations only, for the export.
 
-OpenCV turns images by the same tag where frames are read. TensorFlow's decoders ignore it.
+OpenCV applies the same tag when inference reads frames. TensorFlow's decoders ignore it.
 """
 
 import tensorflow as tf
@@ -13,7 +13,7 @@ _EXIF = [ord(c) for c in "Exif\0\0"]
 
 
 def upright(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    """Turns and mirrors an image as the EXIF data of its file say.
+    """Rotates and mirrors an image according to the EXIF data of its file.
 
     Args:
       image: [H, W, C], as decoded.
@@ -23,8 +23,8 @@ def upright(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
       [H, W, C] or [W, H, C].
     """
     turn = read_orientation(encoded) - 1
-    # CIPA DC-008, Orientation: 1 as it is, 2 mirrored, 3 turned by 180 degrees, 4 upside down,
-    # 5 transposed, 6 turned clockwise, 7 transversed, 8 turned counterclockwise.
+    # CIPA DC-008, Orientation: the transform to apply. 1 none, 2 mirror, 3 rotate by 180 degrees,
+    # 4 flip vertically, 5 transpose, 6 rotate clockwise, 7 transverse, 8 rotate counterclockwise.
     return tf.switch_case(
         turn,
         [
@@ -45,7 +45,7 @@ def read_orientation(encoded: tf.Tensor) -> tf.Tensor:
     """Reads the EXIF orientation of a JPEG or PNG.
 
     Returns:
-      [] int32, 1 to 8; 1 where the file has none, or EXIF data that cannot be read.
+      [] int32, 1 to 8; 1 if the file has none or its EXIF data cannot be read.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     start = find_segment(data, [APP1], _EXIF)  # of the TIFF data
@@ -62,7 +62,7 @@ def read_orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _read_tag(data: tf.Tensor, start: tf.Tensor, big: tf.Tensor) -> tf.Tensor:
-    """Looks for the tag in the first directory of TIFF data."""
+    """Reads the tag from the first directory of TIFF data; 1 if it is missing."""
     value = tf.constant(1)
     first = read_number(data, start + 4, 4, big)
     at = start + first

@@ -1,4 +1,4 @@
-"""What a call has to do, given what the output folder holds."""
+"""Plans the work of a call, given the content of the output folder."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ class Task(NamedTuple):
 
     frame: Frame
     source: Source
-    stored: bool  # all but its video is there from a call before, its ids too
+    stored: bool  # an earlier call wrote all its files, the ids too; only its video is missing
 
 
 class Plan(NamedTuple):
-    """What is to be done.
+    """The work of a call.
 
     Attributes:
       tasks: in the order of the frames.
-      videos: those that are made, with what they will show.
+      videos: the videos to write, by name.
     """
 
     tasks: list[Task]
@@ -34,14 +34,14 @@ class Plan(NamedTuple):
 def make_plan(
     frames: Sequence[Frame], every: int, results: Results, table: FrameTable, mark: Mark
 ) -> Plan:
-    """Compares the frames asked for with what the folder holds, and removes what is outdated.
+    """Compares the requested frames with the content of the folder; removes outdated results.
 
-    A result holds while its source has the path and the state that its row says, or was moved. Of
-    a source that was replaced the row, every file and the video are removed, whether or not this
-    call asks for it. Rows of other frames are kept while their files are there.
+    A result is valid while its source has the state noted in its row, even if it was moved. If a
+    source was replaced, its row, files and video are removed, whether or not this call requests
+    them. Rows of other frames are kept while their files exist.
 
     Raises:
-      ValueError: results would take the place of those of another source, which is still there.
+      ValueError: results would overwrite those of another source, which still exists.
     """
     sources = {path: read_source(path) for path in {f.path for f in frames}}
     of = {frame.name: sources[frame.path] for frame in frames}
@@ -54,8 +54,8 @@ def make_plan(
     for frame in same:  # it may have been moved
         rows[frame.name] |= {"source": of[frame.name].path, "video": frame.video}
     matching = {f.name for f in same if rows[f.name]["status"] == "ok"}
-    others = {name: row for name, row in rows.items() if name not in of}
-    gone, outdated = _outdated_others(others, {*shown}, results)
+    other_rows = {name: row for name, row in rows.items() if name not in of}
+    gone, outdated = _outdated_rows(other_rows, {*shown}, results)
     outdated |= {f.name for f in stored} - {f.name for f in same}
     replaced = {rows[name]["video"] for name in outdated}
     for name in outdated | (of.keys() - matching):
@@ -70,8 +70,9 @@ def make_plan(
     table.drop([*gone, *outdated])
 
     done = {f.name for f in frames if f.name in matching and results.exist(f.name)}
-    whole = {name for name in wanted if results.path("video", name).is_file()}
-    making = {f.video for f in frames if f.name not in done or f.video not in whole} & {*wanted}
+    finished = {name for name in wanted if results.path("video", name).is_file()}
+    making = {f.video for f in frames if f.name not in done or f.video not in finished}
+    making &= {*wanted}
     if "ids" not in results.outputs:
         done -= {f.name for f in frames if f.video in making}
     tasks = [
@@ -83,7 +84,7 @@ def make_plan(
 
 
 def video_row_name(video: str) -> str:
-    """Returns the name under which `frames.csv` has a video that could not be made."""
+    """Returns the name in `frames.csv` of a video that could not be written."""
     return f"video/{video}.mp4"
 
 
@@ -106,35 +107,35 @@ def _refuse_other_sources(
             for name, source in shown.items()
             if name in mark.videos
         ]
-    for name, stored, asked in claims:
-        if stored != asked and _is_another_file(Path(stored), Path(asked)):
+    for name, stored, requested in claims:
+        if stored != requested and _is_another_file(Path(stored), Path(requested)):
             raise ValueError(
-                f"{results.out_dir}: results must not take the place of others; {name} is of "
-                f"{stored}, asked is {asked}. Remedy: another --out_dir, or --frames=a folder or "
-                "glob above both, so that their names differ"
+                f"{results.out_dir}: {name} must keep its source, {stored}; got {requested}. "
+                "Remedy: use another --out_dir, or --frames=a folder or glob that covers both, so "
+                "that their names differ"
             )
 
 
-def _is_another_file(stored: Path, asked: Path) -> bool:
+def _is_another_file(stored: Path, requested: Path) -> bool:
     try:
-        return not stored.samefile(asked)
+        return not stored.samefile(requested)
     except OSError:
-        return False  # it was moved, or removed
+        return False  # it was moved or removed
 
 
-def _outdated_others(
+def _outdated_rows(
     rows: Mapping[str, Row], videos: set[str], results: Results
 ) -> tuple[set[str], set[str]]:
-    """Finds the rows of other frames that do not hold any more.
+    """Finds outdated rows among those that this call does not request.
 
     Args:
-      rows: of what this call does not ask for, by name.
-      videos: of this call, which makes their rows anew.
-      results: tells which files are there.
+      rows: the rows of other frames and videos, by name.
+      videos: the videos of this call, which rewrites their rows.
+      results: the files of the output folder.
 
     Returns:
-      Names whose files are gone, or that failed and can no longer be tried; and names whose source
-      was replaced.
+      Names whose files are gone, or that failed and can no longer be retried; and names whose
+      source was replaced.
     """
     gone, outdated = set(), set()
     states: dict[str, str] = {}
@@ -152,7 +153,7 @@ def _outdated_others(
 
 
 def _digests(frames: Sequence[Frame], of: Mapping[str, Source], every: int) -> dict[str, str]:
-    """Returns a digest of each video's frames, their content, and the rate that `every` gives."""
+    """Returns a digest of each video's frames, their content, and its frame rate."""
     hashes = {frame.video: hashlib.sha256(f"every {every}".encode()) for frame in frames}
     for frame in frames:
         hashes[frame.video].update(f"\n{frame.name}\n{of[frame.name].state}".encode())

@@ -1,7 +1,7 @@
-"""Images of any size -> ids: scales, tiles, mirror images, and back to the images' own size.
+"""Images of any size -> ids of the same size, by scales, tiles and mirror images.
 
-Everything is TensorFlow operations in one graph, so evaluation, inference and the exported model
-run the very same code.
+Everything is one graph of TensorFlow operations, so evaluation, inference and the exported model
+run the same code.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from mapseg.model.network import Network, frozen_network
 from mapseg.model.weights import assign_weight_arrays, read_weights
 from mapseg.runs.folder import Run
 
-# The share of a tile on each side that only gives context.
+# The fraction of a tile on each side that is only context.
 _MARGIN = 1 / 8
 _ANY = tf.TensorShape([None, None, None])
 
@@ -36,11 +36,11 @@ class Segmentation(NamedTuple):
     """What a network predicts for one frame.
 
     Attributes:
-      ids: [H, W] uint8 train ids, at the frame's own size.
+      ids: [H, W] uint8 train ids, at the size of the frame.
       confidence: mean of the highest softmax probability: over the network's samples, or over the
-        pixels where scales or mirror images are averaged.
+        pixels if scales or mirror images are averaged.
       scale: the factor by which the frame was resized for the network.
-      probability: [H, W] float32 softmax probability of each pixel's class, if asked for.
+      probability: [H, W] float32 softmax probability of each pixel's class, if requested.
     """
 
     ids: np.ndarray
@@ -50,7 +50,7 @@ class Segmentation(NamedTuple):
 
 
 class Segmentations(Sequence[Segmentation]):
-    """What a network predicts for a batch of frames; reading one waits for the device."""
+    """The network's predictions for a batch of frames; reading one waits for the device."""
 
     def __init__(self, result: dict[str, tf.Tensor]):
         self._result = result
@@ -78,13 +78,13 @@ class Segmentations(Sequence[Segmentation]):
 
 
 class Predictor(tf.Module):
-    """A network and how it is applied to whole images."""
+    """Applies a network to whole images."""
 
     def __init__(self, network: Network, config: PredictConfig, long_side_px: int):
-        """Binds a network to its scales.
+        """Initialises the predictor.
 
         Args:
-          network: what to apply.
+          network: the network to apply.
           config: scales, flip and tile size.
           long_side_px: long side of the images that it was trained on, for `scale=auto`.
         """
@@ -92,7 +92,7 @@ class Predictor(tf.Module):
         self.network = network
         self.config = config
         self.long_side_px = long_side_px
-        # A GPU would wait for the number of cells that are interpolated.
+        # Interpolating only some cells would make a GPU wait for their number.
         views = len(config.factors) * (1 + config.flip_average)
         self._by_cells = views == 1 and not gpus()
 
@@ -113,37 +113,37 @@ class Predictor(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def graph(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What `segment` runs, for other graphs; its memory is bounded but for the resized images.
+        """Segments images, also within other graphs; memory is bounded except for resized images.
 
-        The images are resized by each scale, one after the other, and segmented region by region:
-        what lies deep within a tile of the largest scale. The network sees that tile and those of
-        the other scales around the same place, none larger than `config.tile_px`, and their mirror
-        images if asked. Their logits are interpolated at each pixel's centre; of several, the
-        softmax is averaged, as in TF DeepLab.
+        The images are resized to each scale in turn and segmented region by region. A region is
+        the inner part of a tile of the largest scale. The network runs on that tile, on the tiles
+        of the other scales around the same centre, and on their mirror images if requested; no
+        tile is larger than `config.tile_px`. The logits are interpolated at each pixel's centre.
+        If there are several, their softmax is averaged, as in TF DeepLab.
 
         Args:
           images: [B, H, W, 3] uint8 RGB.
 
         Returns:
           `ids` [B, H, W] uint8 train ids, `confidence` [B] float32 mean of the highest
-          probability, `scale` [B] float32 that `config.scales` are multiples of.
+          probability, `scale` [B] float32, which `config.scales` multiply.
         """
         classes, scale = self._classes(images, probability=False)
         return {"ids": classes.ids, "confidence": classes.confidence, "scale": scale}
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def probability_graph(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Is `graph` with `probability` [B, H, W] float32 of each pixel's class besides."""
+        """Like `graph`; also returns `probability` [B, H, W] float32 of each pixel's class."""
         classes, scale = self._classes(images, probability=True)
         return {**classes._asdict(), "scale": scale}
 
     def _classes(self, images: tf.Tensor, *, probability: bool) -> tuple[Classes, tf.Tensor]:
-        """Segments images; see `graph`. Returns also the scale of each."""
+        """Segments images; see `graph`. Also returns the scale of each."""
         batch, size = tf.shape(images)[0], tf.shape(images)[1:3]
         scale = self._scale(size)
         copies: list[tf.Tensor] = []
         for factor in self.config.factors:
-            # One after the other: while it resizes, TensorFlow holds images as float32.
+            # One at a time: TensorFlow holds images as float32 while it resizes them.
             with tf.control_dependencies(copies[-1:]):
                 copies.append(_resize(images, scale * factor))
         largest = tf.shape(copies[-1])[1:3]
@@ -167,13 +167,13 @@ class Predictor(tf.Module):
                 centre = tf.stack([row_centres[i], column_centres[j]])
                 views = self._look(copies, size, rows, columns, centre)
                 if self._by_cells and not probability:
-                    found = classes_between(views[0])
+                    region = classes_between(views[0])
                 else:
-                    found = average_classes(views, probability=probability)
-                strip = tf.concat([strip, found.ids], axis=2)
-                strip_highest = tf.concat([strip_highest, found.probability], axis=2)
+                    region = average_classes(views, probability=probability)
+                strip = tf.concat([strip, region.ids], axis=2)
+                strip_highest = tf.concat([strip_highest, region.probability], axis=2)
                 pixels = tf.cast(tf.size(rows) * tf.size(columns), tf.float32)
-                confidence += found.confidence * pixels
+                confidence += region.confidence * pixels
             ids = tf.concat([ids, strip], axis=1)
             highest = tf.concat([highest, strip_highest], axis=1)
         confidence /= tf.cast(tf.reduce_prod(size), tf.float32)
@@ -193,14 +193,15 @@ class Predictor(tf.Module):
         columns: tf.Tensor,
         centre: tf.Tensor,
     ) -> list[View]:
-        """Runs the network around a region: over a tile of each copy, and its mirror image.
+        """Runs the network on a tile of each copy around a region, and on its mirror image.
 
         Args:
-          copies: the images, [B, h, w, 3] uint8, at each scale.
-          size: [2] int32 of the images.
+          copies: the images at each scale, [B, h, w, 3] uint8.
+          size: [2] int32, (height, width) of the images.
           rows: [n] int32, the region's rows of pixels.
-          columns: [m] int32.
-          centre: [2] float32, in the image, that the tiles keep to where its borders let them.
+          columns: [m] int32, its columns.
+          centre: [2] float32, centre of the tiles in image pixels; tiles are shifted to stay
+            inside the image.
         """
         views: list[View] = []
         tile_px = self.config.tile_px
@@ -218,12 +219,11 @@ class Predictor(tf.Module):
             )
             last = tf.cast(tf.shape(tile)[2] - 1, tf.float32)
             for mirrored in (False, True) if self.config.flip_average else (False,):
-                # One after the other: together, the network's features would need the memory of
-                # all views.
+                # One view at a time, so that the features of only one are in memory.
                 with tf.control_dependencies([view.logits for view in views[-1:]]):
                     logits = self._logits(tile[:, :, ::-1] if mirrored else tile)
-                    # The mirror image has its padding on the left: its samples are not those of
-                    # the image, only its pixels are.
+                    # The mirror image is padded on the other side of the scene, so its samples
+                    # are not the mirrored samples of the image: positions are mirrored instead.
                     at = last - across if mirrored else across
                     stride = self.network.stride
                     views.append(cut_view(logits, down / stride, at / stride))
@@ -231,7 +231,7 @@ class Predictor(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def _logits(self, tiles: tf.Tensor) -> tf.Tensor:
-        """Runs the network; a function of its own is in the graph only once."""
+        """Runs the network; as a separate function it is in the graph only once."""
         return self.network.logits(tiles)
 
 
@@ -244,11 +244,11 @@ def load_predictor(
       run: from `open_run`.
       config: scales, flip and tile size.
       checkpoint_path: from `find_checkpoint`.
-      portable: for an export, whose graph is to run on other machines.
+      portable: for an export, whose graph must run on other machines.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
-      ValueError: its weights do not fit.
+      ValueError: its weights do not match the model.
     """
     model = build_model(
         replace(run.model, encoder_weights="none"),
@@ -260,12 +260,12 @@ def load_predictor(
 
 
 def device_precision(trained: str) -> str:
-    """Chooses the precision to predict in: as trained on a GPU, float32 on a CPU."""
+    """Returns the precision for prediction: that of training on a GPU, float32 on a CPU."""
     return trained if gpus() else "float32"
 
 
 def _resize(images: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """Resizes [B, H, W, 3] uint8 bilinearly, averaging where it shrinks."""
+    """Resizes [B, H, W, 3] uint8 bilinearly, with antialiasing."""
     size = tf.shape(images)[1:3]
     scaled = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), 1)
     if tf.reduce_all(tf.equal(size, scaled)):
@@ -277,12 +277,12 @@ def _resize(images: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
 
 
 def _regions(size: tf.Tensor, scaled_size: tf.Tensor, tile_px: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Spreads tiles evenly over a side of the scaled image and shares out the image's pixels.
+    """Spaces tiles evenly along a side of the scaled image and assigns them the image's pixels.
 
     Returns:
-      (centres [n] float32, edges [n + 1] int32), both in the image: around centres[i] is a tile
-      that owns the pixels from edges[i] to edges[i + 1], which keep away from its ends but for the
-      image's own. Tiles that would own none are left out.
+      (centres [n] float32, edges [n + 1] int32), in pixels of the unscaled image: the tile around
+      centres[i] covers the pixels edges[i] to edges[i + 1], which lie in its inner part except at
+      the image border. Tiles without pixels are omitted.
     """
     step = tile_px - 2 * int(tile_px * _MARGIN)
     over = tf.maximum(scaled_size - tile_px, 0)

@@ -1,4 +1,4 @@
-"""Decodes images and videos, strictly: what is damaged or ambiguous is refused."""
+"""Decodes images and videos strictly: damaged or ambiguous files are rejected."""
 
 import io
 import math
@@ -15,19 +15,19 @@ from PIL import Image
 
 from mapseg.data.encoded import JPEG, PNG, check_jpeg, check_single, several_message
 
-# Cameras store 10, 12 or 14 bits in 16: where no value needs all, nobody can tell how bright it is.
+# Cameras store 10, 12 or 14 bits in 16. If no value reaches this, the range is ambiguous.
 SMALLEST_16_BIT_PEAK = 2**14
 _PPM_HEAD = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
-_MISREAD_TIFF_MODES = ("RGBA", "RGBa", "LA", "La", "PA", "LAB")  # OpenCV gives other colours
+_MISREAD_TIFF_MODES = ("RGBA", "RGBa", "LA", "La", "PA", "LAB")  # OpenCV returns wrong colours
 DEPTH_MESSAGE = (
-    "an image must have 8 bits, or use the range of 16: its values may be a camera's 10, 12 or 14 "
-    "bits. Remedy: scale it to 8 bits"
+    "an image must have 8 bits, or use the full range of 16: its values may be a camera's 10, 12 "
+    "or 14 bits. Remedy: scale it to 8 bits"
 )
 
-# How much less than announced a video may have. AVI and MP4 announce the pictures' own length,
-# other containers that of the longest track, and sound often ends later.
+# How much shorter than announced a video may be. AVI and MP4 announce the length of the video
+# track, other containers that of the longest track, and the audio often ends later.
 _SLACK_FRAMES, _SLACK_SECS = 3, 1.0
-_TRIES = 100  # to decode anything behind a frame that cannot be
+_TRIES = 100  # attempts to decode another frame after one that cannot be decoded
 _OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
@@ -35,9 +35,9 @@ class VideoLength(NamedTuple):
     """How many frames of a video can be decoded.
 
     Attributes:
-      frames: decodable ones, from the start.
-      announced: as many as its header says, or its duration and rate; 0 where that is unknown.
-      is_whole: nothing shows that others are damaged or missing.
+      frames: number of decodable frames, from the start.
+      announced: number of frames by its header, or by its duration and rate; 0 if unknown.
+      is_whole: there is no sign of damaged or missing frames.
     """
 
     frames: int
@@ -46,7 +46,7 @@ class VideoLength(NamedTuple):
 
 
 def open_video(path: Path) -> Any:
-    """Opens a video for decoding; ValueError where OpenCV cannot."""
+    """Opens a video for decoding; raises a ValueError if OpenCV cannot."""
     check_utf8(path)
     _check_regular(path)
     capture = cv2.VideoCapture(str(path))
@@ -56,19 +56,19 @@ def open_video(path: Path) -> Any:
 
 
 def measure_video(path: Path) -> VideoLength:
-    """Decodes a video from its start to its end, and compares that with what it announces.
+    """Decodes a whole video and compares its length with the announced one.
 
-    It is damaged where frames can be decoded behind one that cannot, or where it has fewer frames
-    than announced and a gap in time, at its end or within. Fewer frames alone show nothing: the
-    number is an estimate where the rate varies, and counts frames that an edit list cuts off.
-    Damage that the decoder conceals goes unnoticed.
+    A video is damaged if frames after an undecodable one can be decoded, or if it has fewer frames
+    than announced and a gap in time, inside or at its end. Fewer frames alone prove nothing: the
+    number is an estimate if the frame rate varies, and includes frames that an edit list cuts off.
+    Damage that the decoder conceals is not detected.
 
     Raises:
-      ValueError: OpenCV cannot open it, or returns its frames as they are not.
+      ValueError: OpenCV cannot open it, or returns wrong frames.
     """
     _check_converted(path)
     length = _measure(path)
-    if not length.is_whole:  # cut without encoding it anew, as by `ffmpeg -ss 10 -c copy`?
+    if not length.is_whole:  # cut without re-encoding, as by `ffmpeg -ss 10 -c copy`?
         with _ignoring_edit_lists():
             uncut = _measure(path)
         length = length._replace(is_whole=uncut.is_whole)
@@ -92,18 +92,18 @@ def _measure(path: Path) -> VideoLength:
     second = max(fps * _SLACK_SECS, _SLACK_FRAMES)
     slack = _SLACK_FRAMES if exact else second
     lacks_end, lacks_middle = announced - end * fps - 1 > slack, gap * fps - 1 > second
-    fewer = announced - frames > slack and (lacks_end or lacks_middle)
-    return VideoLength(frames, int(announced), not (resumes or fewer))
+    is_short = announced - frames > slack and (lacks_end or lacks_middle)
+    return VideoLength(frames, int(announced), not (resumes or is_short))
 
 
 def _check_converted(path: Path) -> None:
-    """Refuses a video whose frames OpenCV returns as they are not.
+    """Rejects a video whose frames OpenCV decodes wrongly.
 
-    In place of interlaced ones it returns unset memory, which never changes; that of another
-    capture is other memory. Of 16 bits it takes the upper 8, as of images.
+    For interlaced frames OpenCV returns uninitialised memory: every frame is the same, and differs
+    between captures. Of 16 bits it returns the upper 8, as for images.
 
     Raises:
-      ValueError: it is one of these, or OpenCV cannot open it.
+      ValueError: it is interlaced, its 16-bit range is ambiguous, or OpenCV cannot open it.
     """
     capture = open_video(path)
     _, first = capture.read()
@@ -111,22 +111,23 @@ def _check_converted(path: Path) -> None:
         raise ValueError(
             f"{path}: {DEPTH_MESSAGE}; got 16-bit frames up to {int(first.max()) << 8}"
         )
-    whole, picture = first is not None, first
-    while whole and np.array_equal(picture, first):
-        whole, picture = capture.read()
-    if first is None or whole:
+    decoded, picture = first is not None, first
+    while decoded and np.array_equal(picture, first):
+        decoded, picture = capture.read()
+    if first is None or decoded:
         return
-    _, again = open_video(path).read()  # a still
-    if not first.any() or not np.array_equal(first, again):
+    _, reread = open_video(path).read()  # the same, if the video shows a still image
+    if not first.any() or not np.array_equal(first, reread):
         raise ValueError(
-            f"{path}: a video must be progressive; got frames that never change, as OpenCV gives "
+            f"{path}: a video must be progressive; got frames that never change, as OpenCV returns "
             "for interlaced ones. Remedy, if it is not black: ffmpeg -i IN -map 0:v -vf yadif "
             "-crf 10 OUT.mp4"
         )
 
 
 def _is_16_bit(capture: Any) -> bool:
-    # FFmpeg's codes of formats without a common name have the bits at one end: Y1 0 16, 16 0 1 Y.
+    # FFmpeg's codes for formats without a FourCC have the bits in the first or last byte:
+    # Y1 0 16 or 16 0 1 Y.
     code = int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) & 0xFFFFFFFF
     return 16 in (code & 0xFF, code >> 24)
 
@@ -149,7 +150,7 @@ def _check_regular(path: Path) -> None:
 
 
 def check_utf8(path: Path) -> None:
-    """Refuses the path of a video on which OpenCV would crash."""
+    """Rejects the path of a video if OpenCV would crash on it."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -160,18 +161,17 @@ def check_utf8(path: Path) -> None:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decodes an image file of any kind that OpenCV knows.
+    """Decodes an image file of any format that OpenCV supports.
 
-    Grey becomes three equal channels, 16 bits become 8, transparency is dropped, and a rotation
-    noted in EXIF is carried out, so that results stand upright.
+    Grey becomes three equal channels, 16 bits become 8, transparency is dropped, and the EXIF
+    orientation is applied.
 
     Returns:
       [H, W, 3] uint8 RGB.
 
     Raises:
-      ValueError: it cannot be read, is damaged, cut off or no image, has several pages, so many
-        pixels that they would fill the memory, or more than 8 bits of which it is unknown how
-        bright they are.
+      ValueError: it cannot be read, is damaged, truncated or not an image, has several pages, has
+        too many pixels for the memory, or has more than 8 bits of an ambiguous range.
     """
     try:
         _check_regular(path)
@@ -184,11 +184,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _check(data: bytes) -> None:
-    """Refuses what OpenCV would decode in part, or with a line on the error output alone."""
+    """Rejects files that OpenCV would decode in part, or with only a warning on stderr."""
     try:
-        picture = Image.open(io.BytesIO(data))  # its pixels are counted before any is decoded
+        picture = Image.open(io.BytesIO(data))  # checks the number of pixels before decoding
     except Image.UnidentifiedImageError as error:
-        raise ValueError("cut off, or not an image of a supported kind") from error
+        raise ValueError("truncated, or not an image of a supported format") from error
     with picture:
         check_single(picture)
         if data.startswith(JPEG):
@@ -204,7 +204,7 @@ def _check(data: bytes) -> None:
 
 
 def _check_ppm(data: bytes) -> None:
-    """Refuses a PPM that OpenCV would decode too dark, or of several pictures."""
+    """Rejects a PPM that OpenCV would decode too dark, or that holds several pictures."""
     head = _PPM_HEAD.match(data)
     if head is None:
         return
@@ -223,7 +223,7 @@ def _decode(data: bytes) -> np.ndarray:
     encoded = np.frombuffer(data, np.uint8)
     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
-        raise ValueError("cut off, or of a kind that OpenCV does not decode")
+        raise ValueError("truncated, or of a format that OpenCV does not decode")
     if image.dtype == np.uint8:
         return image
     peak = image.max()
@@ -233,7 +233,7 @@ def _decode(data: bytes) -> np.ndarray:
 
 
 class FrameReader:
-    """Decodes frames. A video is decoded once from its start: seeking is not exact."""
+    """Decodes frames. A video is decoded once, from its start, because seeking is not exact."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -241,10 +241,10 @@ class FrameReader:
         self._next = 0
 
     def read(self, path: Path, number: int | None) -> np.ndarray:
-        """Returns an image, or frame `number` of a video; those of a video in rising order.
+        """Returns an image, or frame `number` of a video; numbers must be in ascending order.
 
         Raises:
-          ValueError: as `read_image`; a video cannot be decoded as far as this frame.
+          ValueError: as `read_image`, or a video cannot be decoded up to this frame.
         """
         if number is None:
             return read_image(path)
@@ -255,9 +255,9 @@ class FrameReader:
         while self._next < number:
             self._capture.grab()
             self._next += 1
-        whole, image = self._capture.read()
+        decoded, image = self._capture.read()
         self._next += 1
-        if not whole:
+        if not decoded:
             raise _damaged_video(path, number, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -265,13 +265,13 @@ class FrameReader:
 def _damaged_video(path: Path, number: int, announced: float) -> ValueError:
     if not number:
         return ValueError(
-            f"{path}: its first frame cannot be decoded: it is damaged, or of a codec that OpenCV "
-            "lacks. Remedy: fetch it again, or encode it anew: ffmpeg -i IN -map 0:v -crf 10 "
-            "OUT.mp4"
+            f"{path}: its first frame cannot be decoded: it is damaged, or its codec is not "
+            "supported by OpenCV. Remedy: copy it again, or re-encode it: ffmpeg -i IN -map 0:v "
+            "-crf 10 OUT.mp4"
         )
     count = f"{announced:.0f}" if announced > number else "more"
     return ValueError(
         f"{path}: a video must be decodable to its end; got {number} frames of {count}: the rest "
-        "is damaged or missing, or its sound is longer. Remedy: fetch it again, or if this is all "
-        "of it make a whole one: ffmpeg -i IN -map 0:v -crf 10 OUT.mp4"
+        "is damaged or missing, or its audio is longer. Remedy: copy it again, or if it is "
+        "complete, re-encode it: ffmpeg -i IN -map 0:v -crf 10 OUT.mp4"
     )

@@ -1,4 +1,4 @@
-"""What an output folder has of each frame: its files, and its row in `frames.csv`."""
+"""The results of each frame in an output folder: its files and its row in `frames.csv`."""
 
 import contextlib
 import functools
@@ -22,11 +22,11 @@ Row = dict[str, str]
 
 
 class Source(NamedTuple):
-    """What a result is bound to.
+    """The file that a result was computed from.
 
     Attributes:
-      path: of the image or video, printable.
-      state: its size and times, another one whenever its content is another.
+      path: path of the image or video, printable.
+      state: its size and times; changes whenever its content does.
     """
 
     path: str
@@ -34,10 +34,10 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path) -> Source:
-    """Notes what a file is like; the state of one that is not there is empty.
+    """Returns the state of a file; empty if it does not exist.
 
-    The time of the last change of the inode tells a replaced file even where its size and its time
-    of modification are the same, as programs that unpack or copy keep them.
+    It includes the inode's change time: programs that unpack or copy files preserve the
+    modification time, so a replaced file may have the same size and modification time.
     """
     try:
         stat = path.stat()
@@ -48,11 +48,11 @@ def read_source(path: Path) -> Source:
 
 @dataclass(frozen=True)
 class Results:
-    """The files that frames give.
+    """The result files of frames.
 
     Attributes:
       out_dir: the output folder.
-      outputs: what is written of each frame, of `config.OUTPUTS`.
+      outputs: the outputs to write, from `config.OUTPUTS`.
       label_set: the classes of the ids.
       drawn: [256] bool, the ids to draw in pictures; None draws all.
     """
@@ -74,27 +74,27 @@ class Results:
         return self.out_dir / output / f"{name}.{_SUFFIXES[output]}"
 
     def exist(self, name: str) -> bool:
-        """Tells whether every file of a frame is there; a video is not one frame's."""
+        """Returns whether every file of a frame exists; videos do not count."""
         return all(_is_file(self.path(o, name)) for o in self.outputs if o != "video")
 
     def any_exists(self, name: str) -> bool:
-        """Tells whether a frame has a file of any output, asked for now or not."""
+        """Returns whether a frame has a file of any output, whether or not it is requested."""
         return any(_is_file(self.path(o, name)) for o in OUTPUTS if o != "video")
 
     @functools.cached_property
-    def _outputs_there(self) -> list[str]:
-        # Asking a share for each file of 25,000 frames takes minutes.
-        there = [o for o in OUTPUTS if o in self.outputs or (self.out_dir / o).is_dir()]
-        return [o for o in there if o != "video"]
+    def _existing_outputs(self) -> list[str]:
+        # On a network drive, checking each file of 25,000 frames takes minutes.
+        existing = [o for o in OUTPUTS if o in self.outputs or (self.out_dir / o).is_dir()]
+        return [o for o in existing if o != "video"]
 
     def remove(self, name: str) -> None:
         """Removes every file of a frame."""
-        for output in self._outputs_there:
+        for output in self._existing_outputs:
             with contextlib.suppress(OSError):
                 self.path(output, name).unlink()
 
     def read_ids(self, name: str) -> np.ndarray:
-        """Reads the ids of a frame that was done before: [H, W] uint8."""
+        """Reads the ids of a frame that an earlier call wrote: [H, W] uint8."""
         with Image.open(self.path("ids", name)) as stored:
             return np.asarray(stored)
 
@@ -108,14 +108,14 @@ class Results:
         """Writes the files of a frame.
 
         Args:
-          name: of the frame.
+          name: name of the frame.
           image: [H, W, 3] uint8 RGB.
           ids: [H, W] uint8 train ids.
           overlay: [H, W, 3] uint8 RGB, if it is among the outputs.
 
         Raises:
           OSError: a file cannot be written.
-          ValueError: a picture is too large for its kind of file.
+          ValueError: a picture is too large for its file format.
         """
         if "ids" in self.outputs:
             pictures.write_png(self.path("ids", name), ids, self.label_set.palette)
@@ -134,21 +134,21 @@ class Results:
         ms: float,
         confidence: float,
     ) -> Row:
-        """Returns what `frames.csv` says of a frame that was segmented."""
+        """Returns the row in `frames.csv` of a segmented frame."""
         shares = pictures.count_ids(ids)[: len(self.label_set.classes)] / ids.size
         fixed = ["ok", *map(str, ids.shape), f"{scale:.6g}", f"{ms:.1f}", f"{confidence:.4f}"]
         values = [frame.name, *fixed, *source, frame.video, *(f"{share:.6f}" for share in shares)]
         return dict(zip(self.columns, values, strict=True))
 
     def failed_row(self, name: str, source: Source, video: str, error: Exception) -> Row:
-        """Returns what `frames.csv` says of a frame, or a video, that could not be made."""
+        """Returns the row in `frames.csv` of a frame or video that failed."""
         row = dict.fromkeys(self.columns, "")
         row |= {"frame": name, "status": f"error: {_cause(error)}", "video": video}
         return row | {"source": source.path, "source_state": source.state}
 
 
 def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113, Path's raises where a name is too long
+    return os.path.isfile(path)  # noqa: PTH113, Path.is_file raises if a name is too long
 
 
 def _cause(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Finds the files of frames: in folders, globs and lists; in the layouts of KITTI."""
+"""Finds the files of frames in folders, globs, lists and the layouts of KITTI."""
 
 import codecs
 import fnmatch
@@ -14,10 +14,10 @@ from typing import NamedTuple
 from mapseg.config import OUTPUTS, InferConfig
 from mapseg.files import expand_home, walk
 
-RESULTS_MARK = "inference.json"  # says whose results a folder holds
+RESULTS_MARK = "inference.json"  # marks a folder of inference results
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEO_TYPES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-# KITTI's folders of labels and depth, some of which lie in image_* or hold such folders.
+# KITTI's folders of labels and depth; some are inside image_* folders or contain them.
 _NOT_FRAMES = {
     *("semantic", "semantic_rgb", "instance", "confidence"),
     *("data_2d_semantics", "proj_depth", "data_depth_annotated", "data_depth_velodyne"),
@@ -25,12 +25,12 @@ _NOT_FRAMES = {
 
 
 class Found(NamedTuple):
-    """Files, not yet in order.
+    """The files of frames, not sorted.
 
     Attributes:
       paths: images and videos.
       base: names of results are relative to it.
-      skipped: lines that tell what was left out.
+      skipped: messages about skipped files.
     """
 
     paths: list[Path]
@@ -65,28 +65,29 @@ def search(config: InferConfig) -> Found:
 
 
 def is_image(path: PurePath) -> bool:
-    """Tells whether a file's name is that of an image."""
+    """Returns whether a file name is an image's."""
     return path.suffix.lower() in IMAGE_TYPES
 
 
 def is_video(path: PurePath) -> bool:
-    """Tells whether a file's name is that of a video."""
+    """Returns whether a file name is a video's."""
     return path.suffix.lower() in VIDEO_TYPES
 
 
 def _search_folder(root: Path, cameras: str) -> Found:
     files = _without_results(list(walk(root)), root)
     images = [path for path in files if is_image(path)]
-    lines = _other_types([path for path in files if not is_image(path)])
+    skipped = _skipped_types([path for path in files if not is_image(path)])
     if any(_camera(path, root) for path in images):
-        images, left_out = _camera_frames(images, root, cameras.split(",") if cameras else [])
-        lines = left_out + lines
+        wanted = cameras.split(",") if cameras else []
+        images, skipped_images = _camera_frames(images, root, wanted)
+        skipped = skipped_images + skipped
     elif cameras:
         raise ValueError(
             f"cameras must be used with a folder that has image_* folders; {root} has none. "
-            "Remedy: leave --cameras out"
+            "Remedy: leave out --cameras"
         )
-    return Found(images, root, tuple(lines))
+    return Found(images, root, tuple(skipped))
 
 
 def _camera(path: Path, root: Path) -> str:
@@ -97,31 +98,31 @@ def _camera(path: Path, root: Path) -> str:
 def _camera_frames(
     images: Sequence[Path], root: Path, wanted: Sequence[str]
 ) -> tuple[list[Path], list[str]]:
-    """Keeps the images of cameras; tells what else there is, with counts."""
-    kept, left_out = [], Counter[str]()
+    """Returns the images of the cameras, and messages that count the other images."""
+    kept, skipped = [], Counter[str]()
     for path in images:
         folders = path.relative_to(root).parts[:-1]
         camera = _camera(path, root)
         map_folder = next((name for name in folders if name in _NOT_FRAMES), "")
         if map_folder:
-            left_out[f"{map_folder}: labels or depth, not frames"] += 1
+            skipped[f"{map_folder}: labels or depth, not frames"] += 1
         elif not camera:
-            left_out[f"{folders[-1] if folders else root.name}: not an image_* folder"] += 1
+            skipped[f"{folders[-1] if folders else root.name}: not an image_* folder"] += 1
         elif wanted and camera not in wanted:
-            left_out[f"{camera}: not among --cameras={','.join(wanted)}"] += 1
+            skipped[f"{camera}: not among --cameras={','.join(wanted)}"] += 1
         else:
             kept.append(path)
-    return kept, [f"skipped {n} images in {what}" for what, n in sorted(left_out.items())]
+    return kept, [f"skipped {n} images in {reason}" for reason, n in sorted(skipped.items())]
 
 
 def _search_glob(pattern: Path) -> Found:
-    # pathlib's ** leaves files out before Python 3.13
+    # pathlib's ** does not match files before Python 3.13
     hits = [Path(hit) for hit in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     files = [path for path in hits if path.is_file() and not _in_loop(path.parent)]
     files = _without_results(files, base)
     usable = [path for path in files if is_image(path) or is_video(path)]
-    skipped = _other_types([path for path in files if not (is_image(path) or is_video(path))])
+    skipped = _skipped_types([path for path in files if not (is_image(path) or is_video(path))])
     return Found(usable, base, tuple(skipped))
 
 
@@ -133,8 +134,8 @@ def _read_list(path: Path) -> list[Path]:
             continue
         frame = _absolute(path.parent / entry)
         if not frame.is_file():
-            what = "a folder or device, not a file" if frame.exists() else "no such file"
-            raise FileNotFoundError(f"{path}, line {number}: {what}: {frame}")
+            reason = "a folder or device, not a file" if frame.exists() else "no such file"
+            raise FileNotFoundError(f"{path}, line {number}: {reason}: {frame}")
         if not (is_image(frame) or is_video(frame)):
             raise ValueError(
                 f"{path}, line {number}: must name an image or a video "
@@ -147,49 +148,49 @@ def _read_list(path: Path) -> list[Path]:
 def _read_utf8(path: Path) -> str:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")  # Windows' editors put a mark before UTF-8 too
+        text = data.decode("utf-8-sig")  # Windows editors may write a byte order mark
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         kind = "UTF-16" if is_utf16 else f"line {number}: {error.object[error.start : error.end]!r}"
         raise _not_utf8(path, kind) from error
     if "\0" in text:
-        raise _not_utf8(path, "bytes of zero, as in UTF-16")
+        raise _not_utf8(path, "zero bytes, as in UTF-16")
     return text
 
 
-def _not_utf8(path: Path, what: str) -> ValueError:
+def _not_utf8(path: Path, content: str) -> ValueError:
     return ValueError(
-        f"{path}: a list of frames must be text in UTF-8; got {what}. Remedy: save it as UTF-8 "
+        f"{path}: a list of frames must be UTF-8 text; got {content}. Remedy: save it as UTF-8 "
         "(iconv -t utf-8)"
     )
 
 
 @functools.cache
 def _in_loop(folder: Path) -> bool:
-    """Tells whether a link leads back to a folder above it, so that there is no end."""
+    """Returns whether a folder is reached by a symbolic link to one of its own parents."""
     folders = [each.resolve() for each in (folder, *folder.parents)]
     return len({*folders}) < len(folders)
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(path.absolute()))  # links stay as they are named
+    return Path(os.path.normpath(path.absolute()))  # symbolic links are not resolved
 
 
 def _without_results(paths: Sequence[Path], base: Path) -> list[Path]:
-    """Leaves out what inference wrote somewhere below a folder, where it left its mark."""
+    """Removes the results of inference, which are in folders with a mark."""
     parents = {path.parent for path in paths}
     folders = {folder for parent in parents for folder in (parent, *parent.parents)}
     marked = [f for f in folders if f.is_relative_to(base) and (f / RESULTS_MARK).is_file()]
-    own = {*OUTPUTS, "legend.png"}
-    return [
-        path
-        for path in paths
-        if not any(path.is_relative_to(f) and path.relative_to(f).parts[0] in own for f in marked)
-    ]
+    results = {*OUTPUTS, "legend.png"}
+
+    def is_result(path: Path, folder: Path) -> bool:
+        return path.is_relative_to(folder) and path.relative_to(folder).parts[0] in results
+
+    return [path for path in paths if not any(is_result(path, folder) for folder in marked)]
 
 
-def _other_types(files: Sequence[Path]) -> list[str]:
+def _skipped_types(files: Sequence[Path]) -> list[str]:
     counts = Counter(path.suffix.lower() or path.name for path in files)
-    what = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
-    return [f"skipped files that are not images: {what}"] if what else []
+    text = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+    return [f"skipped files that are not images: {text}"] if text else []

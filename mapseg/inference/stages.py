@@ -1,8 +1,8 @@
-"""The stages of a frame: it is decoded, segmented in a batch, written.
+"""The inference pipeline: decodes frames, segments them in batches and writes the results.
 
-Decoding and encoding run in threads around the network, a few frames ahead and behind, so memory
-is bounded and the order of the results is the order of the frames. What a GPU computes is awaited
-by the thread that writes it.
+Decoding and encoding run in threads, a few frames ahead of and behind the network, so memory is
+bounded and results keep the order of the frames. The thread that writes a result waits for the
+GPU.
 """
 
 import math
@@ -24,7 +24,7 @@ from mapseg.inference.videos import Videos, is_disk_full
 if TYPE_CHECKING:
     from mapseg.inference.predictor import Segmentation
 
-_AHEAD = 4  # frames decoded beyond a batch before the network needs them, or still being written
+_AHEAD = 4  # frames beyond a batch that are decoded in advance, or still being written
 _THREADS = min(4, os.cpu_count() or 1)
 
 Segment = Callable[[np.ndarray], Sequence["Segmentation"]]
@@ -32,18 +32,18 @@ Segment = Callable[[np.ndarray], Sequence["Segmentation"]]
 
 class _Loaded(NamedTuple):
     image: np.ndarray
-    ids: np.ndarray | None  # the stored ones
+    ids: np.ndarray | None  # of an earlier call
 
 
 class _Segmented(NamedTuple):
-    """A frame whose ids are stored, or are computed in a batch.
+    """A frame with stored ids, or with ids computed in a batch.
 
     Attributes:
       image: [H, W, 3] uint8.
-      stored_ids: [H, W] uint8, if they are.
-      batch: else, what the network says of the frames of a batch.
-      place: of the frame in it.
-      call_secs: how long the call for the batch took.
+      stored_ids: [H, W] uint8 ids of an earlier call, if any.
+      batch: otherwise, the network's predictions for the frame's batch.
+      place: index of the frame in the batch.
+      call_secs: duration of the call for the batch.
     """
 
     image: np.ndarray
@@ -53,26 +53,26 @@ class _Segmented(NamedTuple):
     call_secs: float = 0.0
 
     def read(self) -> tuple[np.ndarray, float, float, float]:
-        """Returns ids, confidence, scale and ms, the last three nan for a stored frame.
+        """Returns ids, confidence, scale and ms; the last three are nan for stored ids.
 
         On a GPU it waits for the batch. The ms are the frame's share of the call and of this wait.
         """
         if self.stored_ids is not None:
             return self.stored_ids, math.nan, math.nan, math.nan
         started = time.perf_counter()
-        found = self.batch[self.place]
-        waited = time.perf_counter() - started
-        ms = 1000 * (self.call_secs + waited) / len(self.batch)
-        return found.ids, found.confidence, found.scale, ms
+        result = self.batch[self.place]
+        wait_secs = time.perf_counter() - started
+        ms = 1000 * (self.call_secs + wait_secs) / len(self.batch)
+        return result.ids, result.confidence, result.scale, ms
 
 
 class Outcome(NamedTuple):
-    """What came of a task.
+    """The outcome of a task.
 
     Attributes:
-      row: of the frame in `frames.csv`.
-      stored: its row and files are those of a call before.
-      picture: for the video.
+      row: the frame's row in `frames.csv`.
+      stored: its row and files are from an earlier call.
+      picture: the overlay, if a video is written.
     """
 
     row: Row
@@ -88,18 +88,18 @@ def do_tasks(
     videos: Videos,
     batch_size: int,
 ) -> Generator[Outcome, None, None]:
-    """Does the tasks in order, reading ahead and writing behind; yields what came of each.
+    """Runs the tasks in order, with decoding and writing in the background; yields outcomes.
 
-    A frame that cannot be read, segmented, drawn or written fails alone, unless the disk is full.
+    A frame that cannot be read, segmented, drawn or written does not stop the others, unless the
+    disk is full.
 
     Args:
-      segment: frames [B, H, W, 3] uint8 -> what the network says of each; called from this thread.
-      tasks: what is to be done.
-      results: where the files go.
-      table: takes the rows.
-      videos: takes the pictures.
-      batch_size: so many frames that follow one another go through the network together, if they
-        are of one size; B.
+      segment: frames [B, H, W, 3] uint8 -> a prediction for each; called from this thread.
+      tasks: the frames to process.
+      results: writes the files.
+      table: receives the rows.
+      videos: receives the overlays.
+      batch_size: maximum number B of consecutive frames of one size that are segmented together.
     """
     source = FrameReader()
 
@@ -112,15 +112,15 @@ def do_tasks(
         if outcome.picture is not None:
             videos.add(task.frame, outcome.picture)
         if not outcome.stored:
-            table.append(outcome.row)  # last: a row vouches for the files
+            table.append(outcome.row)  # last: a row means that the files are complete
         return outcome._replace(picture=None)
 
-    # Frames of a video come one after the other; images may be decoded side by side.
+    # Frames of a video must be decoded in order; images can be decoded in parallel.
     readers = 1 if any(task.frame.number is not None for task in tasks) else _THREADS
     with (
         ThreadPoolExecutor(readers) as reading,
         ThreadPoolExecutor(_THREADS) as writing,
-        ThreadPoolExecutor(1) as finishing,  # one thread, so in order
+        ThreadPoolExecutor(1) as finishing,  # one thread keeps the order
     ):
         unfinished: deque[Future[Outcome]] = deque()
         loaded = _ahead(reading, load, tasks, batch_size + _AHEAD)
@@ -137,7 +137,7 @@ def do_tasks(
 def _ahead(
     pool: ThreadPoolExecutor, load: Callable[[Task], _Loaded], tasks: Iterable[Task], count: int
 ) -> Iterator[tuple[Task, _Loaded | Exception]]:
-    """Yields the tasks in order, loaded, while the next ones are being loaded."""
+    """Yields the loaded tasks in order while the next ones are loading."""
     waiting: deque[tuple[Task, Future[_Loaded]]] = deque()
     for task in tasks:
         waiting.append((task, pool.submit(load, task)))
@@ -150,7 +150,7 @@ def _ahead(
 def _loaded(task: Task, loading: "Future[_Loaded]") -> tuple[Task, _Loaded | Exception]:
     try:
         return task, loading.result()
-    except Exception as error:  # of any kind: no frame may end the work on the others
+    except Exception as error:  # of any kind: one frame must not stop the others
         return task, error
 
 
@@ -162,7 +162,7 @@ def _to_segment(loaded: _Loaded | Exception) -> np.ndarray | None:
 def _batches(
     loaded: Iterable[tuple[Task, _Loaded | Exception]], batch_size: int
 ) -> Iterator[list[tuple[Task, _Loaded | Exception]]]:
-    """Groups tasks in order, so that the frames of a group that need the network have one size."""
+    """Groups consecutive tasks so that all frames to segment in a group have the same size."""
     group: list[tuple[Task, _Loaded | Exception]] = []
     shape: tuple[int, ...] | None = None
     for task, item in loaded:
@@ -181,7 +181,7 @@ def _batches(
 
 
 def _stored_ids(task: Task, image: np.ndarray, results: Results) -> np.ndarray | None:
-    """Reads the ids of a frame that was done; None where they are damaged: they are made again."""
+    """Reads the stored ids of a frame; None if there are none or they are damaged."""
     if not task.stored:
         return None
     try:
@@ -194,7 +194,7 @@ def _stored_ids(task: Task, image: np.ndarray, results: Results) -> np.ndarray |
 def _segment_batch(
     segment: Segment, group: Sequence[tuple[Task, _Loaded | Exception]]
 ) -> Iterator[tuple[Task, _Segmented | Exception]]:
-    """Segments the frames of a group that need it: together, or else one by one."""
+    """Segments the frames of a group that need it: in one batch or, if that fails, one by one."""
     frames = [image for _, item in group if (image := _to_segment(item)) is not None]
     started = time.perf_counter()
     batch: Sequence[Segmentation] | Exception = ()
@@ -202,8 +202,8 @@ def _segment_batch(
         batch = segment(np.stack(frames)) if frames else ()
     except Exception as error:  # of any kind, as above
         if len(frames) > 1:
-            for one in group:
-                yield from _segment_batch(segment, [one])
+            for member in group:
+                yield from _segment_batch(segment, [member])
             return
         batch = error
     call_secs, place = time.perf_counter() - started, 0
@@ -220,20 +220,20 @@ def _segment_batch(
 
 
 def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> Outcome:
-    """Writes the files of a frame; gives its row, and its picture for the video."""
+    """Writes the files of a frame; returns its row and its overlay for the video."""
     frame = task.frame
     try:
         if isinstance(segmented, Exception):
             raise segmented
         image, (ids, confidence, scale, ms) = segmented.image, segmented.read()
         stored = segmented.stored_ids is not None
-        tinted = None
+        overlay = None
         if {"overlay", "video"} & {*results.outputs}:
-            tinted = results.overlay(image, ids)
+            overlay = results.overlay(image, ids)
         if not stored:
-            results.write(frame.name, image, ids, tinted)
+            results.write(frame.name, image, ids, overlay)
         row = results.row(frame, task.source, ids, scale, ms, confidence)
-        return Outcome(row, stored, tinted if "video" in results.outputs else None)
+        return Outcome(row, stored, overlay if "video" in results.outputs else None)
     except Exception as error:
         if is_disk_full(error):
             raise

@@ -1,4 +1,4 @@
-"""Videos of overlays: one for each folder or video that frames come from."""
+"""Writes videos of overlays: one for each folder or video of frames."""
 
 import contextlib
 import errno
@@ -16,15 +16,15 @@ from mapseg.files import naming
 from mapseg.inference.frames import Frame
 from mapseg.inference.reading import check_utf8, open_video
 
-FOLDER_FPS = 10.0  # of a video made of the images of a folder: KITTI's cameras
-_MAX_PX, _MAX_RATE = 8191, 65535  # of MPEG-4, whose rates are fractions of 16-bit numbers
+FOLDER_FPS = 10.0  # frame rate for a folder of images: that of KITTI's cameras
+_MAX_PX, _MAX_RATE = 8191, 65535  # of MPEG-4: frame rates are fractions of 16-bit integers
 _DISK_IS_FULL_BYTES = 2**20
 
 
 class Videos:
     """Writes the overlays of each folder or video as one video, one at a time.
 
-    A video that cannot be made fails alone: its frames are then ignored.
+    If a video cannot be written, its frames are ignored and the other videos are still written.
     """
 
     def __init__(
@@ -33,12 +33,13 @@ class Videos:
         every: int,
         closed: Callable[[str, Exception | None], None],
     ) -> None:
-        """Begins with no video.
+        """Initialises without an open video.
 
         Args:
-          video_path: where the video of a name goes.
-          every: of how many frames of a source each one is.
-          closed: takes the name of each video that is whole, or could not be made, and why.
+          video_path: returns the path of the video of a name.
+          every: each frame stands for this many frames of its source.
+          closed: called with the name of each video, and None if it is complete or the error if it
+            could not be written.
         """
         self._video_path, self._every, self._closed = video_path, every, closed
         self._name = ""
@@ -70,7 +71,7 @@ class Videos:
 
     @property
     def _part(self) -> Path:
-        # Hidden, so that it is no other video's; the ending tells OpenCV the container.
+        # Hidden, so it is not another video's path; OpenCV takes the container from the extension.
         return self._path.with_name(f".{self._path.stem}.partial.mp4")
 
     def _open(self, frame: Frame, size: tuple[int, int]) -> None:
@@ -80,14 +81,14 @@ class Videos:
         check_utf8(self._part)
         with naming(self._part):
             self._part.parent.mkdir(parents=True, exist_ok=True)
-            self._part.touch()  # OpenCV would not tell why it cannot
+            self._part.touch()  # raises the cause, which OpenCV would not report
         code = cv2.VideoWriter_fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(self._part), code, fps, size[::-1])
         if not writer.isOpened():
             raise ValueError(
                 f"{self._path}: an MPEG-4 video must have sides of 2 to {_MAX_PX:,} px and 0.001 "
                 f"to {_MAX_RATE:,} frames/s; got {size[0]} x {size[1]} px and {fps:g} frames/s. "
-                "Remedy: leave video out of --outputs, or take smaller frames"
+                "Remedy: leave video out of --outputs, or use smaller frames"
             )
         self._writer = writer
 
@@ -96,7 +97,7 @@ class Videos:
             return
         self._writer.release()
         self._writer = None
-        # The writer reports nothing: a full disk shows only in what can be read back.
+        # The writer reports no errors: a full disk shows only when reading the file back.
         written = cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT)
         try:
             with naming(self._path):
@@ -117,7 +118,7 @@ class Videos:
         )
 
     def _fail(self, error: Exception) -> None:
-        """Drops the video; its error ends all if the disk is full, and otherwise it alone."""
+        """Deletes the video and reports its error; raises it if the disk is full."""
         self._drop()
         if is_disk_full(error):
             raise error
@@ -141,7 +142,7 @@ class Videos:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Tells whether an error, or what it came from, is a full disk, which ends all work."""
+    """Returns whether an error or one of its causes is a full disk, which stops all work."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -150,7 +151,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def _rate(fps: float) -> float:
-    """Returns a rate as near to `fps` as OpenCV and MPEG-4 can note: 90.12 for 90.123."""
+    """Returns the rate nearest to `fps` that OpenCV and MPEG-4 can store: 90.12 for 90.123."""
     for digits in (3, 2, 1, 0):
         if fps * 10**digits <= _MAX_RATE:
             return fps if digits == 3 else round(fps, digits)
@@ -158,7 +159,7 @@ def _rate(fps: float) -> float:
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Shrinks or enlarges a picture into (height, width), black where its shape leaves room."""
+    """Resizes a picture to fit (height, width), with black bars if the aspect ratios differ."""
     height, width = picture.shape[:2]
     if (height, width) == size:
         return picture

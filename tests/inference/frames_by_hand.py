@@ -1,4 +1,4 @@
-"""Frames whose segmentation is known, and what comes of them."""
+"""Frames with a known segmentation, and helpers to run inference on them."""
 
 import csv
 
@@ -20,7 +20,7 @@ LABEL_SET = LabelSet(
 
 
 def segment(image):
-    """Calls what is bright a marking."""
+    """Segments bright pixels as marking."""
     ids = (image.mean(axis=-1) > 127).astype(np.uint8)
     return Segmentation(ids, 0.75, 0.5)
 
@@ -34,7 +34,7 @@ def write_image(path, size=(6, 10), bright=3):
 
 
 def write_video(path, count=5, size=(32, 48), fps=12.0):
-    """Writes frames that get brighter one by one."""
+    """Writes a video in which each frame is brighter than the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size[::-1])
     for i in range(count):
@@ -52,13 +52,15 @@ def names(frames, out_dir="unused", **options):
 
 def run(frames, out_dir, segment=segment, fingerprint="run 1, step 7", lines=None, **options):
     lines = [] if lines is None else lines
-    made = config(frames, out_dir, **options)
+    infer_config = config(frames, out_dir, **options)
 
     def segment_batch(images):
         return [segment(image) for image in images]
 
-    found = find_frames(made)
-    return infer_frames(segment_batch, LABEL_SET, found, made, lines.append, fingerprint)
+    frame_list = find_frames(infer_config)
+    return infer_frames(
+        segment_batch, LABEL_SET, frame_list, infer_config, lines.append, fingerprint
+    )
 
 
 def read_rows(out_dir):

@@ -9,7 +9,7 @@ CLASSES = 6
 
 
 def smooth_logits(batch=2, height=9, width=12):
-    """Logits with regions of one class, borders between two, and places where more meet."""
+    """Logits with regions of one class, borders of two, and corners of more."""
     rng = np.random.default_rng(0)
     coarse = rng.normal(size=[batch, 4, 5, CLASSES])
     return tf.image.resize(coarse, [height, width], "bicubic") * 5
@@ -22,7 +22,7 @@ def noise(batch=2, height=9, width=12):
 
 
 def interpolated(logits, rows, columns):
-    """The definition, in float64: [B, n, m, C]."""
+    """Reference interpolation in float64: [B, n, m, C]."""
     values = np.asarray(logits, np.float64)
     for axis, positions in ((1, rows), (2, columns)):
         positions = np.clip(np.asarray(positions, np.float64), 0, values.shape[axis] - 1)
@@ -42,7 +42,7 @@ def positions(samples, pixels, first=0.0, step=0.25):
     return np.minimum(first + step * np.arange(pixels), samples).astype(np.float32)
 
 
-# Pixels to a cell: 4 as at scale 1, other whole and broken numbers, fewer than one, and clamped.
+# Pixels per cell: 4 as at scale 1, other integers and fractions, less than one, and clamped.
 PLACES = [
     (positions(9, 33), positions(12, 45)),
     (positions(9, 31, 0.25), positions(12, 40, 0.5)),
@@ -57,7 +57,7 @@ PLACES = [
 @pytest.mark.parametrize("band_values", [1, 2000, 2**24])
 @pytest.mark.parametrize("make", [smooth_logits, noise])
 @pytest.mark.parametrize("place", range(len(PLACES)))
-def test_both_forms_give_the_class_of_the_interpolated_logits(
+def test_both_functions_return_the_class_of_the_interpolated_logits(
     place, make, band_values, monkeypatch
 ):
     monkeypatch.setattr(classes, "_BAND_VALUES", band_values)
@@ -72,12 +72,12 @@ def test_both_forms_give_the_class_of_the_interpolated_logits(
     probability = softmax(expected).max(-1)
     np.testing.assert_allclose(everywhere.probability, probability, rtol=1e-4)
     samples = softmax(np.asarray(logits, np.float64)).max(-1)
-    for found in (between, everywhere):
-        np.testing.assert_allclose(found.confidence, samples.mean((1, 2)), rtol=1e-4)
+    for result in (between, everywhere):
+        np.testing.assert_allclose(result.confidence, samples.mean((1, 2)), rtol=1e-4)
 
 
-def test_where_samples_agree_nothing_is_interpolated(monkeypatch):
-    """A class that is second everywhere never wins between samples that agree on the first."""
+def test_nothing_is_interpolated_between_samples_that_agree(monkeypatch):
+    """The second class never wins between samples that agree on the first."""
     monkeypatch.setattr(tf, "matmul", lambda weights, corners: sizes.append(corners) or weights)
     sizes = []
     logits = tf.one_hot(tf.zeros([1, 5, 7], tf.int32), CLASSES)
@@ -87,7 +87,7 @@ def test_where_samples_agree_nothing_is_interpolated(monkeypatch):
     assert not ids.numpy().any()
 
 
-def test_a_cut_view_reads_the_same_logits():
+def test_cut_view_keeps_the_logits_of_the_region():
     logits = noise()
     for rows, columns in PLACES:
         whole = classes_between(View(logits, tf.constant(rows), tf.constant(columns)))
@@ -95,11 +95,11 @@ def test_a_cut_view_reads_the_same_logits():
         np.testing.assert_array_equal(classes_between(part).ids, whole.ids)
     rows, columns = PLACES[1]
     mirrored = cut_view(logits, tf.constant(rows), tf.constant(columns[::-1].copy()))
-    found = average_classes([mirrored], probability=False).ids[:, :, ::-1]
-    np.testing.assert_array_equal(found, interpolated(logits, rows, columns).argmax(-1))
+    ids = average_classes([mirrored], probability=False).ids[:, :, ::-1]
+    np.testing.assert_array_equal(ids, interpolated(logits, rows, columns).argmax(-1))
 
 
-def test_a_single_sample_is_the_class_of_all_pixels():
+def test_a_single_sample_sets_the_class_of_all_pixels():
     view = cut_view(noise(height=1, width=1), tf.zeros([3]), tf.zeros([4]))
     ids = classes_between(view).ids.numpy()
     assert ids.shape == (2, 3, 4)

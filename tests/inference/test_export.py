@@ -12,7 +12,7 @@ from mapseg.inference.reading import read_image
 from mapseg.pictures import write_jpg
 from mapseg.runs.checkpoints import find_checkpoint
 
-# What a server does: TensorFlow alone, mapseg hidden.
+# Serves the export with TensorFlow only; mapseg cannot be imported.
 _SERVE = """
 import sys
 import numpy as np
@@ -30,7 +30,7 @@ np.save(sys.argv[5], saved.segment_encoded(jpg)["ids"].numpy())
 
 
 @pytest.mark.addons
-def test_an_export_gives_the_same_ids_without_mapseg(run_dir, tmp_path):
+def test_an_export_returns_the_same_ids_without_mapseg(run_dir, tmp_path):
     estimator = Estimator(run_dir, progress=print)
     config = PredictConfig(tile_px=65, scales="0.5,1", flip_average=True)
     path = estimator.export(tmp_path / "export", config)
@@ -43,8 +43,8 @@ def test_an_export_gives_the_same_ids_without_mapseg(run_dir, tmp_path):
     subprocess.run([sys.executable, "-c", _SERVE, *arguments], check=True, cwd=tmp_path)
     ids = np.load(tmp_path / "ids.npy")
     assert ids.shape == (2, 50, 91)
-    for image, found in zip(images, ids, strict=True):
-        np.testing.assert_array_equal(found, estimator.predict(image, config).ids)
+    for image, image_ids in zip(images, ids, strict=True):
+        np.testing.assert_array_equal(image_ids, estimator.predict(image, config).ids)
     frame = read_image(tmp_path / "frame.jpg")  # as infer_main.py decodes it
     np.testing.assert_array_equal(
         np.load(tmp_path / "frame.npy"), estimator.predict(frame, config).ids

@@ -1,4 +1,4 @@
-"""The export decodes files as inference does: turned by EXIF, with the same ids."""
+"""The export decodes files as inference does, with EXIF orientation, and returns the same ids."""
 
 import io
 import struct
@@ -31,13 +31,13 @@ def encode(kind, orientation=None, **options):
 
 
 def with_exif(tiff, before=b""):
-    """A JPEG with EXIF data of our own, behind other segments."""
+    """A JPEG with the given EXIF data, after other segments."""
     plain = encode("JPEG")
     body = b"Exif\0\0" + tiff
     return plain[:2] + before + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
 
 
-def assert_decoded_as_frames_are(data, path):
+def assert_decoded_as_by_inference(data, path):
     path.write_bytes(data)
     np.testing.assert_array_equal(tf.function(_decode)(tf.constant(data)), read_image(path))
 
@@ -45,9 +45,9 @@ def assert_decoded_as_frames_are(data, path):
 @pytest.mark.addons
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
-def test_all_orientations_are_those_of_inference(tmp_path, kind, orientation):
+def test_orientations_are_applied_as_by_inference(tmp_path, kind, orientation):
     data = encode(kind, orientation)
-    assert_decoded_as_frames_are(data, tmp_path / "frame")
+    assert_decoded_as_by_inference(data, tmp_path / "frame")
     shape = read_image(tmp_path / "frame").shape
     assert shape == ((48, 32, 3) if (orientation or 1) > 4 else (32, 48, 3))
 
@@ -82,17 +82,17 @@ def test_orientation_is_read_from_any_bytes(data, orientation):
     assert int(read_orientation(tf.constant(data))) == orientation
 
 
-def test_sixteen_bits_are_those_of_inference(tmp_path):
+def test_16_bit_images_are_decoded_as_by_inference(tmp_path):
     full = PIXELS[..., 0].astype(np.uint16) * 257
     Image.fromarray(full).save(tmp_path / "full.png")
-    assert_decoded_as_frames_are((tmp_path / "full.png").read_bytes(), tmp_path / "frame")
+    assert_decoded_as_by_inference((tmp_path / "full.png").read_bytes(), tmp_path / "frame")
     data = io.BytesIO()
     Image.fromarray(full // 16).save(data, "PNG")
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"use the range of 16.*Remedy"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"use the full range of 16.*Remedy"):
         tf.function(_decode)(tf.constant(data.getvalue()))
 
 
-# What TensorFlow Serving does with {"instances": [{"b64": ...}]}: TensorFlow alone.
+# Does what TensorFlow Serving does with {"instances": [{"b64": ...}]}, with TensorFlow only.
 _SERVE = """
 import sys
 import numpy as np
@@ -125,7 +125,7 @@ def test_encoded_files_are_served_with_the_ids_of_inference(run_dir, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_cmyk_is_refused_for_it_would_give_other_ids(options):
+def test_cmyk_is_rejected_because_its_ids_would_differ(options):
     data = io.BytesIO()
     Image.fromarray(PIXELS).convert("CMYK").save(data, "JPEG", **options)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"got CMYK.*Remedy: save it as RGB"):
@@ -134,9 +134,9 @@ def test_cmyk_is_refused_for_it_would_give_other_ids(options):
 
 def test_an_animated_png_is_refused():
     frame = Image.fromarray(PIXELS)
-    for others, count in (([Image.fromarray(PIXELS[::-1])], 2), ([], 1)):
+    for appended, count in (([Image.fromarray(PIXELS[::-1])], 2), ([], 1)):
         data = io.BytesIO()
-        frame.save(data, "PNG", save_all=True, append_images=others)
+        frame.save(data, "PNG", save_all=True, append_images=appended)
         if count == 1:
             np.testing.assert_array_equal(tf.function(_decode)(data.getvalue()), PIXELS)
         else:
@@ -146,21 +146,21 @@ def test_an_animated_png_is_refused():
 
 @pytest.mark.parametrize("share", [0.5, 0.95])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_a_jpeg_that_was_cut_off_is_refused(options, share):
+def test_a_truncated_jpeg_is_rejected(options, share):
     data = encode("JPEG", quality=95, **options)
     with pytest.raises(tf.errors.InvalidArgumentError):
         tf.function(_decode)(tf.constant(data[: int(share * len(data))]))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_every_kind_of_png_is_decoded_as_frames_are(tmp_path, mode):
+def test_every_kind_of_png_is_decoded_as_by_inference(tmp_path, mode):
     data = io.BytesIO()
     Image.fromarray(PIXELS).convert(mode).save(data, "PNG")
-    assert_decoded_as_frames_are(data.getvalue(), tmp_path / "frame")
+    assert_decoded_as_by_inference(data.getvalue(), tmp_path / "frame")
 
 
 @pytest.mark.parametrize("data", [encode("WEBP"), encode("GIF"), encode("BMP"), b"text", b""])
-def test_other_kinds_of_files_are_called_so(data):
-    """TensorFlow decodes some of them, to other shapes."""
+def test_other_file_formats_are_rejected(data):
+    """TensorFlow would decode some of them, to other shapes."""
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be a JPEG or PNG; got another"):
         tf.function(_decode)(tf.constant(data))

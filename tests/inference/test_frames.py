@@ -6,27 +6,27 @@ from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import Counts
 
 
-def test_a_folder_gives_all_its_images_in_natural_order(tmp_path):
+def test_all_images_of_a_folder_are_found_in_natural_order(tmp_path):
     for name in ["f10.png", "f9.JPG", "b/2.bmp", "b/10.tiff", "a/x.webp", "f1.ppm"]:
         write_image(tmp_path / name)
     write_image(tmp_path / ".cache" / "thumbnail.png")
     write_image(tmp_path / "._f1.png")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "old.txt").touch()
-    found = find_frames(config(tmp_path, "unused"))
-    assert [f.name for f in found.frames] == ["f1", "f9", "f10", "a/x", "b/2", "b/10"]
-    assert found.skipped == ("skipped files that are not images: 2 .txt",)
-    assert found.frames[1].path == tmp_path / "f9.JPG"
-    assert [f.video for f in found.frames] == [tmp_path.name] * 3 + ["a", "b", "b"]
+    frame_list = find_frames(config(tmp_path, "unused"))
+    assert [f.name for f in frame_list.frames] == ["f1", "f9", "f10", "a/x", "b/2", "b/10"]
+    assert frame_list.skipped == ("skipped files that are not images: 2 .txt",)
+    assert frame_list.frames[1].path == tmp_path / "f9.JPG"
+    assert [f.video for f in frame_list.frames] == [tmp_path.name] * 3 + ["a", "b", "b"]
 
 
-def test_a_folder_inside_one_of_its_name_has_a_video_of_its_own(tmp_path):
+def test_a_subfolder_with_the_name_of_its_parent_has_a_separate_video(tmp_path):
     write_image(tmp_path / "x" / "1.png")
     write_image(tmp_path / "x" / "x" / "1.png")
     assert [f.video for f in find_frames(config(tmp_path / "x", "unused")).frames] == ["x_", "x"]
 
 
-def test_every_takes_each_nth_frame_of_each_folder(tmp_path):
+def test_every_n_selects_each_nth_frame_of_each_folder(tmp_path):
     for i in range(5):
         write_image(tmp_path / "a" / f"{i}.png")
         write_image(tmp_path / "b" / f"{i}.png")
@@ -72,24 +72,24 @@ SKIPPED = {
 
 
 @pytest.mark.parametrize("layout", KITTI)
-def test_a_kitti_root_gives_its_camera_images_alone(tmp_path, layout):
+def test_only_the_camera_images_of_a_kitti_root_are_frames(tmp_path, layout):
     for name in KITTI[layout] + NOT_FRAMES[layout]:
         write_image((tmp_path / name).with_suffix(".png"))
         (tmp_path / name).with_suffix(".png").rename(tmp_path / name)
-    found = find_frames(config(tmp_path, "unused"))
-    assert sorted(f.name for f in found.frames) == sorted(n[:-4] for n in KITTI[layout])
-    text = " ".join(found.skipped)
+    frame_list = find_frames(config(tmp_path, "unused"))
+    assert sorted(f.name for f in frame_list.frames) == sorted(n[:-4] for n in KITTI[layout])
+    text = " ".join(frame_list.skipped)
     assert all(word in text for word in SKIPPED[layout])
 
 
-def test_cameras_narrow_a_kitti_root_and_what_is_skipped_is_counted(tmp_path):
+def test_cameras_select_image_folders_and_skipped_images_are_counted(tmp_path):
     for camera in ("image_0", "image_2", "image_3"):
         for i in range(2):
             write_image(tmp_path / "sequences" / "00" / camera / f"{i:06d}.png")
     write_image(tmp_path / "training" / "semantic" / "000000_10.png")
-    found = find_frames(config(tmp_path, "unused", cameras="image_2,image_3"))
-    assert {f.video for f in found.frames} == {"sequences/00/image_2", "sequences/00/image_3"}
-    assert found.skipped == (
+    frame_list = find_frames(config(tmp_path, "unused", cameras="image_2,image_3"))
+    assert {f.video for f in frame_list.frames} == {"sequences/00/image_2", "sequences/00/image_3"}
+    assert frame_list.skipped == (
         "skipped 2 images in image_0: not among --cameras=image_2,image_3",
         "skipped 1 images in semantic: labels or depth, not frames",
     )
@@ -109,7 +109,7 @@ def test_cameras_need_camera_folders(tmp_path):
             find_frames(config(frames, "unused", cameras="image_2"))
 
 
-def test_a_glob_goes_through_folders_and_names_from_its_fixed_part(tmp_path):
+def test_a_glob_is_recursive_and_names_are_relative_to_its_fixed_part(tmp_path):
     for name in ["day 1/left/1.png", "day 1/right/1.png", "day 2/left/1.png", "day 2/left/1.txt"]:
         write_image((tmp_path / name).with_suffix(".png"))
     (tmp_path / "day 2" / "left" / "1.txt").touch()
@@ -117,7 +117,7 @@ def test_a_glob_goes_through_folders_and_names_from_its_fixed_part(tmp_path):
     assert names(tmp_path / "day 2" / "**") == ["left/1"]
 
 
-def test_a_list_takes_relative_and_absolute_paths(tmp_path):
+def test_a_list_may_have_relative_and_absolute_paths(tmp_path):
     for name in ["set/a.png", "set/b.png", "elsewhere/c.png"]:
         write_image(tmp_path / name)
     listing = tmp_path / "set" / "frames.txt"
@@ -145,7 +145,7 @@ def test_a_single_image_and_a_video(tmp_path):
     assert {f.video for f in frames} == {"clip"}
 
 
-def test_nothing_found_says_what_to_do(tmp_path):
+def test_missing_frames_are_reported_with_a_remedy(tmp_path):
     (tmp_path / "points.bin").touch()
     with pytest.raises(FileNotFoundError, match=r"no frames found; .*1 \.bin\. Remedy"):
         find_frames(config(tmp_path, "unused"))
@@ -156,10 +156,10 @@ def test_nothing_found_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"frames must be a folder.*points\.bin"):
         find_frames(config(tmp_path / "points.bin", "unused"))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert names(tmp_path / "broken.mp4") == ["broken"]  # reading it tells why
+    assert names(tmp_path / "broken.mp4") == ["broken"]  # reading it fails and reports the cause
 
 
-def test_two_frames_of_one_name_are_refused(tmp_path):
+def test_two_frames_with_the_same_name_are_rejected(tmp_path):
     write_image(tmp_path / "a.jpg")
     write_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be a\."):
@@ -174,13 +174,13 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert names(tmp_path / "frames") == ["linked/1"]
 
 
-def test_the_shared_kitti_sample_gives_56_frames():
+def test_the_shared_kitti_sample_has_56_frames():
     root = SHARED / "data" / "kitti"
     if not root.is_dir():
         pytest.skip("needs ../shared/data/kitti")
-    found = names(root)
-    assert len(found) == 56
-    assert "odometry/sequences/01/image_0/000000" in found
+    frame_names = names(root)
+    assert len(frame_names) == 56
+    assert "odometry/sequences/01/image_0/000000" in frame_names
 
 
 def test_results_inside_the_frames_folder_are_not_frames(tmp_path):
@@ -188,4 +188,4 @@ def test_results_inside_the_frames_folder_are_not_frames(tmp_path):
     for out_dir in (tmp_path / "out 1", tmp_path / "out 2", tmp_path):
         assert run(tmp_path, out_dir, outputs="ids,overlay,panel") == Counts(1, 0, 0)
     assert names(tmp_path) == names(tmp_path / "**") == ["1"]
-    assert names(tmp_path / "out 1" / "overlay") == ["1"]  # where they are named, they are
+    assert names(tmp_path / "out 1" / "overlay") == ["1"]  # unless they are named

@@ -61,7 +61,7 @@ def test_every_output_of_frames_of_mixed_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("outputs", ["ids", "ids,overlay,video", "overlay", "overlay,video"])
-def test_a_killed_run_is_continued(tmp_path, outputs):
+def test_a_killed_run_resumes(tmp_path, outputs):
     frames, out_dir, calls = tmp_path / "in", tmp_path / "out", []
     for i in range(20):
         write_image(frames / f"{i}.png", size=(32, 64), bright=i)
@@ -77,13 +77,13 @@ def test_a_killed_run_is_continued(tmp_path, outputs):
     assert not (out_dir / "frames.csv").exists()
     assert not list(out_dir.rglob("*.mp4")) and not list(out_dir.rglob("*.part"))
     journal = out_dir / "frames.journal.csv"
-    noted = len(journal.read_text().splitlines()) - 1
-    assert noted == 12  # what was segmented is written, though the run was stopped
-    journal.write_text(journal.read_text()[:-3])  # as a process killed while it wrote a row
+    journaled = len(journal.read_text().splitlines()) - 1
+    assert journaled == 12  # segmented frames are written although the run was stopped
+    journal.write_text(journal.read_text()[:-3])  # as if killed while writing a row
 
     calls.clear()
     counts = run(frames, out_dir, lambda image: calls.append(1) or segment(image), outputs=outputs)
-    again = 20 if outputs == "overlay,video" else 9  # a video without ids is done from its start
+    again = 20 if outputs == "overlay,video" else 9  # a video without stored ids starts again
     assert len(calls) == again
     assert counts == Counts(again, 0, 20 - again)
     rows = read_rows(out_dir)
@@ -94,10 +94,10 @@ def test_a_killed_run_is_continued(tmp_path, outputs):
         video = cv2.VideoCapture(str(out_dir / "video" / "in.mp4"))
         shares = [float(frame.mean()) for _, frame in iter(video.read, (False, None))]
         assert len(shares) == 20
-        assert shares == sorted(shares)  # in order, the earlier call's frames included
+        assert shares == sorted(shares)  # sorted, including frames of the earlier call
 
 
-def test_a_finished_run_is_not_repeated_and_a_lost_file_is_made_again(tmp_path):
+def test_a_finished_run_is_not_repeated_and_a_lost_file_is_written_again(tmp_path):
     frames, out_dir = tmp_path / "in", tmp_path / "out"
     for i in range(3):
         write_image(frames / f"{i}.png")
@@ -122,7 +122,7 @@ def test_only_chosen_classes_are_drawn(tmp_path):
     tinted = read_image(tmp_path / "out" / "overlay" / "1.jpg").astype(int)
     assert np.abs(tinted[:, 60:] - 20).max() <= 3  # 40, dimmed and not tinted
     assert tinted[:, :40].min() >= 250
-    assert read_ids(tmp_path / "out" / "ids" / "1.png").mean() == 0.5  # ids stay whole
+    assert read_ids(tmp_path / "out" / "ids" / "1.png").mean() == 0.5  # ids keep all classes
     panel = read_image(tmp_path / "out" / "panel" / "1.jpg").astype(int)
     assert not (np.abs(panel - (128, 64, 128)).max(-1) < 12).any()
     with pytest.raises(ValueError, match=r"classes must be names of this label set"):
@@ -130,7 +130,7 @@ def test_only_chosen_classes_are_drawn(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_full_disk_stops_the_run_and_it_can_be_continued(tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_and_it_can_be_resumed(tmp_path, monkeypatch):
     for i in range(12):
         write_image(tmp_path / "in" / f"{i}.png")
     write_bytes = Path.write_bytes
@@ -149,12 +149,12 @@ def test_a_full_disk_stops_the_run_and_it_can_be_continued(tmp_path, monkeypatch
     assert len(read_rows(tmp_path / "out")) == 12
 
 
-def test_progress_tells_rate_and_time_left_now_and_then(tmp_path, monkeypatch):
+def test_progress_reports_rate_and_remaining_time_every_few_seconds(tmp_path, monkeypatch):
     for i in range(10):
         write_image(tmp_path / "in" / f"{i}.png")
-    clock = iter(range(0, 1000, 2))  # two seconds pass from look to look
+    clock = iter(range(0, 1000, 2))  # two seconds pass between readings
     monkeypatch.setattr(infer.time, "monotonic", lambda: float(next(clock)))
     lines = []
     run(tmp_path / "in", tmp_path / "out", outputs="ids", lines=lines)
     assert lines[0] == "1/10 frames, 0.2 frames/s, 36s left"
-    assert len(lines) == 6  # after every other frame and at the end
+    assert len(lines) == 6  # after every second frame and at the end

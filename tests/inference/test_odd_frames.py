@@ -1,4 +1,4 @@
-"""Odd and damaged frames: each gives the right result or fails alone, by name and cause."""
+"""Odd and damaged frames: each is segmented correctly, or fails alone with name and cause."""
 
 import errno
 import io
@@ -58,7 +58,7 @@ def test_a_jpeg_that_a_strict_decoder_warns_about_fails_alone(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
-def test_every_kind_of_sound_jpeg_is_decoded(tmp_path, mode, options):
+def test_every_kind_of_intact_jpeg_is_decoded(tmp_path, mode, options):
     picture = Image.fromarray(SMOOTH).convert(mode)
     picture.save(tmp_path / "a.jpg", **options)
     wanted = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
@@ -67,7 +67,7 @@ def test_every_kind_of_sound_jpeg_is_decoded(tmp_path, mode, options):
 
 @pytest.mark.parametrize("ending", [".png", ".tif", ".bmp", ".webp", ".ppm", ".jpg"])
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.98])
-def test_an_image_that_was_cut_off_is_refused_whatever_its_kind(tmp_path, ending, share):
+def test_a_truncated_image_of_any_format_is_rejected(tmp_path, ending, share):
     options = [cv2.IMWRITE_TIFF_COMPRESSION, 5] if ending == ".tif" else []
     data = cv2.imencode(ending, SMOOTH, options)[1].tobytes()
     (tmp_path / f"a{ending}").write_bytes(data[: int(share * len(data))])
@@ -77,7 +77,7 @@ def test_an_image_that_was_cut_off_is_refused_whatever_its_kind(tmp_path, ending
 
 @pytest.mark.parametrize("kind", ["grey", "colour"])
 @pytest.mark.parametrize("ending", [".png", ".tif"])
-def test_fewer_bits_in_sixteen_fail_and_all_sixteen_are_right(tmp_path, kind, ending):
+def test_fewer_than_16_bits_in_16_fail_and_all_16_are_decoded(tmp_path, kind, ending):
     eight = SMOOTH if kind == "colour" else SMOOTH[..., 0]
     folder = tmp_path / "in"
     folder.mkdir()
@@ -90,7 +90,7 @@ def test_fewer_bits_in_sixteen_fail_and_all_sixteen_are_right(tmp_path, kind, en
     assert np.abs(found - wanted.astype(int)).max() <= 1  # the libraries round differently
 
 
-def test_floats_are_refused(tmp_path):
+def test_float_images_are_rejected(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tif"), SMOOTH[..., 0].astype(np.float32) / 255)
     with pytest.raises(ValueError, match=r"a\.tif: cannot be decoded: "):
         read_image(tmp_path / "a.tif")
@@ -110,7 +110,7 @@ def test_a_decompression_bomb_fails_before_it_is_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "1", "L"])
-def test_other_kinds_of_png_are_as_before(tmp_path, mode):
+def test_other_kinds_of_png_are_decoded(tmp_path, mode):
     data = io.BytesIO()
     Image.fromarray(SMOOTH).convert("RGB").convert(mode).save(data, "PNG")
     (tmp_path / "a.png").write_bytes(data.getvalue())
@@ -153,7 +153,7 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path):
     assert run(pattern, tmp_path / "out", outputs="ids,video") == Counts(0, 2, 2)
 
 
-def test_an_out_dir_that_is_not_utf8_lacks_only_its_video(tmp_path):
+def test_only_the_video_fails_in_an_out_dir_that_is_not_utf8(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     out_dir = tmp_path / os.fsdecode(b"Z\xfcrich")
     assert run(tmp_path / "in", out_dir, outputs="ids,video") == Counts(1, 1, 0)
@@ -161,7 +161,7 @@ def test_an_out_dir_that_is_not_utf8_lacks_only_its_video(tmp_path):
 
 
 @pytest.mark.parametrize("length", [240, 251])
-def test_a_name_of_nearly_255_bytes_costs_no_other_frame(tmp_path, length):
+def test_a_name_of_nearly_255_bytes_does_not_stop_other_frames(tmp_path, length):
     write_image(tmp_path / "in" / "1.png")
     long = "x" * length
     write_image(tmp_path / "in" / "2.png")
@@ -184,12 +184,12 @@ def test_hidden_folders_and_loops_of_links_are_skipped_in_folders_and_globs(tmp_
 
 
 @pytest.mark.parametrize("folder", ["in_depth_tour", "depth", "my_instances", "semantics"])
-def test_folders_that_only_sound_like_kittis_labels_are_frames(tmp_path, folder):
+def test_folders_with_names_similar_to_kittis_label_folders_are_frames(tmp_path, folder):
     write_image(tmp_path / "sequences" / folder / "image_2" / "000000.png")
     assert names(tmp_path) == [f"sequences/{folder}/image_2/000000"]
 
 
-def test_a_list_that_names_a_frame_twice_gives_it_once(tmp_path):
+def test_a_frame_listed_twice_is_one_frame(tmp_path):
     write_image(tmp_path / "a.png")
     (tmp_path / "list.txt").write_text("a.png\n./a.png\n../" + tmp_path.name + "/a.png\n")
     assert names(tmp_path / "list.txt") == ["a"]
@@ -206,16 +206,16 @@ def test_a_list_may_have_a_byte_order_mark(tmp_path, encoding):
     ("encoding", "what"),
     [("utf-16", "UTF-16"), ("utf-16-le", "zero"), ("latin-1", r"line 2: b'\\xdf'")],
 )
-def test_a_list_in_another_encoding_is_named_with_the_one_wanted(tmp_path, encoding, what):
+def test_a_list_in_another_encoding_is_rejected(tmp_path, encoding, what):
     write_image(tmp_path / "a.png")
     (tmp_path / "list.txt").write_bytes("a.png\n".encode(encoding))
     if encoding == "latin-1":
         (tmp_path / "list.txt").write_bytes("a.png\n# ß\n".encode(encoding))
-    with pytest.raises(ValueError, match=rf"list\.txt: .*must be text in UTF-8; got .*{what}"):
+    with pytest.raises(ValueError, match=rf"list\.txt: .*must be UTF-8 text; got .*{what}"):
         find_frames(config(tmp_path / "list.txt", "unused"))
 
 
-# One frame or video never ends the others
+# One frame or video never stops the others
 
 
 def test_a_frame_too_wide_for_a_jpeg_fails_alone(tmp_path):
@@ -238,7 +238,7 @@ def test_a_frame_too_wide_for_a_jpeg_fails_alone(tmp_path):
     ],
 )
 @pytest.mark.parametrize("step", ["segment", "overlay", "write_png"])
-def test_any_error_of_one_frame_fails_that_frame(tmp_path, monkeypatch, error, step):
+def test_any_error_of_one_frame_fails_only_that_frame(tmp_path, monkeypatch, error, step):
     for i in range(9):
         write_image(tmp_path / "in" / f"{i}.png", bright=i)
 
@@ -266,7 +266,7 @@ def test_any_error_of_one_frame_fails_that_frame(tmp_path, monkeypatch, error, s
     assert run(tmp_path / "in", tmp_path / "out") == Counts(1, 0, 8)
 
 
-def test_a_full_disk_ends_the_call_and_keeps_what_was_done(tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_call_and_finished_frames_are_kept(tmp_path, monkeypatch):
     for i in range(12):
         write_image(tmp_path / "in" / f"{i}.png")
     write_bytes = Path.write_bytes
@@ -296,7 +296,7 @@ def test_a_broken_video_fails_alone(tmp_path):
 @pytest.mark.parametrize(
     ("size", "why"), [((48, 9000), "got 48 x 9000 px"), ((9000, 48), "got 9000 x 48 px")]
 )
-def test_a_video_that_mpeg_4_cannot_hold_fails_alone(tmp_path, size, why):
+def test_a_video_too_large_for_mpeg_4_fails_alone(tmp_path, size, why):
     lines = []
     write_image(tmp_path / "in" / "pano" / "1.png", size=size)
     write_image(tmp_path / "in" / "wide" / "1.png", size=(48, 8000))
@@ -305,13 +305,13 @@ def test_a_video_that_mpeg_4_cannot_hold_fails_alone(tmp_path, size, why):
     assert why in status(tmp_path / "out", "video/pano.mp4")
     assert "videos failed: 1" in lines[-1] and why in lines[-2]
     assert files_in(tmp_path / "out" / "video") == ["wide.mp4"]
-    # It is tried again while it is asked for, and its row ends with that.
+    # It is retried while video is requested; otherwise its row is removed.
     assert run(tmp_path / "in", tmp_path / "out", **outputs) == Counts(0, 1, 2)
     assert run(tmp_path / "in", tmp_path / "out", outputs="ids") == Counts(0, 0, 2)
     assert [row["frame"] for row in read_rows(tmp_path / "out")] == ["pano/1", "wide/1"]
 
 
-def test_a_rate_is_rounded_to_what_mpeg_4_can_note(tmp_path):
+def test_a_frame_rate_is_rounded_to_one_that_mpeg_4_can_store(tmp_path):
     path = tmp_path / "phone.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 90.123, (64, 48))
     for i in range(3):
@@ -327,11 +327,11 @@ def test_a_rate_is_rounded_to_what_mpeg_4_can_note(tmp_path):
     ("fps", "rate"),
     [(29.97002997, 29.97002997), (65.535, 65.535), (90.123, 90.12), (1000.55, 1000.5), (7e3, 7e3)],
 )
-def test_rates(fps, rate):
+def test_rounded_frame_rates(fps, rate):
     assert videos._rate(fps) == pytest.approx(rate, abs=0.06 if fps > 1000 else 1e-9)
 
 
-def test_a_video_without_a_rate_that_can_be_noted_fails_with_it(tmp_path, monkeypatch):
+def test_a_video_whose_frame_rate_cannot_be_stored_fails(tmp_path, monkeypatch):
     write_video(tmp_path / "clip.mp4", count=2)
     monkeypatch.setattr(videos, "_rate", lambda fps: 90_000.0)
     assert run(tmp_path / "clip.mp4", tmp_path / "out", outputs="ids,video") == Counts(2, 1, 0)
@@ -339,13 +339,13 @@ def test_a_video_without_a_rate_that_can_be_noted_fails_with_it(tmp_path, monkey
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_video_folder_that_is_forbidden_fails_the_video_alone(tmp_path):
+def test_only_the_video_fails_in_a_read_only_video_folder(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     (tmp_path / "out" / "video").mkdir(parents=True, mode=0o500)
     assert run(tmp_path / "in", tmp_path / "out", outputs="ids,video") == Counts(1, 1, 0)
 
 
-def test_a_file_in_the_place_of_a_folder_fails_what_needs_it(tmp_path):
+def test_a_file_in_place_of_a_folder_fails_only_its_outputs(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     write_image(tmp_path / "in" / "a" / "2.png")
     run(tmp_path / "in", tmp_path / "out", outputs="ids")

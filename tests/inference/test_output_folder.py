@@ -1,4 +1,4 @@
-"""An output folder says what it holds: rows, ids and videos of the content that is there."""
+"""Rows, ids and videos in an output folder always match the current content of their sources."""
 
 import json
 import os
@@ -56,13 +56,13 @@ def test_another_camera_adds_its_rows_in_order(drive, tmp_path):
     assert (tmp_path / "out" / "frames.csv").read_bytes() == table
 
 
-def test_a_glob_of_the_same_frames_adds_nothing(drive, tmp_path):
+def test_a_glob_of_the_same_frames_adds_no_rows(drive, tmp_path):
     run(drive, tmp_path / "out")
     assert run(drive / "*" / "1.png", tmp_path / "out") == Counts(0, 0, 2)
     assert frames_of(tmp_path / "out") == ALL
 
 
-def test_more_outputs_keep_those_that_are_there(drive, tmp_path):
+def test_more_outputs_keep_existing_ones(drive, tmp_path):
     run(drive, tmp_path / "out", outputs="ids")
     ids = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "ids").rglob("*.png")}
     assert run(drive, tmp_path / "out", cameras="image_2", outputs="overlay") == Counts(3, 0, 0)
@@ -81,7 +81,7 @@ def test_failed_rows_of_another_camera_stay(drive, tmp_path):
     ]
 
 
-def test_rows_go_with_their_files_not_with_their_source(drive, tmp_path):
+def test_rows_are_removed_with_their_files_not_with_their_source(drive, tmp_path):
     run(drive, tmp_path / "out", outputs="ids")
     shutil.rmtree(drive / "image_3")  # to make room
     (tmp_path / "out" / "ids" / "image_2" / "0.png").unlink()
@@ -90,17 +90,19 @@ def test_rows_go_with_their_files_not_with_their_source(drive, tmp_path):
     assert frames_of(tmp_path / "out") == ALL[1:]
 
 
-def test_other_frames_of_the_same_names_are_refused_while_theirs_are_there(drive, tmp_path):
+def test_other_frames_with_the_same_names_are_rejected_while_the_first_exist(drive, tmp_path):
     run(drive / "image_2", tmp_path / "out")
     before = files_in(tmp_path / "out"), (tmp_path / "out" / "frames.csv").read_bytes()
-    with pytest.raises(ValueError, match=r"0 is of .*image_2/0\.png, asked is .*image_3/0\.png"):
+    with pytest.raises(
+        ValueError, match=r"0 must keep its source, .*image_2/0\.png; got .*image_3/0\.png"
+    ):
         run(drive / "image_3", tmp_path / "out")
     assert before == (files_in(tmp_path / "out"), (tmp_path / "out" / "frames.csv").read_bytes())
     shutil.rmtree(drive / "image_2")
     assert run(drive / "image_3", tmp_path / "out") == Counts(3, 0, 0)
 
 
-def test_moved_frames_are_not_done_again(drive, tmp_path):
+def test_moved_frames_are_not_segmented_again(drive, tmp_path):
     run(drive, tmp_path / "out")
     drive.rename(tmp_path / "moved")
     assert run(tmp_path / "moved", tmp_path / "out") == Counts(0, 0, 6)
@@ -111,14 +113,14 @@ def test_moved_frames_are_not_done_again(drive, tmp_path):
 
 
 def replace(path, like, **image):
-    """Replaces an image by another, whose size in bytes and time are the same."""
+    """Replaces an image by another with the same size in bytes and modification time."""
     write_image(path.with_name("new.bmp"), **image)
     os.utime(path.with_name("new.bmp"), ns=(like.st_atime_ns, like.st_mtime_ns))
     path.with_name("new.bmp").replace(path)
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (like.st_size, like.st_mtime_ns)
 
 
-def test_a_replaced_frame_is_done_again_with_all_its_outputs(tmp_path):
+def test_a_replaced_frame_is_segmented_again_with_all_outputs(tmp_path):
     path, out_dir = tmp_path / "in" / "1.bmp", tmp_path / "out"
     write_image(path, size=(32, 64), bright=10)
     write_image(tmp_path / "in" / "2.bmp", size=(32, 64))
@@ -126,7 +128,7 @@ def test_a_replaced_frame_is_done_again_with_all_its_outputs(tmp_path):
     replace(path, path.stat(), size=(32, 64), bright=50)
     assert run(path.parent, out_dir, outputs="ids") == Counts(1, 0, 1)
     assert read_ids(out_dir / "ids" / "1.png").mean() == 50 / 64
-    # What was not asked for is not there any more: it showed the former frame.
+    # Outputs that were not requested are removed: they showed the former frame.
     assert files_in(out_dir / "overlay") == files_in(out_dir / "panel") == ["2.jpg"]
     assert files_in(out_dir / "video") == []
 
@@ -140,7 +142,7 @@ def test_a_frame_replaced_by_a_broken_one_leaves_no_ids(tmp_path):
     assert read_rows(tmp_path / "out")[0]["status"].startswith("error: ")
 
 
-def test_replaced_frames_of_another_camera_lose_row_ids_and_video(drive, tmp_path):
+def test_rows_ids_and_video_of_replaced_frames_of_another_camera_are_removed(drive, tmp_path):
     out_dir = tmp_path / "out"
     run(drive, out_dir, cameras="image_3", outputs="ids,video")
     write_image(drive / "image_3" / "1.png", size=(20, 20))
@@ -150,7 +152,7 @@ def test_replaced_frames_of_another_camera_lose_row_ids_and_video(drive, tmp_pat
     assert files_in(out_dir / "video") == ["image_2.mp4"]
 
 
-def test_a_replaced_video_leaves_nothing_of_the_former(tmp_path):
+def test_all_results_of_a_replaced_video_are_removed(tmp_path):
     clip, out_dir = tmp_path / "clip.mp4", tmp_path / "out"
     write_video(clip, count=5, size=(32, 48))
     run(clip, out_dir, outputs="ids,video")
@@ -166,7 +168,7 @@ def test_a_replaced_video_leaves_nothing_of_the_former(tmp_path):
     assert files_in(out_dir / "video") == []
 
 
-def test_stored_ids_that_are_damaged_are_made_again(tmp_path):
+def test_damaged_ids_are_computed_again(tmp_path):
     for i in range(2):
         write_image(tmp_path / "in" / f"{i}.png", size=(32, 64))
     run(tmp_path / "in", tmp_path / "out", outputs="ids")
@@ -176,7 +178,7 @@ def test_stored_ids_that_are_damaged_are_made_again(tmp_path):
     assert len(film(tmp_path / "out" / "video" / "in.mp4")) == 2
 
 
-def test_a_replaced_frame_has_no_former_row_when_the_call_is_killed(tmp_path):
+def test_the_old_row_of_a_replaced_frame_is_gone_after_a_killed_call(tmp_path):
     for i in range(2):
         write_image(tmp_path / "in" / f"{i}.png")
     run(tmp_path / "in", tmp_path / "out")
@@ -199,7 +201,7 @@ def test_a_replaced_frame_has_no_former_row_when_the_call_is_killed(tmp_path):
 # Videos
 
 
-def test_a_video_is_of_the_frames_asked_for(drive, tmp_path):
+def test_a_video_shows_the_requested_frames(drive, tmp_path):
     out_dir, video = tmp_path / "out", tmp_path / "out" / "video" / "image_2.mp4"
     asked = {"cameras": "image_2", "outputs": "ids,video"}
     run(drive, out_dir, **asked)
@@ -224,13 +226,15 @@ def test_a_video_of_another_folder_is_not_replaced(drive, tmp_path):
     run(drive, tmp_path / "out", cameras="image_2", outputs="ids,video")
     write_image(tmp_path / "other" / "image_2" / "7.png", size=(32, 64))
     other = tmp_path / "other" / "**" / "*.png"
-    with pytest.raises(ValueError, match=r"video/image_2\.mp4 is of .*drive/image_2, asked is"):
+    with pytest.raises(
+        ValueError, match=r"video/image_2\.mp4 must keep its source, .*drive/image_2; got"
+    ):
         run(other, tmp_path / "out", outputs="ids,video")
     assert run(other, tmp_path / "out", outputs="ids") == Counts(1, 0, 0)
     assert len(frames_of(tmp_path / "out")) == 4
 
 
-def test_a_video_and_a_folder_of_one_name_have_videos_of_their_own(tmp_path):
+def test_a_video_and_a_folder_with_the_same_name_have_separate_videos(tmp_path):
     write_video(tmp_path / "in" / "a.mp4", count=4)
     for i in range(2):
         write_image(tmp_path / "in" / "a" / f"{i}.png", size=(32, 64))
@@ -241,10 +245,10 @@ def test_a_video_and_a_folder_of_one_name_have_videos_of_their_own(tmp_path):
     assert lengths == {"a.mp4": 4, "a_.mp4": 2, "in.mp4": 1, "in_.mp4": 3}
 
 
-# Whose folder it is
+# Ownership of the folder
 
 
-def test_a_second_call_at_the_same_time_is_refused_at_once(tmp_path):
+def test_a_concurrent_call_is_rejected_immediately(tmp_path):
     for i in range(3):
         write_image(tmp_path / "in" / f"{i}.png")
     refusals = []
@@ -267,19 +271,21 @@ def test_a_second_call_at_the_same_time_is_refused_at_once(tmp_path):
     assert frames_of(tmp_path / "out") == ["0", "1", "2"]
 
 
-def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+def test_a_folder_of_an_earlier_version_is_rejected(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     run(tmp_path / "in", tmp_path / "out")
     mark = tmp_path / "out" / "inference.json"
     mark.write_text('{\n  "fingerprint": "frames /in by /runs/first, step-00000009 (12ab)"\n}\n')
     before = {path: (tmp_path / "out" / path).read_bytes() for path in files_in(tmp_path / "out")}
-    with pytest.raises(ValueError, match=r"format_version 2.*got 1\. Remedy: another --out_dir"):
+    with pytest.raises(
+        ValueError, match=r"format_version 2.*got 1\. Remedy: use another --out_dir"
+    ):
         run(tmp_path / "in", tmp_path / "out")
     assert before == {p: (tmp_path / "out" / p).read_bytes() for p in files_in(tmp_path / "out")}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2}', "\udcff"])
-def test_a_damaged_mark_is_named(tmp_path, text):
+def test_a_damaged_mark_is_reported(tmp_path, text):
     write_image(tmp_path / "in" / "1.png")
     run(tmp_path / "in", tmp_path / "out")
     mark = tmp_path / "out" / "inference.json"
@@ -288,7 +294,7 @@ def test_a_damaged_mark_is_named(tmp_path, text):
         run(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_table_that_was_changed_is_named(tmp_path):
+def test_a_changed_table_is_reported(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     run(tmp_path / "in", tmp_path / "out")
     table = tmp_path / "out" / "frames.csv"
@@ -297,7 +303,7 @@ def test_a_table_that_was_changed_is_named(tmp_path):
         run(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_foreign_folder_gets_no_file(tmp_path):
+def test_no_file_is_written_to_a_foreign_folder(tmp_path):
     write_image(tmp_path / "in" / "1.png")
     (tmp_path / "foreign" / "ids").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"without an inference\.json"):

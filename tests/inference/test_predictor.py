@@ -10,7 +10,7 @@ CLASSES = 5
 
 
 def by_brightness(images):
-    """Class 0 to 4 from the red value, far apart."""
+    """Class 0 to 4 by the red value, with well separated logits."""
     return 10 * tf.one_hot(tf.cast(images[..., 0], tf.int32) // 51, CLASSES)
 
 
@@ -30,7 +30,7 @@ def blocks(height, width, block=16):
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 61), (64, 64), (200, 150), (151, 400)])
 @pytest.mark.parametrize("tile_px", [65, 1025])
-def test_every_pixel_gets_its_class_at_the_images_own_size(size, tile_px):
+def test_every_pixel_gets_its_class_at_the_size_of_the_image(size, tile_px):
     image = blocks(*size)
     predictor = Predictor(Network(by_brightness, 1), PredictConfig(scale="1", tile_px=tile_px), 512)
     ids, confidence, scale, _ = predictor.segment(image)
@@ -42,14 +42,15 @@ def test_every_pixel_gets_its_class_at_the_images_own_size(size, tile_px):
 
 @pytest.mark.parametrize("tile_px", [65, 1025])
 @pytest.mark.parametrize("scale", ["0.5", "2", "1.37"])
-def test_a_scaled_input_gives_ids_in_the_right_place(scale, tile_px):
+def test_ids_of_a_scaled_input_are_in_the_right_place(scale, tile_px):
     image = blocks(192, 240, block=48)
     predictor = Predictor(
         Network(by_brightness, 1), PredictConfig(scale=scale, tile_px=tile_px), 512
     )
     ids, _, used, _ = predictor.segment(image)
     assert used == pytest.approx(float(scale))
-    # Blended seams between blocks may read as a class between; a shift would move whole seams.
+    # At the seams between blocks, blending may yield an intermediate class; a shift of the output
+    # would move whole seams.
     wrong = ids != image[..., 0] // 51
     y, x = np.mgrid[:192, :240] % 48
     inside = (y >= 3) & (y < 45) & (x >= 3) & (x < 45)
@@ -66,7 +67,7 @@ def test_auto_scale_matches_the_training_images_long_side():
         assert ids.shape == size
 
 
-def test_pixels_come_from_deep_within_a_tile():
+def test_pixels_come_from_the_inner_part_of_a_tile():
     predictor = Predictor(
         Network(near_the_tiles_edge, 1), PredictConfig(scale="1", tile_px=101), 512
     )
@@ -78,7 +79,7 @@ def test_pixels_come_from_deep_within_a_tile():
 
 def test_flip_averages_with_the_mirror_image():
     def left_is_sure_right_is_not(images):
-        # Class 1 by 4 on the left half, class 0 by 2 on the right half of whatever is seen.
+        # Class 1 by 4 on the left half of the input, class 0 by 2 on the right half.
         x = tf.range(tf.shape(images)[2])
         left = tf.cast(x < tf.shape(images)[2] // 2, tf.float32)
         logits = tf.stack([2 * (1 - left), 4 * left], -1)
@@ -98,7 +99,7 @@ def test_flip_averages_with_the_mirror_image():
 
 
 def waves(height, width):
-    """Logits [height, width, CLASSES] that differ by place and by scale."""
+    """Logits [height, width, CLASSES] that differ by position and scale."""
     y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
     across, down = np.array([5, -2, 6, 1, -8]), np.array([3, 7, -4, 9, 2])
     phases = y[:, np.newaxis, np.newaxis] * down + x[:, np.newaxis] * across + width / 9
@@ -144,11 +145,11 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images(flip):
     np.testing.assert_array_equal(ids, expected.argmax(-1))
     assert confidence == pytest.approx(expected.max(-1).mean(), rel=1e-5)
     assert scale == 2
-    assert (ids != np.mean(views, axis=0).argmax(-1)).any()  # of logits, it would be another
+    assert (ids != np.mean(views, axis=0).argmax(-1)).any()  # averaged logits would differ
 
 
-def test_every_scale_and_mirror_image_is_in_its_place():
-    """One view that called a pixel bright would make it so."""
+def test_every_scale_and_mirror_image_is_aligned():
+    """A single view that is out of place would turn pixels bright."""
 
     def bright_is_sure(images):
         bright = tf.cast(images[..., 0] > 127, tf.float32)
@@ -165,8 +166,8 @@ def test_every_scale_and_mirror_image_is_in_its_place():
     assert not ids[grown[0, ..., 0] == 0].any()  # beyond the seams of the smallest scale
 
 
-def test_pixels_come_from_deep_within_the_tiles_of_all_scales():
-    """One view from near a tile's edge would make a pixel class 1."""
+def test_pixels_come_from_the_inner_part_of_the_tiles_of_all_scales():
+    """A single view from near a tile's edge would turn a pixel into class 1."""
 
     def near_an_edge_is_sure(images):
         tf.debugging.assert_less_equal(tf.shape(images)[1:3], 101)
@@ -181,7 +182,7 @@ def test_pixels_come_from_deep_within_the_tiles_of_all_scales():
     assert ids[:, -24:].all()
 
 
-def test_a_tile_without_pixels_of_the_image_is_left_out():
+def test_a_tile_without_pixels_of_the_image_is_omitted():
     runs = []
 
     def count(images):
@@ -196,7 +197,7 @@ def test_a_tile_without_pixels_of_the_image_is_left_out():
 
 
 def patches(images):
-    """Logits at stride 4 whose samples are the image's pixels 4 i, with padding beyond it."""
+    """Logits at stride 4: samples at the image's pixels 4 i, then padding."""
     height, width = tf.shape(images)[1], tf.shape(images)[2]
     border = [[0, 0], [0, -height % 4 + 1], [0, -width % 4 + 1], [0, 0]]
     samples = tf.pad(tf.cast(images, tf.float32), border, constant_values=255.0)[:, ::4, ::4]
@@ -214,7 +215,7 @@ def coarse_reference(image):
 
 
 @pytest.mark.parametrize("size", [(61, 83), (64, 80), (65, 97)])
-def test_logits_at_stride_4_are_read_where_they_lie_mirrored_too(size):
+def test_logits_at_stride_4_are_interpolated_at_their_positions_also_mirrored(size):
     image = blocks(*size, block=8) // 2 + np.arange(size[1], dtype=np.uint8)[:, np.newaxis]
     plain = Predictor(Network(patches, 4), PredictConfig(scale="1"), 83)
     expected = coarse_reference(image)
@@ -233,7 +234,7 @@ def test_logits_at_stride_4_are_read_where_they_lie_mirrored_too(size):
 
 
 @pytest.mark.parametrize("options", [{}, {"tile_px": 65}, {"scales": "0.5,1"}])
-def test_a_batch_gives_what_its_images_give_one_by_one(options):
+def test_a_batch_returns_the_results_of_its_single_images(options):
     images = np.stack([blocks(90, 130), blocks(90, 130, block=11), blocks(90, 130)[::-1]])
     predictor = Predictor(Network(patches, 4), PredictConfig(scale="1.3", **options), 130)
     batch = predictor.segment_batch(images)

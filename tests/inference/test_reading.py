@@ -23,7 +23,7 @@ def test_grey_and_16_bit_images_become_8_bit_rgb(tmp_path):
     assert read_image(tmp_path / "red.png")[0, 0].tolist() == [200, 10, 20]
 
 
-def test_a_rotation_noted_in_exif_is_carried_out(tmp_path):
+def test_the_exif_orientation_is_applied(tmp_path):
     picture = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
     exif = picture.getexif()
     exif[0x0112] = 6  # turn by 90 degrees
@@ -33,7 +33,7 @@ def test_a_rotation_noted_in_exif_is_carried_out(tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.95])
-def test_a_cut_off_image_is_refused(tmp_path, kind, share):
+def test_a_truncated_image_is_rejected(tmp_path, kind, share):
     path = tmp_path / f"a.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     data = cv2.imencode(f".{kind}", noise)[1].tobytes()
@@ -42,7 +42,7 @@ def test_a_cut_off_image_is_refused(tmp_path, kind, share):
         read_image(path)
 
 
-def test_a_folder_of_two_videos_is_read_by_a_glob_and_continued(tmp_path):
+def test_two_videos_are_read_by_a_glob_and_resumed(tmp_path):
     write_video(tmp_path / "in" / "a.mp4", count=6)
     write_video(tmp_path / "in" / "b.mp4", count=3)
     pattern, out_dir = tmp_path / "in" / "*.mp4", tmp_path / "out"
@@ -60,7 +60,7 @@ ALL = {"save_all": True, "append_images": PAGES[1:]}
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "tif", "webp"])
-def test_a_file_of_several_pictures_is_refused(tmp_path, kind):
+def test_a_file_of_several_pictures_is_rejected(tmp_path, kind):
     PAGES[0].save(tmp_path / f"a.{kind}", **ALL)
     with pytest.raises(
         ValueError, match=rf"a\.{kind}: .*must hold one picture; got 3 pages.*Remedy: save each"
@@ -70,20 +70,20 @@ def test_a_file_of_several_pictures_is_refused(tmp_path, kind):
     assert np.abs(read_image(tmp_path / f"one.{kind}")[0, 0] - [90.0, 0, 0]).max() <= 4
 
 
-def test_a_phones_jpeg_is_its_first_picture(tmp_path):
+def test_only_the_first_picture_of_a_phones_jpeg_is_read(tmp_path):
     PAGES[2].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=PAGES[:1])
     assert read_image(tmp_path / "a.jpg")[..., 0].min() > 195
 
 
 def save_tiff(path, kinds):
-    """Writes pages, each of a kind: 0 a picture, 1 a smaller copy of one, 4 its mask."""
+    """Writes a TIFF with a page of each kind: 0 a picture, 1 a smaller copy, 4 a mask."""
     with TiffImagePlugin.AppendingTiffWriter(str(path), new=True) as tiff:
         for i, kind in enumerate(kinds):
             PAGES[i].save(tiff, format="TIFF", tiffinfo={254: kind})
             tiff.newFrame()
 
 
-def test_smaller_copies_and_masks_in_a_tiff_are_no_pages(tmp_path):
+def test_smaller_copies_and_masks_in_a_tiff_are_ignored(tmp_path):
     save_tiff(tmp_path / "a.tif", (0, 1, 4))
     assert read_image(tmp_path / "a.tif")[0, 0].tolist() == [10, 0, 0]
     for kinds in ((1, 0, 1), (0, 1, 0)):  # a preview comes first, or there are two
@@ -98,8 +98,8 @@ def save_ppm(path, peak, dtype, count=1, comment=b""):
     path.write_bytes(count * (head + pixels.tobytes()))
 
 
-def test_a_ppm_of_another_maximum_or_several_pictures_is_refused(tmp_path):
-    """OpenCV takes its values as they are, of the first picture."""
+def test_a_ppm_of_another_maximum_or_several_pictures_is_rejected(tmp_path):
+    """OpenCV does not scale its values, and decodes only the first picture."""
     path = tmp_path / "a.ppm"
     for peak, dtype in ((255, np.uint8), (65535, ">u2")):
         save_ppm(path, peak, dtype, comment=b"# 7 of 9\n")
@@ -115,7 +115,7 @@ def test_a_ppm_of_another_maximum_or_several_pictures_is_refused(tmp_path):
         read_image(path)
 
 
-# Videos that are not what they announce
+# Videos that differ from what they announce
 
 
 def write_moving(path, code="mp4v", count=60):
@@ -143,17 +143,17 @@ KINDS = [("mp4", "mp4v"), ("avi", "MJPG"), ("avi", "XVID"), ("mkv", "VP80"), ("w
 
 
 @pytest.mark.parametrize(("ending", "code"), KINDS)
-def test_a_video_is_measured(tmp_path, ending, code):
+def test_the_length_of_a_video_is_measured(tmp_path, ending, code):
     path = tmp_path / f"a.{ending}"
     write_moving(path, code)
     assert measure_video(path) == VideoLength(60, 60, True)
-    if ending != "mp4":  # one that is cut cannot be opened
+    if ending != "mp4":  # a truncated MP4 cannot be opened
         cut(path)
         frames, announced, is_whole = measure_video(path)
         assert 20 < frames < 35 and announced == 60 and not is_whole
 
 
-def test_a_damaged_video_gives_its_first_frames_and_the_cause(tmp_path):
+def test_the_first_frames_of_a_damaged_video_are_segmented_and_the_cause_reported(tmp_path):
     write_moving(tmp_path / "in" / "clip.mp4")
     damage(tmp_path / "in" / "clip.mp4")
     write_image(tmp_path / "in" / "z.png")
@@ -166,23 +166,23 @@ def test_a_damaged_video_gives_its_first_frames_and_the_cause(tmp_path):
     assert row["frame"] == f"clip/{frames:06d}"
     assert (
         f"clip.mp4: a video must be decodable to its end; got {frames} frames of 60: the rest is "
-        "damaged or missing, or its sound is longer. Remedy: fetch it again" in row["status"]
+        "damaged or missing, or its audio is longer. Remedy: copy it again" in row["status"]
     )
     assert run(pattern, out_dir, outputs="ids") == Counts(0, 1, frames + 1)
-    write_moving(tmp_path / "in" / "clip.mp4")  # fetched again: all is done again
+    write_moving(tmp_path / "in" / "clip.mp4")  # copied again: all frames are done again
     assert run(pattern, out_dir, outputs="ids") == Counts(60, 0, 1)
     assert {row["status"] for row in read_rows(out_dir)} == {"ok"}
 
 
 def with_edit_list(data, first):
-    """Has an MP4 begin at a later frame, as it does when it is cut without being encoded anew."""
+    """Makes an MP4 start at a later frame, as after a cut without re-encoding."""
     at = data.index(b"elst") + 4
     assert data[at : at + 8] == bytes(7) + b"\1"  # version 0, one entry: duration, then the start
     ticks = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big") * first // 10
     return data[: at + 12] + ticks.to_bytes(4, "big") + data[at + 16 :]
 
 
-def test_a_video_that_was_cut_by_its_edit_list_is_whole(tmp_path, monkeypatch):
+def test_a_video_shortened_by_its_edit_list_is_whole(tmp_path, monkeypatch):
     write_moving(tmp_path / "a.mp4")
     data = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "a.mp4").write_bytes(with_edit_list(data, first=24))
@@ -192,8 +192,8 @@ def test_a_video_that_was_cut_by_its_edit_list_is_whole(tmp_path, monkeypatch):
     found = find_frames(config(tmp_path / "a.mp4", "unused"))
     assert len(found.frames) == 36
     assert found.skipped == (
-        f"{tmp_path}/a.mp4: 36 frames where 60 are announced: its rate varies, it was cut without "
-        "being encoded anew, or some are lost",
+        f"{tmp_path}/a.mp4: its header announces 60 frames, 36 can be decoded: its frame "
+        "rate varies, it was cut without re-encoding, or frames are lost",
     )
 
 
@@ -205,8 +205,8 @@ INTERLACED = base64.b64decode(
 )
 
 
-def test_an_interlaced_video_is_refused(tmp_path):
-    """OpenCV returns it as success: black, or what its memory held before."""
+def test_an_interlaced_video_is_rejected(tmp_path):
+    """OpenCV reports success and returns black or uninitialised frames."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.avi").write_bytes(INTERLACED)
     write_video(tmp_path / "in" / "b.mp4", count=3)
@@ -216,7 +216,7 @@ def test_an_interlaced_video_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("left", [90, 200])
-def test_a_still_in_a_video_is_no_interlaced_one(tmp_path, left):
+def test_a_video_of_a_still_image_is_not_rejected_as_interlaced(tmp_path, left):
     writer = cv2.VideoWriter(
         str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (48, 32)
     )
@@ -228,7 +228,7 @@ def test_a_still_in_a_video_is_no_interlaced_one(tmp_path, left):
     assert measure_video(tmp_path / "a.avi") == VideoLength(4, 4, True)
 
 
-def test_a_video_of_another_codec_says_so(tmp_path):
+def test_an_unsupported_codec_is_reported(tmp_path):
     write_moving(tmp_path / "a.avi", "MJPG", count=3)
     data = (tmp_path / "a.avi").read_bytes().replace(b"MJPG", b"XYZW")
     (tmp_path / "a.avi").write_bytes(data)
@@ -238,8 +238,8 @@ def test_a_video_of_another_codec_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("bits", "whole"), [(16, True), (12, False)])
-def test_a_video_of_16_bits_must_use_their_range(tmp_path, monkeypatch, bits, whole):
-    """As of infrared cameras; OpenCV takes the upper 8 bits, so that 12 are dark."""
+def test_a_16_bit_video_must_use_the_full_range(tmp_path, monkeypatch, bits, whole):
+    """As from infrared cameras; OpenCV returns the upper 8 bits, so 12-bit values are dark."""
     write_moving(tmp_path / "a.avi", "MJPG", count=4)
     opened = cv2.VideoCapture
 

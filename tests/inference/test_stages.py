@@ -11,7 +11,7 @@ from mapseg.inference.infer import Counts, infer_frames
 from mapseg.inference.reading import read_image
 
 
-def test_ids_equal_what_was_segmented_in_the_order_of_the_frames(tmp_path):
+def test_ids_are_written_in_the_order_of_the_frames(tmp_path):
     count = 30  # more than fit into the queues
     for i in range(count):
         write_image(tmp_path / "in" / f"{i}.png", size=(4, 40), bright=i)
@@ -55,7 +55,7 @@ def test_reading_stays_a_few_frames_ahead_and_writing_a_few_behind(tmp_path, mon
     assert len(read) == len(written) == 40
 
 
-def test_a_broken_frame_fails_alone_and_is_tried_again(tmp_path):
+def test_a_broken_frame_fails_alone_and_is_retried(tmp_path):
     frames, out_dir, lines = tmp_path / "in", tmp_path / "out", []
     for i in range(3):
         write_image(frames / f"{i}.png", size=(60, 80))
@@ -74,7 +74,7 @@ def test_a_broken_frame_fails_alone_and_is_tried_again(tmp_path):
     assert [row["status"] for row in read_rows(out_dir)] == ["ok"] * 3
 
 
-def test_a_frame_that_the_network_refuses_fails_alone(tmp_path):
+def test_a_frame_that_the_network_rejects_fails_alone(tmp_path):
     write_image(tmp_path / "in" / "1.png", size=(4, 4))
     write_image(tmp_path / "in" / "2.png", size=(8, 8))
 
@@ -88,7 +88,7 @@ def test_a_frame_that_the_network_refuses_fails_alone(tmp_path):
 
 
 def run_batches(frames, out_dir, sizes, **options):
-    """Segments frames and notes the shapes of the batches."""
+    """Segments frames and records the shapes of the batches."""
     made = config(frames, out_dir, outputs="ids", **options)
 
     def segment_batch(images):
@@ -101,7 +101,7 @@ def run_batches(frames, out_dir, sizes, **options):
     return infer_frames(segment_batch, LABEL_SET, found, made, lambda _: None, "run 1")
 
 
-def test_frames_of_one_size_go_through_the_network_together(tmp_path):
+def test_frames_of_the_same_size_are_segmented_in_a_batch(tmp_path):
     for i, width in enumerate([10, 10, 10, 10, 10, 12, 12, 10]):
         write_image(tmp_path / "in" / f"{i}.png", size=(6, width), bright=i)
     sizes = []
@@ -112,7 +112,7 @@ def test_frames_of_one_size_go_through_the_network_together(tmp_path):
         assert read_ids(tmp_path / "out" / "ids" / f"{i}.png").sum() == 6 * i
 
 
-def test_a_bad_frame_costs_its_batch_nothing(tmp_path):
+def test_a_bad_frame_does_not_fail_its_batch(tmp_path):
     for i in range(7):
         write_image(tmp_path / "in" / f"{i}.png", bright=i)
     (tmp_path / "in" / "1.png").write_bytes(b"no image")

@@ -7,7 +7,7 @@ from mapseg.inference import videos
 from mapseg.inference.infer import Counts
 
 
-def test_a_video_is_read_in_order_and_written_at_its_own_pace(tmp_path):
+def test_a_video_is_read_in_order_and_written_at_its_frame_rate(tmp_path):
     write_video(tmp_path / "clip.mp4", count=5, fps=12.0)
     seen = []
     counts = run(
@@ -26,16 +26,16 @@ def test_a_video_is_read_in_order_and_written_at_its_own_pace(tmp_path):
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_mixed_sizes_fit_into_the_videos_first_without_distortion():
+def test_mixed_sizes_are_fitted_to_the_first_without_distortion():
     white = np.full((10, 40, 3), 255, np.uint8)
-    fitted = videos._fit(white, (20, 20))  # to 5 x 20, in the middle
+    fitted = videos._fit(white, (20, 20))  # scaled to 5 x 20 and centred
     np.testing.assert_array_equal(
         (fitted == 255).all((1, 2)), [False] * 7 + [True] * 5 + [False] * 8
     )
     assert videos._fit(white, (10, 40)) is white
 
 
-def test_a_video_that_did_not_arrive_whole_is_an_error(tmp_path, monkeypatch):
+def test_an_incomplete_video_is_an_error(tmp_path, monkeypatch):
     class Deaf:
         def __init__(self, *_):
             pass
