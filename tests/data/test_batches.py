@@ -63,7 +63,7 @@ def test_labels_follow_the_label_set(records_dir):
         assert set(np.unique(label)) <= {0, 1, VOID}
 
 
-def test_what_is_not_there_is_named(records_dir, tmp_path):
+def test_missing_records_and_splits_are_named(records_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="build_records"):
         train_batches(tmp_path, config())
     with pytest.raises(ValueError, match="holidays"):
@@ -128,7 +128,7 @@ def test_the_samples_of_a_batch_can_be_named(records_dir, monkeypatch, options):
 
 @pytest.mark.parametrize("label_set", ["all", "lane_marking"])
 def test_class_balance_shows_every_class(records_dir, label_set):
-    """Of crops of 9x9 pixels, those of a rare class are few unless it is sought."""
+    """Few crops of 9x9 pixels show a rare class unless classes are balanced."""
     options = {"crop_height": 9, "crop_width": 9, "batch_size": 30, "label_set": label_set}
     labels = make_label_set(read_manifest(records_dir).classes, label_set)
 
@@ -152,7 +152,7 @@ def test_a_broken_record_ends_a_program_in_one_clear_line(tmp_path, capsys):
     capsys.readouterr()
     assert cli.run(lambda _: batches(records, 3), flags.FlagValues(), ["train"], "about") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {path}: broken: checksum of the record at byte ")
+    assert error.startswith(f"error: {path}: damaged: wrong checksum of the record at byte ")
     assert error.count("\n") == 1
     assert "Remedy" in error
     assert "Traceback" not in error
@@ -196,7 +196,7 @@ def test_samples_come_in_stored_order_with_train_ids(tmp_path):
         np.testing.assert_array_equal(label, np.array([0, 1, VOID])[scene(i)[1]])
 
 
-def test_a_label_set_of_ones_own(tmp_path):
+def test_a_custom_label_set(tmp_path):
     write_records(tmp_path)
     mapping = (1, 0) + (VOID,) * 254
     swapped = LabelSet("swapped", CLASSES[:2], mapping)

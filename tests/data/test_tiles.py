@@ -26,7 +26,7 @@ def label_of(size, seed=0):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_window_is_the_label_s_own(size):
+def test_every_window_equals_that_part_of_the_label(size):
     label = label_of(size)
     tiles = encode_tiles(label)
     assert len(tiles) == np.prod(tile_grid(size))
@@ -41,7 +41,7 @@ def test_every_window_is_the_label_s_own(size):
         np.testing.assert_array_equal(found, label[top : top + height, left : left + width])
 
 
-def test_a_window_needs_only_the_tiles_it_touches():
+def test_a_window_needs_only_the_tiles_it_overlaps():
     label = label_of((600, 600))
     tiles = [b"" if i != 4 else png for i, png in enumerate(encode_tiles(label))]
     found = decode_window(tiles, (600, 600), Window(256, 256, 256, 256))
@@ -50,7 +50,7 @@ def test_a_window_needs_only_the_tiles_it_touches():
         decode_window(tiles, (600, 600), Window(255, 256, 256, 256))
 
 
-def test_tiles_are_pngs_that_others_read():
+def test_tiles_are_pngs_that_tensorflow_reads():
     label = label_of((300, 300))
     bottom_right = tf.io.decode_png(encode_tiles(label)[3], channels=1)[..., 0]
     assert bottom_right.shape == (TILE_PX, TILE_PX)

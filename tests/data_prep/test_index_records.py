@@ -192,7 +192,7 @@ def test_files_that_are_no_shards_are_named(shards, capsys):
     (shards / "val-00000-of-00001").write_bytes(b"some text, longer than a header")
     assert index(shards) == 1
     error = capsys.readouterr().err
-    assert "val-00000-of-00001: record 0: broken: no TFRecord header at byte 0" in error
+    assert "val-00000-of-00001: record 0: damaged: no TFRecord header at byte 0" in error
 
 
 def test_a_set_must_be_whole_and_alone(shards, tmp_path):

@@ -303,8 +303,8 @@ def with_pixels(png, change):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda data: data[:-4], "its compressed pixels lack their end"),
-        (lambda data: data[:-1], "its compressed pixels lack their end"),
+        (lambda data: data[:-4], "its compressed pixels are incomplete"),
+        (lambda data: data[:-1], "its compressed pixels are incomplete"),
         (lambda data: data[:-4] + b"abcd", "incorrect data check"),
     ],
 )
