@@ -234,7 +234,7 @@ def _errors_naming_sample(index: RecordIndex, i: int, record: bytes) -> Iterator
     """Adds the record and its sample to errors raised while it is decoded.
 
     Raises:
-      ValueError: in place of any error that a damaged record causes.
+      ValueError: replaces any error that a damaged record causes.
     """
     try:
         yield

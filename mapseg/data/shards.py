@@ -184,17 +184,17 @@ def _spans(descriptor: int, path: Path) -> Iterator[tuple[int, int]]:
     position, end = 0, os.fstat(descriptor).st_size
     while position < end:
         header = os.pread(descriptor, _HEADER_BYTES, position)
-        whole = len(header) == _HEADER_BYTES
-        if position == 0 and (not whole or header[8:] != _masked_crc(header[:8])):
+        complete = len(header) == _HEADER_BYTES
+        if position == 0 and (not complete or header[8:] != _masked_crc(header[:8])):
             refuse_compressed(header, path)
-        if whole and header[8:] != _masked_crc(header[:8]):
+        if complete and header[8:] != _masked_crc(header[:8]):
             raise ValueError(
                 f"{path}: damaged: no TFRecord header at byte {position}. {SHARD_REMEDY}"
             )
         length = int.from_bytes(header[:8], "little")
         offset = position + _HEADER_BYTES
         position = offset + length + _FOOTER_BYTES
-        if not whole or position > end:
+        if not complete or position > end:
             raise ValueError(f"{path}: truncated at byte {end}, within a record. {SHARD_REMEDY}")
         yield offset, length
 

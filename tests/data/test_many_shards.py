@@ -84,8 +84,8 @@ def test_threads_share_few_descriptors(many, monkeypatch):
     places = [i % len(index) for i in range(3 * len(index))]
     random.Random(0).shuffle(places)
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(partial(read_record, index), places))
-    assert found == [b"%d,%d" % (i // 3, i % 3) for i in places]
+        read = list(pool.map(partial(read_record, index), places))
+    assert read == [b"%d,%d" % (i // 3, i % 3) for i in places]
     assert open_in(many) == 64 // 8
     del index, pool
     assert open_in(many) == 0
