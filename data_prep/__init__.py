@@ -1,1 +1,1 @@
-"""Turns folders of street-scene images and labels into mapseg records."""
+"""Converts folders of street-scene images and labels to mapseg records."""

@@ -1,6 +1,6 @@
-"""What a records folder holds and what looks wrong with it: audit.json and audit.png.
+"""Audit of a records folder: its content, and what looks wrong. Writes audit.json and audit.png.
 
-All of it comes from what the conversion noted of each sample (facts.py); no shard is read.
+It uses only the facts that the conversion noted of each sample (facts.py); no shard is read.
 """
 
 import json
@@ -22,26 +22,26 @@ AUDIT_NAME, PICTURE_NAME = "audit.json", "audit.png"
 
 _SMALL = 4  # an image is small if its long side is under the split's median divided by this
 _TURNED = {
-    MADE_UPRIGHT: "made upright, as its EXIF orientation says",
+    MADE_UPRIGHT: "made upright, according to its EXIF orientation",
     KEPT_TURNED: "kept as stored: its EXIF orientation contradicts the label",
 }
 
 
 def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -> dict[str, Any]:
-    """Sums up what splits hold, and names the samples that look wrong.
+    """Sums up the content of splits, and names the samples that look wrong.
 
-    Suspicious are a label without an evaluated class, of a single class, or of 0 and 255 alone (a
-    mask; but TF DeepLab's 255, in a split that was indexed, is void); an image that is another's
-    equal byte for byte; one that has an EXIF orientation; one far smaller than the split's others;
-    and a label whose palette has the class table's colours in another order, as colour maps have
-    that an image editor saved.
+    Suspicious are a label without an evaluated class, with a single class, or with only 0 and 255
+    (a mask; but in a split that was indexed 255 is TF DeepLab's void); an image equal to another
+    byte for byte; an image with an EXIF orientation; an image far smaller than the rest of the
+    split; and a label whose palette has the class table's colours in another order, like a colour
+    map saved by an image editor.
 
     Args:
       manifest: of the records.
-      facts: by split, of its samples in stored order.
+      facts: of each split's samples, in stored order.
 
     Returns:
-      JSON: `suspicious` counts by reason, `samples` that are, and `splits`.
+      JSON: `suspicious` counts by reason, the suspicious `samples`, and `splits`.
     """
     owners = defaultdict(list)
     for name in sorted(facts):
@@ -77,16 +77,17 @@ def _suspicious(
     for sample in facts:
         ids = set(sample.pixels)
         if ids == MASK_IDS and not split.indexed:
-            yield sample, "mask", "the label has the values 0 and 255 alone: no map of ids"
+            yield sample, "mask", "the label has only the values 0 and 255: not a map of ids"
         elif not ids & evaluated:
-            what = ", ".join(names.get(i, f"id {i}") for i in sorted(ids))
-            yield sample, "no evaluated class", f"the label is {what} alone"
+            id_names = ", ".join(names.get(i, f"id {i}") for i in sorted(ids))
+            yield sample, "no evaluated class", f"the label has only {id_names}"
         elif len(ids) == 1:
-            yield sample, "single class", f"the label is {names[ids.pop()]} alone"
-        others = [own for own in owners[sample.image_sha256] if own != f"{split.name}/{sample.key}"]
-        if others:
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            yield sample, "same image", f"byte for byte as {others[0]}{more}"
+            yield sample, "single class", f"the label has only {names[ids.pop()]}"
+        name = f"{split.name}/{sample.key}"
+        copies = [owner for owner in owners[sample.image_sha256] if owner != name]
+        if copies:
+            rest = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
+            yield sample, "same image", f"equal, byte for byte, to {copies[0]}{rest}"
         if sample.orientation:
             yield sample, "turned image", _TURNED[sample.orientation]
         if sample.palette:
@@ -135,11 +136,11 @@ def _sum_up(
 
 
 def write_audit(manifest: Manifest, progress: Callable[[str], None]) -> None:
-    """Writes the audit of a records folder beside its manifest, first the picture.
+    """Writes the audit of a records folder next to its manifest, the picture first.
 
     Args:
       manifest: of the folder.
-      progress: told of a split whose samples are not known, as its notes are gone.
+      progress: receives a line for each split whose parts are missing.
     """
     from mapseg.charts import plot_audit  # here: the conversion's workers need no matplotlib
 
@@ -149,32 +150,32 @@ def write_audit(manifest: Manifest, progress: Callable[[str], None]) -> None:
         if all(parts):
             facts[name] = [sample for part in parts if part for sample in part.facts]
         else:
-            progress(f"split {name} is not in {AUDIT_NAME}: what was noted of it is gone")
+            progress(f"split {name} is not in {AUDIT_NAME}: the notes on its shards are missing")
     audit = make_audit(manifest, facts)
-    plot_audit(manifest.classes, *_drawn(manifest, audit), manifest.records_dir / PICTURE_NAME)
+    plot_audit(manifest.classes, *_plot_data(manifest, audit), manifest.records_dir / PICTURE_NAME)
     write_text(manifest.records_dir / AUDIT_NAME, json.dumps(with_sha256(audit), indent=1) + "\n")
 
 
-def _drawn(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, list[str]]:
-    """Returns what the picture shows: shares of pixels and of samples, sizes, notes."""
+def _plot_data(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, list[str]]:
+    """Returns the content of the picture: shares of pixels and of samples, sizes, notes."""
     splits = dict(sorted(audit["splits"].items(), key=lambda item: -item[1]["samples"]))
     pixels = {
-        name: np.array([c["share"] for c in found["classes"]]) for name, found in splits.items()
+        name: np.array([c["share"] for c in split["classes"]]) for name, split in splits.items()
     }
     samples = {
-        name: np.array([c["samples"] for c in found["classes"]]) / found["samples"]
-        for name, found in splits.items()
+        name: np.array([c["samples"] for c in split["classes"]]) / split["samples"]
+        for name, split in splits.items()
     }
     sizes = {name: manifest.splits[name].sizes for name in splits}
     notes = []
-    for name, found in splits.items():
-        areas = found["megapixels"]
+    for name, split in splits.items():
+        areas = split["megapixels"]
         notes += [
-            f"{name}: {found['samples']} samples, {areas['total']:.1f} megapixels",
+            f"{name}: {split['samples']} samples, {areas['total']:.1f} megapixels",
             f"    each {areas['smallest']:.2f} to {areas['largest']:.2f}, "
             f"median {areas['median']:.2f}",
-            f"    {len(found['never'])} of {len(found['classes'])} classes never occur",
-            f"    {len(found['left_out'])} pairs left out",
+            f"    {len(split['never'])} of {len(split['classes'])} classes never occur",
+            f"    {len(split['left_out'])} pairs left out",
         ]
     notes += ["", "suspicious samples: " + ("" if audit["suspicious"] else "none")]
     notes += [f"    {count} {reason}" for reason, count in audit["suspicious"].items()]
@@ -182,20 +183,20 @@ def _drawn(manifest: Manifest, audit: dict[str, Any]) -> tuple[Any, Any, Any, li
 
 
 def has_audit(records_dir: Path) -> bool:
-    """Returns whether a folder has its audit, whole."""
+    """Returns whether a folder has an intact audit."""
     audit = read_checked_json(records_dir / AUDIT_NAME)
     return audit is not None and (records_dir / PICTURE_NAME).is_file()
 
 
 def remove_audit(records_dir: Path) -> None:
-    """Removes an audit that will be another."""
+    """Removes an outdated audit."""
     for name in (AUDIT_NAME, PICTURE_NAME):
         (records_dir / name).unlink(missing_ok=True)
 
 
 def audit_lines(records_dir: Path) -> Iterator[str]:
-    """Yields what a report says of a folder's audit."""
+    """Yields the lines of a report on a folder's audit."""
     audit = json.loads((records_dir / AUDIT_NAME).read_text(encoding="utf-8"))
-    where = f"audit: {records_dir / PICTURE_NAME}, {AUDIT_NAME}"
-    found = ", ".join(f"{n} {reason}" for reason, n in audit["suspicious"].items())
-    yield f"{where}; suspicious samples: {found or 'none'}"
+    files = f"audit: {records_dir / PICTURE_NAME}, {AUDIT_NAME}"
+    counts = ", ".join(f"{n} {reason}" for reason, n in audit["suspicious"].items())
+    yield f"{files}; suspicious samples: {counts or 'none'}"

@@ -5,10 +5,10 @@ Mapillary Vistas, all splits that have labels:
 Any folder of images and labels with a class table, one split at a time:
   python -m data_prep.build_records --image_dir=D/images --label_dir=D/labels \
       --classes=FILE.json --split=NAME --records_dir=R
-Their names may end differently, in one folder too:
+If their names end differently, even in one folder:
   ... --image_suffix=_leftImg8bit.png --label_suffix=_gtFine_labelIds.png
-The same command again continues an interrupted conversion. With --on_error=skip pairs that cannot
-be converted are left out, and reported.
+The same command resumes an interrupted conversion. With --on_error=skip pairs that cannot be
+converted are left out and reported.
 """
 
 import re
@@ -28,7 +28,7 @@ from mapseg import cli
 from mapseg.data.manifest import Split
 from mapseg.progress import amount, duration, show
 
-_SHOWN = 5  # of a list that is printed
+_SHOWN = 5  # entries that are printed of a list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def _work_on(values: flags.FlagValues) -> int:
     for split in source.splits:
         _print_split(manifest.splits[split.name])
     if any(manifest.splits[split.name].left_out for split in source.splits):
-        cli.report("to try again what was left out: the same command with --on_error=stop")
+        cli.report("to retry the pairs left out: the same command with --on_error=stop")
     cli.report("\n".join(audit_lines(records_dir)))
     cli.report(f"{records_dir}: finished in {duration(time.monotonic() - started)}")
     return 0
@@ -60,15 +60,15 @@ def _define_flags() -> flags.FlagValues:
         flags.DEFINE_string(name, "", help_text, flag_values=values)
 
     text("vistas_dir", "a Mapillary Vistas folder, v1.2 or v2.0")
-    text("label_version", "of Vistas, v1.2 or v2.0; default: the one there is, v1.2 if both are")
-    text("image_dir", "a folder of JPEG or PNG images, in place of vistas_dir")
+    text("label_version", "of Vistas, v1.2 or v2.0; default: the one that exists, v1.2 if both do")
+    text("image_dir", "a folder of JPEG or PNG images, instead of vistas_dir")
     text("label_dir", "the folder of their labels: PNGs of ids under the same names")
     text("classes", "the class table of the labels, in the schema of Vistas' config files")
     text("image_suffix", "how the names of images end, such as _leftImg8bit.png")
     text("label_suffix", "how the names of labels end, such as _gtFine_labelIds.png")
-    text("split", "name of the split that the folders become, such as training")
-    text("records_dir", "where the records go")
-    text("resize_to", "HEIGHTxWIDTH, such as 384x512: every sample gets this size")
+    text("split", "name of the split to make from the folders, such as training")
+    text("records_dir", "folder for the records")
+    text("resize_to", "HEIGHTxWIDTH, such as 384x512: resize every sample to this size")
     flags.DEFINE_integer(
         "max_side",
         0,
@@ -77,7 +77,7 @@ def _define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "workers", 0, "processes; 0 is one for each core", lower_bound=0, flag_values=values
+        "workers", 0, "number of processes; 0 is one per core", lower_bound=0, flag_values=values
     )
     flags.DEFINE_enum(
         "on_error",
@@ -102,22 +102,22 @@ def _find_source(values: flags.FlagValues) -> sources.Source:
     folder_flags = {
         name: values[name].value for name in ("image_dir", "label_dir", "classes", "split")
     }
-    given = [name for name, value in folder_flags.items() if value]
+    set_flags = [name for name, value in folder_flags.items() if value]
     skip = values.on_error == "skip"
     suffixes = Suffixes(values.image_suffix, values.label_suffix)
     if values.vistas_dir:
-        given += [n for n in ("image_suffix", "label_suffix") if values[n].value]
-        if given:
-            raise ValueError(f"vistas_dir must not be given together with {given[0]}")
+        set_flags += [n for n in ("image_suffix", "label_suffix") if values[n].value]
+        if set_flags:
+            raise ValueError(f"vistas_dir must not be given together with {set_flags[0]}")
         return sources.find_vistas(Path(values.vistas_dir), values.label_version, skip)
-    if len(given) < len(folder_flags):
-        missing = ", ".join(name for name in folder_flags if name not in given)
+    if len(set_flags) < len(folder_flags):
+        missing = ", ".join(name for name in folder_flags if name not in set_flags)
         raise ValueError(
             "source must be --vistas_dir, or all of --image_dir --label_dir --classes --split; "
-            f"got no {missing if given else 'source'}"
+            f"got no {missing if set_flags else 'source'}"
         )
     if values.label_version:
-        raise ValueError("label_version must be given with vistas_dir only")
+        raise ValueError("label_version must be given only with vistas_dir")
     return sources.find_folders(
         Path(values.image_dir),
         Path(values.label_dir),
@@ -129,10 +129,10 @@ def _find_source(values: flags.FlagValues) -> sources.Source:
 
 
 def _print_source(source: sources.Source) -> None:
-    taken = f"labels {source.label_version}, " if source.label_version else ""
-    cli.report(f"{taken}{len(source.classes)} classes")
+    version_note = f"labels {source.label_version}, " if source.label_version else ""
+    cli.report(f"{version_note}{len(source.classes)} classes")
     for version in source.other_versions:
-        cli.report(f"labels {version} are there too: --label_version={version} takes them")
+        cli.report(f"labels {version} exist too: --label_version={version} selects them")
     for name, reason in source.skipped.items():
         cli.report(f"skipped {name}: {reason}")
     for split in source.splits:
@@ -144,13 +144,13 @@ def _print_source(source: sources.Source) -> None:
 def _print_split(split: Split) -> None:
     size = amount(sum(shard.bytes for shard in split.shards))
     cli.report(f"{split.name}: {split.samples} samples in {len(split.shards)} shards, {size}")
-    for keys, what in (
-        (split.made_upright, "made upright, as their EXIF orientation says"),
+    for keys, treatment in (
+        (split.made_upright, "made upright, according to their EXIF orientation"),
         (split.kept_turned, "kept as stored: their EXIF orientation contradicts the label"),
     ):
         if keys:
-            more = ", ..." if len(keys) > _SHOWN else ""
-            cli.report(f"{split.name}: {len(keys)} images {what}: {', '.join(keys[:_SHOWN])}{more}")
+            shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
+            cli.report(f"{split.name}: {len(keys)} images {treatment}: {shown}")
     if split.left_out:
         cli.report(f"{split.name}: {len(split.left_out)} pairs left out:")
         for reason in list(split.left_out.values())[:_SHOWN]:

@@ -1,7 +1,7 @@
 """A canvas that paints shapes in space, each with its Vistas class, as a camera sees them.
 
-Image, label and instances are painted in the same strokes. Coordinates are metres: x to the right
-of the road's middle, y up, s along the road.
+Each stroke paints image, label and instances alike. Coordinates are in metres: x to the right of
+the road's middle, y up, s along the road.
 """
 
 import json
@@ -29,7 +29,7 @@ CAR, BUS, TRUCK = (_ID[f"object--vehicle--{name}"] for name in ("car", "bus", "t
 PERSON, EGO, UNLABELED = _ID["human--person"], _ID["void--ego-vehicle"], _ID["void--unlabeled"]
 
 NEAR_M = 0.6  # nearest depth
-HAZE_M = 220.0  # where a third of a thing's own colour is left
+HAZE_M = 220.0  # where a third of an object's own colour is left
 
 Range = tuple[float, float]
 Color = Sequence[float] | np.ndarray  # red, green, blue in 0-255
@@ -54,7 +54,7 @@ class Camera:
         return x - self.x_m + self.curvature / 2 * depth**2
 
     def project(self, points: Points) -> np.ndarray:
-        """Returns [N, 2] int32 column and row; what lies behind the camera moves to NEAR_M."""
+        """Returns [N, 2] int32 (column, row); points behind the camera move to depth NEAR_M."""
         pixels = []
         for x, y, s in points:  # a handful: faster than arrays
             depth = max(s - self.s_m, NEAR_M)
@@ -65,7 +65,7 @@ class Camera:
 
 
 class Canvas:
-    """Image, label and instances of one scene, painted in the same strokes."""
+    """The image, label and instances of one scene, all painted by each stroke."""
 
     def __init__(self, camera: Camera, haze: Color) -> None:
         self.camera, self.haze = camera, haze
@@ -99,7 +99,7 @@ class Canvas:
         self.face(ring(center, radius_m), color, kind, instance)
 
     def strip(self, left: Range, right: Range, s: Range, color: Color, kind: int) -> None:
-        """Paints the ribbon along the road between two edges (x, y)."""
+        """Paints a strip along the road between two edges (x, y)."""
         near, far = np.maximum(np.subtract(s, self.camera.s_m), NEAR_M)
         places = self.camera.s_m + np.geomspace(near, far, 24)
         edges = [(*left, a) for a in places] + [(*right, a) for a in places[::-1]]
@@ -107,7 +107,7 @@ class Canvas:
             self.polygon(self.camera.project(edges), color, kind)
 
     def shade(self, x: Range, s: Range, factor: float) -> None:
-        """Darkens a rectangle of the ground; its label stays."""
+        """Darkens a rectangle of the ground; its label does not change."""
         corners = [(x[0], 0, s[0]), (x[1], 0, s[0]), (x[1], 0, s[1]), (x[0], 0, s[1])]
         pixels = self.camera.project(corners)
         (left, top), (right, bottom) = np.maximum(pixels.min(0), 0), np.maximum(pixels.max(0), 0)

@@ -1,4 +1,4 @@
-"""Converts a whole source: plans shards, resumes, merges what they hold into the manifest."""
+"""Converts a whole source: plans shards, resumes, and merges their parts into the manifest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from data_prep.audit import has_audit, remove_audit, write_audit
 from data_prep.convert import Job, Resize
 from data_prep.facts import join_facts
 from data_prep.parts import PARTS_DIR
-from data_prep.plan import check_made_from, check_space, discard_others, finished_part, plan_shards
+from data_prep.plan import check_made_from, check_space, finished_part, plan_shards, remove_shards
 from data_prep.workers import convert_shards
 from mapseg.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from mapseg.files import locked, write_bytes
@@ -23,36 +23,36 @@ def build_records(
     progress: Callable[[str], None],
     skip: bool = False,
 ) -> Manifest:
-    """Converts a source into a records folder, or goes on with it, or adds splits to it.
+    """Converts a source into a records folder, resumes its conversion, or adds splits to it.
 
-    Shards that an earlier call finished from the same files and options stay as they are. The
-    result does not depend on the number of workers, nor on interruptions.
+    Shards that an earlier call finished from the same files and options are kept. The result
+    depends neither on the number of workers nor on interruptions.
 
     Args:
-      source: what to convert.
-      records_dir: made if need be.
+      source: the data set to convert.
+      records_dir: created if it does not exist.
       resize: how images and labels are resized.
-      workers: processes; 0 is one for each core, 1 is this one.
-      progress: gets lines to show.
-      skip: leaves out the pairs that cannot be converted and notes why, in place of the error.
+      workers: number of processes; 0 uses one per core, 1 only this process.
+      progress: receives lines to show.
+      skip: leaves out pairs that cannot be converted and notes the reason, instead of an error.
 
     Returns:
       The manifest, as written.
 
     Raises:
-      ValueError: a pair that cannot be converted, named; or records that hold these splits already,
-        made otherwise. Nothing half-written stays, and no new manifest. With `skip`, a split of
-        such pairs alone; the manifest has the others.
-      OSError: a file cannot be written, or the disk has no room for what is to come.
+      ValueError: a pair that cannot be converted, or records that already have these splits from
+        other files or options. No partial file and no new manifest is left. With `skip`, a split
+        without a pair that can be converted; the manifest has the other splits.
+      OSError: a file cannot be written, or the disk has too little space.
     """
     _check_records_dir(records_dir, source)
     plans = {s.name: plan_shards(s, source, resize, records_dir, skip) for s in source.splits}
     jobs = [job for plan in plans.values() for job in plan]
     if not (records_dir / PARTS_DIR).is_dir():
         check_space(records_dir, jobs)  # before anything is written
-    refusal = f"{records_dir}: another conversion is writing here. Remedy: wait for it"
+    refusal = f"{records_dir}: another conversion is writing here. Remedy: wait for it to finish"
     with locked(records_dir / PARTS_DIR / "lock", refusal):
-        old = _open_former(records_dir, source)
+        old = _read_earlier(records_dir, source)
         _discard_leftovers(records_dir, old, plans)
         todo = [job for job in jobs if not finished_part(job)]
         if todo:
@@ -60,47 +60,47 @@ def build_records(
             done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in todo)
             convert_shards(todo, done, workers, progress)
         manifest, tables = _merge(records_dir, old, source, resize, jobs)
-        finished = not todo and manifest == old and not _lost(records_dir, tables)
+        finished = not todo and manifest == old and _has_files(records_dir, tables)
         if manifest.splits and not finished:
             remove_audit(records_dir)
             for name, table in tables.items():
                 write_bytes(records_dir / name, table)
             write_manifest(manifest)
             write_audit(manifest, progress)
-            for name, plan in plans.items():  # of a split that was cut otherwise before
-                discard_others(records_dir, name, plan)
+            for name, plan in plans.items():  # of a split that was cut differently before
+                remove_shards(records_dir, name, plan)
     _check_not_empty(manifest, source)
     if finished:
         progress(f"nothing to do: {records_dir} is finished")
     return manifest
 
 
-def _open_former(records_dir: Path, source: sources.Source) -> Manifest | None:
-    """Returns what an earlier conversion finished here; its class table must be the same."""
+def _read_earlier(records_dir: Path, source: sources.Source) -> Manifest | None:
+    """Reads the manifest of an earlier conversion, whose class table must be the same."""
     if not (records_dir / MANIFEST_NAME).is_file():
         return None
-    former = read_manifest(records_dir, check_shards=False)
-    if former.classes != source.classes:
+    earlier = read_manifest(records_dir, check_shards=False)
+    if earlier.classes != source.classes:
         raise ValueError(
-            f"{records_dir}: a class table must serve all splits; these records have another "
-            "one. Remedy: give the same table, or another --records_dir"
+            f"{records_dir}: the class table must be the same for all splits; got a different one. "
+            "Remedy: give the same table, or choose another --records_dir"
         )
-    return former
+    return earlier
 
 
 def _discard_leftovers(
     records_dir: Path, old: Manifest | None, plans: Mapping[str, Sequence[Job]]
 ) -> None:
-    """Removes unfinished work of other options or files, and half-written files.
+    """Removes unfinished work from other options or files, and partial files.
 
     Raises:
-      ValueError: a split that is finished was made otherwise.
+      ValueError: a finished split was made from other options or files.
     """
     for name, plan in plans.items():
         if old is not None and name in old.splits:
             check_made_from(records_dir, old.splits[name], plan)
         else:
-            discard_others(records_dir, name, [job for job in plan if finished_part(job)])
+            remove_shards(records_dir, name, [job for job in plan if finished_part(job)])
     for folder in (records_dir, records_dir / PARTS_DIR):
         for partial in folder.glob(".*.partial*"):  # of a conversion that was killed
             partial.unlink()
@@ -111,8 +111,8 @@ def _check_not_empty(manifest: Manifest, source: sources.Source) -> None:
     if empty:
         raise ValueError(
             f"split {empty[0]} must have a pair that can be converted; got "
-            f"{manifest.skipped[empty[0]]}. Remedy: mend such files, or take the split away, and "
-            "run the same command again; splits that have others are finished"
+            f"{manifest.skipped[empty[0]]}. Remedy: repair the files or remove the split, and run "
+            "the same command again; the other splits are finished"
         )
 
 
@@ -120,16 +120,16 @@ def _check_records_dir(records_dir: Path, source: sources.Source) -> None:
     for folder in (f for split in source.splits for f in (split.image_dir, split.label_dir)):
         if records_dir.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"{records_dir}: records must not lie among the images and labels that they are "
-                f"made from; got a folder inside {folder}. Remedy: another --records_dir"
+                f"{records_dir}: must lie outside the folders of images and labels; got a folder "
+                f"inside {folder}. Remedy: choose another --records_dir"
             )
     begun = (records_dir / PARTS_DIR).is_dir() or (records_dir / MANIFEST_NAME).is_file()
     foreign = next(records_dir.glob("*.tfrecord*"), None)
     if foreign and not begun:
         raise ValueError(
             f"{records_dir}: must be empty or begun by this program; got {foreign.name}, written "
-            "by another. Remedy: another --records_dir; data_prep.index_records makes shards of "
-            "TF DeepLab usable where they are"
+            "by another tool. Remedy: choose another --records_dir, or make shards of TF DeepLab "
+            "usable in place with data_prep.index_records"
         )
 
 
@@ -140,17 +140,19 @@ def _merge(
     resize: Resize,
     jobs: Sequence[Job],
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Returns the manifest of what was there before and all jobs, which are finished.
+    """Merges the earlier manifest with all jobs, which must be finished.
 
-    A split of which every pair was left out is among the skipped. Beside the manifest the new
-    splits' tables of tiles, by file name.
+    A split whose pairs were all left out becomes a skipped one.
+
+    Returns:
+      The manifest, and the tile tables of the new splits by file name.
     """
     splits = dict(old.splits) if old else {}
     skipped = {**(old.skipped if old else {}), **source.skipped}
     tables = {}
     for split in source.splits:
-        found = [finished_part(job) for job in jobs if job.split == split.name]
-        parts = [part for part in found if part is not None]
+        finished = [finished_part(job) for job in jobs if job.split == split.name]
+        parts = [part for part in finished if part is not None]
         options = {
             "image_dir": str(split.image_dir.resolve()),
             "label_dir": str(split.label_dir.resolve()),
@@ -166,7 +168,7 @@ def _merge(
         left_out = dict(sorted(left_out.items()))
         if not facts:
             first = next(iter(left_out.values())).rstrip(".")
-            skipped[split.name] = f"{len(left_out)} pairs, all left out, the first for: {first}"
+            skipped[split.name] = f"{len(left_out)} pairs, all left out; the first: {first}"
             splits.pop(split.name, None)
             continue
         content, table = join_facts(split.name, shards, facts, left_out, source.classes, options)
@@ -181,7 +183,8 @@ def _merge(
     return manifest, tables
 
 
-def _lost(records_dir: Path, tables: dict[str, bytes]) -> bool:
+def _has_files(records_dir: Path, tables: dict[str, bytes]) -> bool:
+    """Returns whether the folder has these tile tables and the audit, undamaged."""
     paths = {records_dir / name: table for name, table in tables.items()}
-    whole = all(path.is_file() and path.read_bytes() == table for path, table in paths.items())
-    return not (whole and has_audit(records_dir))
+    intact = all(path.is_file() and path.read_bytes() == table for path, table in paths.items())
+    return intact and has_audit(records_dir)

@@ -1,8 +1,8 @@
 """Converts image/label pairs to records: one pair, or one shard of them.
 
 An image keeps its bytes unless it is resized or turned upright. A label is checked pixel by pixel
-and stored as a greyscale PNG of source ids. Nothing here imports TensorFlow: each worker of a
-conversion would pay for it.
+and stored as a greyscale PNG of source ids. TensorFlow is not imported, as each worker of a
+conversion would have to load it.
 """
 
 import io
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.decoding import find_orientation, naming, read_image, read_label, to_png
+from data_prep.decoding import errors_naming, find_orientation, read_image, read_label, to_png
 from data_prep.facts import MADE_UPRIGHT, SampleFacts, note_facts
 from data_prep.pairing import Pair
 from data_prep.parts import Part, write_part
@@ -33,7 +33,7 @@ class Resize:
     """How images and labels are resized; at most one of the two is set.
 
     Attributes:
-      max_side: the longer side becomes at most this, in pixels; the aspect stays. 0 is off.
+      max_side: maximum of the longer side in pixels; the aspect ratio is kept. 0 is off.
       resize_to: every sample becomes this (height, width).
     """
 
@@ -49,7 +49,7 @@ class Resize:
             raise ValueError("max_side and resize_to must not both be given")
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the (height, width) that a sample of this size is stored at."""
+        """Returns the (height, width) at which a sample of this size is stored."""
         if self.resize_to is not None:
             return self.resize_to
         long_side = max(size)
@@ -70,12 +70,11 @@ def convert_pair(
       classes: the class table.
 
     Returns:
-      A serialized tf.train.Example, and what is in it.
+      A serialized tf.train.Example, and the facts of the sample.
 
     Raises:
-      ValueError: a file that is unreadable, truncated, of a kind that cannot be used, or not
-        decodable; an id outside the table; an image and a label of different size. The message
-        names the file.
+      ValueError: a file that is unreadable, truncated, undecodable or of an unsupported kind; an
+        id outside the table; an image and a label of different sizes. The message names the file.
     """
     label_png, label, palette_note = read_label(pair.label_path, classes)
     size = label.height, label.width
@@ -84,7 +83,7 @@ def convert_pair(
     channels = 1 if image.mode in _GREY_MODES else 3
     target = resize.target(size)
     changed = orientation == MADE_UPRIGHT or target != size
-    with naming(pair.image_path):
+    with errors_naming(pair.image_path):
         if image_format == "jpeg":
             check_jpeg(data)
         else:
@@ -118,7 +117,7 @@ class Job:
       pairs: in order.
       classes: the class table.
       made_from: JSON that identifies the result: format, options, class table and input files.
-      skip: a pair that cannot be converted is left out; else it is an error.
+      skip: whether a pair that cannot be converted is left out; otherwise it is an error.
     """
 
     path: Path
@@ -131,11 +130,11 @@ class Job:
 
 
 def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
-    """Writes a shard and then its part, each whole or not at all.
+    """Writes a shard and then its part, each atomically.
 
     Args:
       job: the shard.
-      after_pair: called after each pair; what it raises stops the shard.
+      after_pair: called after each pair; an exception from it stops the shard.
 
     Raises:
       ValueError: as `convert_pair`, unless the job skips such pairs.
@@ -147,13 +146,13 @@ def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
     def records() -> Iterator[bytes]:
         for pair in job.pairs:
             try:
-                record, found = convert_pair(pair, job.resize, job.classes)
+                record, sample_facts = convert_pair(pair, job.resize, job.classes)
             except ValueError as error:
                 if not job.skip:
                     raise
                 left_out[pair.key] = " ".join(str(error).partition(" Remedy: ")[0].split())
             else:
-                facts.append(found)
+                facts.append(sample_facts)
                 yield record
             after_pair()
 

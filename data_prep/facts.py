@@ -1,4 +1,4 @@
-"""What is known of a sample beside its record: noted in converting, summed up in the manifest."""
+"""Facts about each stored sample: noted during conversion, summed up in the manifest."""
 
 import base64
 import hashlib
@@ -16,20 +16,20 @@ from mapseg.data.tiles import TileTable, count_ids, encode_tile_table, pack_ids
 from mapseg.labels import LabelClass
 
 MADE_UPRIGHT, KEPT_TURNED = "made_upright", "kept_turned"
-MASK_IDS = {0, 255}  # a label of these values alone is more likely a mask than a map of ids
+MASK_IDS = {0, 255}  # a label with only these values is more likely a mask than a map of ids
 
 
 @dataclass(frozen=True, eq=False)
 class SampleFacts:
-    """A stored sample.
+    """Facts about a stored sample.
 
     Attributes:
       key: of the pair.
       size: (height, width) as stored.
-      pixels: by source id that it has, its pixels.
+      pixels: number of pixels by source id, for the ids in the label.
       held: [tiles, 32] uint8, as in `tiles.TileTable`.
       image_sha256: of the stored image's bytes.
-      orientation: MADE_UPRIGHT or KEPT_TURNED where the image has an EXIF orientation.
+      orientation: MADE_UPRIGHT or KEPT_TURNED if the image has an EXIF orientation.
       palette: how the label file's palette contradicts the class table, if it does.
     """
 
@@ -42,13 +42,13 @@ class SampleFacts:
     palette: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` reads back."""
+        """Returns the JSON that `from_json` reads."""
         held = base64.b64encode(zlib.compress(self.held.tobytes()))
         return {**vars(self), "size": list(self.size), "held": held.decode()}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "SampleFacts":
-        """Rebuilds facts that `to_json` wrote."""
+        """Rebuilds facts from the result of `to_json`."""
         held = np.frombuffer(zlib.decompress(base64.b64decode(raw["held"])), np.uint8)
         height, width = raw["size"]
         return cls(
@@ -58,14 +58,14 @@ class SampleFacts:
             held=held.reshape(-1, 32),
             image_sha256=raw["image_sha256"],
             orientation=raw["orientation"],
-            palette=raw.get("palette", ""),  # not noted at first
+            palette=raw.get("palette", ""),  # missing in parts of earlier versions
         )
 
 
 def note_facts(
     key: str, label: np.ndarray, image: bytes, orientation: str = "", palette: str = ""
 ) -> SampleFacts:
-    """Notes the facts of a sample from its label [H, W] uint8 and its encoded image, as stored."""
+    """Collects the facts of a sample from its label [H, W] uint8 and encoded image, as stored."""
     counts = count_ids(label)
     pixels = counts.sum(axis=0)
     return SampleFacts(
@@ -93,12 +93,12 @@ def join_facts(
       name: of the split.
       shards: in order.
       facts: of every sample, in stored order.
-      left_out: by key of a pair that could not be converted, the reason.
+      left_out: the reason for each pair that could not be converted, by key.
       classes: the source's class table.
       options: how the split was made.
 
     Returns:
-      What the manifest says of the split, and the content of its table of tiles.
+      The split's entry in the manifest, and the content of its tile table.
     """
     pixels: Counter[int] = Counter()
     for sample in facts:
@@ -120,7 +120,7 @@ def join_facts(
 
 
 def make_tile_table(facts: Sequence[SampleFacts], classes: Sequence[LabelClass]) -> TileTable:
-    """Joins the tiles of samples to a table over the ids of a class table."""
-    width = max(c.id for c in classes) // 8 + 1  # no class has a bit beyond
+    """Joins the tiles of samples into a table of the ids of a class table."""
+    width = max(c.id for c in classes) // 8 + 1  # bytes up to the bit of the highest id
     held = np.concatenate([sample.held for sample in facts])[:, :width]
     return TileTable(np.array([sample.size for sample in facts], np.int32), held)

@@ -1,10 +1,10 @@
-"""Makes shards of TF DeepLab's format usable where they are.
+"""Makes shards in TF DeepLab's format usable in place.
 
 python -m data_prep.index_records --records_dir=R --classes=FILE.json
 
-R holds SPLIT-00000-of-00010.tfrecord, with or without that suffix, complete. Every record is
-decoded and checked; a manifest, tables of what the labels hold, and an audit are written beside the
-shards, which stay as they are. The same command again continues after an interruption.
+R must contain all shards of a split, SPLIT-00000-of-00010.tfrecord, with or without that suffix.
+Every record is decoded and checked. A manifest, tables of the ids in the labels, and an audit are
+written next to the shards, which are not changed. After an interruption the same command resumes.
 """
 
 import hashlib
@@ -39,29 +39,29 @@ _NAME = re.compile(r"(\w[\w.-]*)-(\d{5})-of-(\d{5})(\.tfrecord)?")
 def index_records(
     records_dir: Path, classes: Sequence[LabelClass], progress: Callable[[str], None]
 ) -> Manifest:
-    """Writes what a records folder needs beside the shards of another program.
+    """Writes the manifest, tables and audit for shards that another tool wrote.
 
     Args:
-      records_dir: holds the shards of one or more splits, and no manifest.
+      records_dir: contains the shards of one or more splits, and no manifest.
       classes: the class table of their labels. Pixels of VOID, which TF DeepLab ignores, need no
         class.
-      progress: gets lines to show.
+      progress: receives lines to show.
 
     Returns:
       The manifest, as written.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: a manifest that is there already, a shard that is missing or not TF DeepLab's, an
-        id that is not in the table. The message names the file.
+      FileNotFoundError: the folder does not exist.
+      ValueError: a manifest already exists, a shard is missing or not TF DeepLab's, or an id is
+        not in the table. The message names the file.
     """
     if (records_dir / MANIFEST_NAME).is_file():
         raise ValueError(
-            f"{records_dir}: must be shards without a {MANIFEST_NAME}; it has one, so these are "
-            f"records already. Remedy: to index them again, remove {MANIFEST_NAME}"
+            f"{records_dir}: must contain shards without a {MANIFEST_NAME}; got a folder that is "
+            f"already indexed or converted. Remedy: to index it again, remove {MANIFEST_NAME}"
         )
     sets = find_shards(records_dir)
-    refusal = f"{records_dir}: another program is writing here. Remedy: wait for it"
+    refusal = f"{records_dir}: another program is writing here. Remedy: wait for it to finish"
     with locked(records_dir / PARTS_DIR / "lock", refusal):
         parts = _index_shards(
             [path for paths in sets.values() for path in paths], classes, progress
@@ -81,31 +81,31 @@ def find_shards(records_dir: Path) -> dict[str, list[Path]]:
     """Finds the shards in a folder.
 
     Returns:
-      By split, its shards in order.
+      The shards of each split, in order.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: no shards, one that is missing, two sets of one split, or another name.
+      FileNotFoundError: the folder does not exist.
+      ValueError: no shards, a missing one, two sets of one split, or a misnamed one.
     """
     if not records_dir.is_dir():
         raise FileNotFoundError(f"{records_dir}: no such folder")
-    found: dict[str, list[tuple[int, int, Path]]] = defaultdict(list)
+    sets: dict[str, list[tuple[int, int, Path]]] = defaultdict(list)
     for path in sorted(records_dir.iterdir()):
         match = _NAME.fullmatch(path.name)
         if match:
-            found[match[1]].append((int(match[3]), int(match[2]), path))
+            sets[match[1]].append((int(match[3]), int(match[2]), path))
         elif ".tfrecord" in path.suffixes and not path.name.startswith("."):
             with path.open("rb") as file:
                 refuse_compressed(file.read(2), path)
             raise ValueError(
                 f"{path}: shards must be named SPLIT-00000-of-00010.tfrecord; got {path.name}"
             )
-    if not found:
+    if not sets:
         raise ValueError(
-            f"{records_dir}: must hold shards named SPLIT-00000-of-00010.tfrecord, or without the "
-            "suffix; got none"
+            f"{records_dir}: must contain shards named SPLIT-00000-of-00010.tfrecord, or without "
+            "the suffix; got none"
         )
-    for split, shards in found.items():
+    for split, shards in sets.items():
         count = shards[0][0]
         numbers = Counter(number for _, number, _ in shards)
         if {total for total, _, _ in shards} != {count} or max(numbers.values()) > 1:
@@ -117,13 +117,13 @@ def find_shards(records_dir: Path) -> dict[str, list[Path]]:
                 f"{records_dir}: split {split} must have shards 0 to {count - 1}; got "
                 f"{len(numbers)}, without {', '.join(f'{n:05d}' for n in missing[:5])}"
             )
-    return {split: [path for *_, path in shards] for split, shards in found.items()}
+    return {split: [path for *_, path in shards] for split, shards in sets.items()}
 
 
 def _index_shards(
     paths: Sequence[Path], classes: Sequence[LabelClass], progress: Callable[[str], None]
 ) -> dict[Path, Part]:
-    """Notes what shards hold, in a thread for each core; what is noted already is not read."""
+    """Returns the parts of shards, one thread per core; reads only shards without a part."""
     stop = threading.Event()
     parts: dict[Path, Part] = {}
     report = make_reporter(0, len(paths), "shards", progress)
@@ -150,7 +150,7 @@ def _index_shard(path: Path, classes: Sequence[LabelClass], stopped: Callable[[]
         return old
     if old is not None and "inputs" in old.made_from:
         raise ValueError(
-            f"{path}: must be of another program; it is of a conversion that was interrupted. "
+            f"{path}: must be written by another tool; got a shard of an interrupted conversion. "
             "Remedy: run data_prep.build_records as before"
         )
     with path.open("rb") as file:
@@ -160,14 +160,14 @@ def _index_shard(path: Path, classes: Sequence[LabelClass], stopped: Callable[[]
     try:
         for record in read_shard(path):
             if stopped():
-                raise InterruptedError(f"{path}: told to stop")
+                raise InterruptedError(f"{path}: the indexing was stopped")
             facts.append(inspect_record(record, ids))
     except ValueError as error:
-        what, _, remedy = str(error).removeprefix(f"{path}: ").partition(" Remedy: ")
+        cause, _, remedy = str(error).removeprefix(f"{path}: ").partition(" Remedy: ")
         if not remedy or f"Remedy: {remedy}" == SHARD_REMEDY:
-            remedy = "give whole shards of TF DeepLab's format, and the class table of their labels"
+            remedy = "give intact shards in TF DeepLab's format, and the class table of the labels"
         raise ValueError(
-            f"{path}: record {len(facts)}: {what.rstrip('.')}. Remedy: {remedy}"
+            f"{path}: record {len(facts)}: {cause.rstrip('.')}. Remedy: {remedy}"
         ) from error
     part = Part(Shard(path.name, len(facts), stat.st_size, sha256), tuple(facts), {}, made_from)
     write_part(path, part)
@@ -176,11 +176,11 @@ def _index_shard(path: Path, classes: Sequence[LabelClass], stopped: Callable[[]
 
 def _join(name: str, parts: Sequence[Part], classes: Sequence[LabelClass]) -> tuple[Split, bytes]:
     facts = [sample for part in parts for sample in part.facts]
-    twice = [key for key, count in Counter(sample.key for sample in facts).items() if count > 1]
-    if twice or not facts:
+    repeated = [key for key, count in Counter(sample.key for sample in facts).items() if count > 1]
+    if repeated or not facts:
         raise ValueError(
-            f"split {name} must have samples, each image/filename once; got "
-            f"{f'{twice[0]} more than once' if twice else 'none'}"
+            f"split {name} must have samples, each with a unique image/filename; got "
+            f"{f'{repeated[0]} more than once' if repeated else 'none'}"
         )
     return join_facts(name, [part.shard for part in parts], facts, {}, classes, {"indexed": True})
 
@@ -200,7 +200,7 @@ def _work_on(values: flags.FlagValues) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
-    flags.DEFINE_string("records_dir", "", "the folder of the shards", flag_values=values)
+    flags.DEFINE_string("records_dir", "", "the folder with the shards", flag_values=values)
     flags.DEFINE_string(
         "classes",
         "",

@@ -1,4 +1,4 @@
-"""Decodes all of a record, and checks it against itself and its class table."""
+"""Decodes all of a record, and checks that its fields agree and fit its class table."""
 
 import zlib
 from collections.abc import Collection, Sequence
@@ -15,25 +15,25 @@ _GREY_8_BIT = b"\x08\x00"  # depth and colour type in a PNG's header
 
 
 def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
-    """Decodes all of a record and notes its facts.
+    """Decodes all of a record and returns its facts.
 
     Args:
-      record: of `samples.encode_sample`, or of TF DeepLab, which has no tiles.
-      ids: of the class table; a record without tiles may have VOID too, as TF DeepLab ignores it.
+      record: from `samples.encode_sample`, or from TF DeepLab, whose records have no tiles.
+      ids: of the class table; a record without tiles may also have VOID, which TF DeepLab ignores.
 
     Returns:
       The facts, without an orientation.
 
     Raises:
-      ValueError: a field that is missing, cannot be decoded or contradicts another; an id that is
-        not in the class table. The message names the sample.
+      ValueError: a field that is missing, undecodable or contradicts another; an id that is not in
+        the class table. The message names the sample.
     """
     import tensorflow as tf
 
     sample = parse_sample(record)
     key = sample.key
     if sample.label[24:26] != _GREY_8_BIT:
-        raise ValueError(f"{key}: the label must be an 8-bit greyscale PNG of ids; got another")
+        raise ValueError(f"{key}: the label must be an 8-bit greyscale PNG of ids; got other data")
     _check_image(sample)
     try:
         decode_image(sample.image)
@@ -44,16 +44,16 @@ def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
     unknown = sorted(facts.pixels.keys() - set(ids) - (set() if sample.tiles else {VOID}))
     if unknown:
         raise ValueError(f"{key}: ids must be in the class table; got {unknown}")
-    if sample.tiles and not _same(sample.tiles, label):
-        raise ValueError(f"{key}: the label's tiles must be those of the label; got others")
+    if sample.tiles and not _tiles_match(sample.tiles, label):
+        raise ValueError(f"{key}: the tiles must be those of the label; got other pixels")
     return facts
 
 
 def _check_image(sample: Sample) -> None:
-    """Checks what TensorFlow does not, or would fill the memory with.
+    """Checks what TensorFlow does not check, and rejects images that would fill its memory.
 
     Raises:
-      ValueError: what is wrong with the image, with the sample's key.
+      ValueError: the message names the fault and the sample.
     """
     try:
         image, label = open_image(sample.image), open_image(sample.label)
@@ -69,23 +69,23 @@ def _check_image(sample: Sample) -> None:
             f"{sample.key}: sizes must be equal; got image {sizes[0]}, label {sizes[1]}, "
             f"image/height and image/width {sample.size}"
         )
-    if image.mode == "CMYK":  # decoders differ in its colours
+    if image.mode == "CMYK":  # decoders convert its colours differently
         raise ValueError(f"{sample.key}: an image must be grey or RGB; got CMYK")
     if channel_bits(sample.image) > 8:
         raise ValueError(
-            f"{sample.key}: an image must have at most 8 bits a channel; got "
+            f"{sample.key}: an image must have at most 8 bits per channel; got "
             f"{channel_bits(sample.image)}"
         )
 
 
-def _same(tiles: Sequence[bytes], label: np.ndarray) -> bool:
-    """Tells whether tiles are those of a label, and zero beyond it."""
+def _tiles_match(tiles: Sequence[bytes], label: np.ndarray) -> bool:
+    """Returns whether tiles are those of a label, and zero beyond it."""
     rows, columns = tile_grid(label.shape)
     if len(tiles) != rows * columns:
         return False
     filled = fill_tiles(label)
     try:
-        found = decode_window(tiles, filled.shape, Window(0, 0, *filled.shape))
-        return np.array_equal(found, filled)
+        decoded = decode_window(tiles, filled.shape, Window(0, 0, *filled.shape))
+        return np.array_equal(decoded, filled)
     except ValueError:
         return False

@@ -1,8 +1,8 @@
 """Writes a small scripted street-scene data set in the on-disk format of Mapillary Vistas v1.2.
 
-`python -m data_prep.make_sample --out_dir=D` gives `D/config_v1.2.json`, `D/training` and
+`python -m data_prep.make_sample --out_dir=D` writes `D/config_v1.2.json`, `D/training` and
 `D/validation` with `images/KEY.jpg`, `labels/KEY.png` and `instances/KEY.png`, `D/testing/images`
-(no labels, as in Vistas), and in the layout of KITTI raw the frames of a camera that drives on.
+(no labels, as in Vistas), and the frames of a driving camera in the layout of KITTI raw.
 """
 
 import base64
@@ -38,13 +38,13 @@ def make_key(seed: int, split: str, index: int) -> str:
 def write_sample(
     out_dir: Path, counts: Mapping[str, int], seed: int, progress: Callable[[str], None]
 ) -> None:
-    """Writes the data set; it appears whole or not at all.
+    """Writes the data set atomically.
 
     Args:
       out_dir: a folder that is empty or does not exist.
-      counts: how many scenes of `training`, `validation` and `testing`, how many `frames`.
+      counts: number of scenes of `training`, `validation` and `testing`, and of `frames`.
       seed: 0 or more; the same seed gives the same files.
-      progress: is told what has been written.
+      progress: receives lines that report what was written.
 
     Raises:
       ValueError: out_dir is not empty.
@@ -53,7 +53,7 @@ def write_sample(
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise ValueError(
             f"out_dir must be new or an empty folder; got {out_dir}, which is not empty. "
-            "Remedy: choose another --out_dir, or remove that one"
+            "Remedy: choose another --out_dir, or remove the folder"
         )
     with whole_dir(out_dir) as folder:
         shutil.copyfile(CONFIG_PATH, folder / "config_v1.2.json")
@@ -97,11 +97,11 @@ def _work_on(values: flags.FlagValues) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
-    flags.DEFINE_string("out_dir", "", "where the data set goes", flag_values=values)
+    flags.DEFINE_string("out_dir", "", "folder for the data set", flag_values=values)
     for name, count in DEFAULT_COUNTS.items():
-        text = f"how many scenes of {name}" if name in SPLITS else "how many frames of a drive"
+        text = f"number of {name} scenes" if name in SPLITS else "number of frames of a drive"
         flags.DEFINE_integer(name, count, text, lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("seed", 1, "another seed, other scenes", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("seed", 1, "seed of the scenes", lower_bound=0, flag_values=values)
     return cli.run(_work_on, values, argv, __doc__)
 
 

@@ -1,4 +1,4 @@
-"""Pairs the images below one folder with the labels below another, by their names alone."""
+"""Pairs the images in one folder with the labels in another, by name only."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ LABEL_SUFFIXES = (".png",)
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label. The key is the image's path below its folder, without suffix."""
+    """An image and its label. The key is the image's path in its folder, without suffix."""
 
     key: str
     image_path: Path
@@ -22,11 +22,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Suffixes:
-    """How the names of images and of labels end; what stands before must be equal in a pair.
+    """How the names of images and labels end; the rest of the name must be equal in a pair.
 
     Attributes:
-      image: such as `_leftImg8bit.png`; empty: any of `IMAGE_SUFFIXES`.
-      label: such as `_gtFine_labelIds.png`; empty: any of `LABEL_SUFFIXES`.
+      image: such as `_leftImg8bit.png`; empty for any of `IMAGE_SUFFIXES`.
+      label: such as `_gtFine_labelIds.png`; empty for any of `LABEL_SUFFIXES`.
     """
 
     image: str = ""
@@ -39,32 +39,31 @@ class Suffixes:
         ):
             if suffix and not suffix.lower().endswith(kinds):
                 raise ValueError(
-                    f"{name} must be the end of file names, with {' or '.join(kinds)}, the kinds "
-                    f"that are read; got {suffix}"
+                    f"{name} must be the end of file names, with {' or '.join(kinds)}; got {suffix}"
                 )
 
 
 def find_pairs(
     image_dir: Path, label_dir: Path, suffixes: Suffixes | None = None
 ) -> tuple[tuple[Pair, ...], dict[str, str]]:
-    """Pairs the images below one folder with the labels below another.
+    """Pairs the images in one folder with the labels in another.
 
-    Names are compared in one Unicode form: macOS writes an umlaut as two characters. Hidden files
-    and folders and other suffixes are ignored.
+    Names are compared in one Unicode form, as macOS writes an umlaut as two characters. Hidden
+    files and folders and other suffixes are ignored.
 
     Args:
-      image_dir: JPEG or PNG images, in sub-folders too.
+      image_dir: JPEG or PNG images, also in sub-folders.
       label_dir: PNG labels, under the same relative paths.
-      suffixes: how their names end; with these, both folders may be one.
+      suffixes: how their names end; with suffixes, both folders may be the same.
 
     Returns:
-      The pairs by ascending key; and by key of what makes no pair, the reason: an image without a
-      label, a label without an image, two files with one key, a link to nothing, a name that is
-      not UTF-8.
+      The pairs by ascending key; and the reason for each unpaired file, by key: an image without a
+      label, a label without an image, two files with one key, a broken link, a name that is not
+      UTF-8.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: there is no image, or nothing tells images and labels in one folder apart.
+      FileNotFoundError: a folder does not exist.
+      ValueError: there is no image, or both folders are the same and no suffix is given.
     """
     suffixes = suffixes or Suffixes()
     image_ends = (suffixes.image,) if suffixes.image else IMAGE_SUFFIXES
@@ -75,15 +74,16 @@ def find_pairs(
     one_folder = image_dir.resolve() == label_dir.resolve()
     if one_folder and suffixes == Suffixes():
         raise ValueError(
-            f"{image_dir}: images and labels must be told apart; got one folder for both. Remedy: "
-            "give --image_suffix and --label_suffix, the ends of their names, or another folder"
+            f"{image_dir}: images and labels must differ in folder or suffix; got one folder. "
+            "Remedy: give --image_suffix and --label_suffix, the ends of their names, or another "
+            "folder"
         )
-    # In one folder `a.png` may be the image of `a_mask.png`: the longer suffix says more.
+    # In one folder `a.png` may be the image of `a_mask.png`: the longest matching suffix decides.
     images, wrong_images = _files_by_key(image_dir, image_ends, label_ends if one_folder else ())
     labels, wrong_labels = _files_by_key(label_dir, label_ends, image_ends if one_folder else ())
     if not images and not wrong_images:
         raise ValueError(
-            f"{image_dir}: must hold images ({', '.join(image_ends)}); got {content(image_dir)}"
+            f"{image_dir}: must contain images ({', '.join(image_ends)}); got {listing(image_dir)}"
         )
     single_images = [images[name] for name in images.keys() - labels.keys() - wrong_labels.keys()]
     single_labels = [labels[name] for name in labels.keys() - images.keys() - wrong_images.keys()]
@@ -100,18 +100,18 @@ def find_pairs(
     return tuple(sorted(pairs, key=lambda pair: pair.key)), dict(sorted(wrong.items()))
 
 
-def content(folder: Path) -> str:
-    """Names a few things that are in a folder."""
+def listing(folder: Path) -> str:
+    """Lists a few entries of a folder."""
     return ", ".join(sorted(printable(p.name) for p in folder.iterdir())[:8]) or "an empty folder"
 
 
 def _files_by_key(
     folder: Path, ends: Sequence[str], other_ends: Sequence[str]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Finds the files with one of these ends, unless a longer one of the others fits.
+    """Finds the files with one of these ends, unless a longer one of `other_ends` matches.
 
     Returns:
-      By key in one Unicode form, the files; and what is wrong with some of them.
+      The files by key in one Unicode form, and the reason for each unusable file by key.
     """
     files: dict[str, Path] = {}
     wrong: dict[str, str] = {}
@@ -122,28 +122,28 @@ def _files_by_key(
             continue
         key, shown = _one_form(_cut(path, folder, ends)), printable(path)
         if not _is_utf8(name_text(path.relative_to(folder))):
-            wrong[printable(key)] = f"{shown}: the name must be UTF-8 text; got other bytes in it"
+            wrong[printable(key)] = f"{shown}: the name must be UTF-8 text; got other bytes"
             continue
         if key in files:
             other = printable(files[key].name)
-            wrong[key] = f"{shown}: must be the only file of its stem; got {other} too"
+            wrong[key] = f"{shown}: must be the only file of its stem; got also {other}"
         elif not path.is_file():
-            kind = "a link to nothing" if path.is_symlink() else "a pipe, socket or device"
+            kind = "a broken link" if path.is_symlink() else "a pipe, socket or device"
             wrong[key] = f"{shown}: must be a file; got {kind}"
         files.setdefault(key, path)
     return files, wrong
 
 
 def _end_length(name: str, ends: Sequence[str]) -> int:
-    """Returns how long the end of a name is, of those given; 0 if it has none of them."""
+    """Returns the length of the longest of these ends that a name has; 0 if it has none."""
     return max((len(end) for end in ends if name.lower().endswith(end.lower())), default=0)
 
 
 def _cut(path: Path, folder: Path, ends: Sequence[str]) -> str:
-    """Returns the path below a folder without the end of its name, or without its suffix."""
-    below = name_text(path.relative_to(folder))
+    """Returns the path relative to a folder without the end of its name, or without its suffix."""
+    relative = name_text(path.relative_to(folder))
     end = _end_length(name_text(path.name), ends) or len(name_text(path.suffix))
-    return below[: -end or None]
+    return relative[: -end or None]
 
 
 def _without_partner(
@@ -153,23 +153,23 @@ def _without_partner(
     partner_dir: Path,
     ends: tuple[Sequence[str], Sequence[str]],
 ) -> dict[str, str]:
-    """Says of files that have no partner what was looked for, and what there is in its place."""
+    """Returns, by key, which partner each file lacks and which similar file there is."""
     if not paths:
         return {}
-    own_ends, partner_ends = ends
+    file_ends, partner_ends = ends
     near: dict[str, Path] = {}
     for path in walk(partner_dir):
         near.setdefault(_one_form(_cut(path, partner_dir, partner_ends)).casefold(), path)
     reasons = {}
     for path in paths:
-        key = _one_form(_cut(path, folder, own_ends))
-        other = near.get(key.casefold())
+        key = _one_form(_cut(path, folder, file_ends))
+        similar = near.get(key.casefold())
         got = "none"
-        if other is not None and other != path:
-            known = _end_length(name_text(other.name), partner_ends)
-            got = f"{printable(other)}, " + (
+        if similar is not None and similar != path:
+            has_end = _end_length(name_text(similar.name), partner_ends)
+            got = f"{printable(similar)}, " + (
                 "whose name differs in upper and lower case"
-                if known
+                if has_end
                 else f"but only {', '.join(partner_ends)} are read"
             )
         reasons[key] = (

@@ -1,4 +1,4 @@
-"""What is noted beside each finished shard, for the manifest and a resumed conversion."""
+"""The notes on each finished shard, for the manifest and for resuming a conversion."""
 
 import json
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ PARTS_DIR = ".parts"
 
 @dataclass(frozen=True)
 class Part:
-    """What is noted beside a finished shard, for the manifest and for a resumed conversion.
+    """The notes on a finished shard, for the manifest and for resuming a conversion.
 
     Attributes:
       shard: the file.
       facts: of its samples, in order.
-      left_out: by key of a pair that could not be converted, the reason.
+      left_out: the reason for each pair that could not be converted, by key.
       made_from: as in its job.
     """
 
@@ -31,21 +31,21 @@ class Part:
 
 
 def part_path(shard_path: Path) -> Path:
-    """Returns where a shard's part is noted."""
+    """Returns the path of a shard's part."""
     return shard_path.parent / PARTS_DIR / f"{shard_path.name}.json"
 
 
 def write_part(shard_path: Path, part: Part) -> None:
-    """Writes a shard's part, whole or not at all."""
-    facts = [found.to_json() for found in part.facts]
+    """Writes a shard's part atomically."""
+    facts = [sample.to_json() for sample in part.facts]
     raw = {**vars(part), "shard": vars(part.shard), "facts": facts}
     write_text(part_path(shard_path), json.dumps(with_sha256(raw)))
 
 
 def read_part(shard_path: Path) -> Part | None:
-    """Reads a shard's part; None where there is none, or it is damaged."""
+    """Reads a shard's part; returns None if it is missing or damaged."""
     raw = read_checked_json(part_path(shard_path))
     if raw is None:
         return None
-    facts = tuple(SampleFacts.from_json(found) for found in raw["facts"])
+    facts = tuple(SampleFacts.from_json(sample) for sample in raw["facts"])
     return Part(Shard(**raw["shard"]), facts, raw["left_out"], raw["made_from"])

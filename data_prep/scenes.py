@@ -1,7 +1,7 @@
 """Draws a scripted street scene in perspective.
 
-A scene is a list of things along a road, drawn from far to near, image and label in the same
-stroke.
+A scene is a list of objects along a road, drawn from far to near. Each stroke draws image and label
+alike.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ PAINT = (228, 228, 224)
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What a scene's look is drawn from: ranges (lowest, highest) and colours."""
+    """The ranges (lowest, highest) and colours from which a scene's look is drawn."""
 
     camera_height_m: Range
     horizon: Range  # its row over the image's height
@@ -60,7 +60,7 @@ TRAINING = SceneSettings(
     warmth=(0.92, 1.06),
     facades=((168, 92, 74), (206, 188, 152), (150, 150, 152), (120, 78, 62), (196, 196, 190)),
 )
-VALIDATION = SceneSettings(  # no value in common with training: it measures more than memory
+VALIDATION = SceneSettings(  # no value in common with training: it measures generalisation
     camera_height_m=(1.85, 2.05),
     horizon=(0.51, 0.55),
     focal=(1.14, 1.22),
@@ -73,13 +73,13 @@ VALIDATION = SceneSettings(  # no value in common with training: it measures mor
 
 
 def _noise(rng: Generator, size: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
-    """Returns [H, W] float32, about 0 to 1, smooth over so many cells."""
+    """Returns [H, W] float32 noise, about 0 to 1, interpolated from (rows, columns) of cells."""
     coarse = rng.random(cells, np.float32)
     return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _draw_backdrop(canvas: Canvas, rng: Generator) -> None:
-    """Draws the sky with its clouds, at times mountains, and the far trees below them."""
+    """Draws the sky with clouds, sometimes mountains, and distant trees below them."""
     camera, width = canvas.camera, canvas.camera.size[1]
     horizon = int(camera.horizon_px)
     top = np.array([[84, 140, 210], [168, 176, 186]][rng.integers(2)]) * rng.uniform(0.85, 1.1)
@@ -116,7 +116,7 @@ def _draw_ground(canvas: Canvas, street: Street, rng: Generator) -> None:
 
 
 def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
-    """Draws the edge lines, a dashed or a solid double line in the middle, at times an arrow."""
+    """Draws edge lines, a dashed or double solid line in the middle, and sometimes an arrow."""
 
     def line(x: float, s: Range, color: Color = PAINT) -> None:
         canvas.strip((x - 0.14, 0), (x + 0.14, 0), s, color, MARKING)
@@ -140,7 +140,7 @@ def _draw_markings(canvas: Canvas, street: Street, rng: Generator) -> None:
 
 
 def _draw_crossing(canvas: Canvas, edges: Range, start: float, asphalt: float) -> None:
-    """Draws the stop line and the zebra crossing, whose label takes in its gaps, as in Vistas."""
+    """Draws the stop line and the zebra crossing, whose label includes the gaps, as in Vistas."""
     (left, right), across = edges, (start, start + 4)
     canvas.strip((0.3, 0), (right - 0.3, 0), (start - 1.8, start - 1.2), PAINT, MARKING)
     canvas.strip((left, 0), (right, 0), across, [asphalt] * 3, ZEBRA)
@@ -149,7 +149,7 @@ def _draw_crossing(canvas: Canvas, edges: Range, start: float, asphalt: float) -
 
 
 def _roughen_ground(canvas: Canvas, rng: Generator) -> None:
-    """Gives the ground its grain, which stays in place as the camera moves, and its haze."""
+    """Adds grain, which stays in place as the camera moves, and haze to the ground."""
     camera, width, first = canvas.camera, canvas.camera.size[1], int(canvas.camera.horizon_px) + 1
     ground, rows = canvas.image[first:], np.arange(first, camera.size[0])[:, None]
     depth = np.minimum(camera.focal_px * camera.height_m / (rows - camera.horizon_px), GROUND_M)
@@ -177,7 +177,7 @@ def _draw_bonnet(canvas: Canvas, rng: Generator) -> None:
 
 
 def _leave_unlabeled(canvas: Canvas, rng: Generator) -> None:
-    """Leaves a thin border, and a few spots, without a label, as annotators do."""
+    """Removes the label from a few spots and sometimes a thin border, as annotators leave them."""
     height, width = canvas.camera.size
     missing = np.zeros((height, width), np.uint8)
     if rng.random() < 0.5:
@@ -190,7 +190,7 @@ def _leave_unlabeled(canvas: Canvas, rng: Generator) -> None:
 
 
 def _develop(image: np.ndarray, settings: SceneSettings, rng: Generator, frame: int) -> np.ndarray:
-    """Returns the scene as a camera would give it: exposure, colour cast, softness, noise."""
+    """Applies a camera's exposure, colour cast, softness and noise to a scene."""
     warmth, (height, width) = rng.uniform(*settings.warmth), image.shape[:2]
     gain = rng.uniform(*settings.light) * np.array([warmth**0.5, 1, warmth**-0.5])
     down, right = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -206,10 +206,10 @@ def draw_scene(
     """Draws one scene; the same arguments give the same pixels.
 
     Args:
-      settings: what the scene's look is drawn from.
+      settings: the ranges from which the scene's look is drawn.
       size: (height, width) of the image in pixels.
-      seed: numbers of 0 or more that name the scene.
-      frame: how many steps of STEP_M the camera has driven into it, 0 or more.
+      seed: numbers of 0 or more that identify the scene.
+      frame: number of steps of STEP_M that the camera has driven, 0 or more.
 
     Returns:
       The image [H, W, 3] uint8 RGB, the label [H, W] uint8 of Vistas v1.2 ids, and the instances

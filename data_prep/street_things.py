@@ -1,6 +1,6 @@
-"""The things on a street, each of which draws itself at a place (x, s).
+"""Draws the objects on a street, each at a position (x, s).
 
-Each draws from a generator of its own, and so looks the same in every frame of a drive.
+Each has its own random generator, and so looks the same in every frame of a drive.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def draw_building(
 
 
 def _draw_leaves(canvas: Canvas, center: Point, half: Range, rng: Generator) -> None:
-    """Draws foliage: dabs in an ellipse, large ones, then as many small ones as can be seen."""
+    """Draws foliage: dabs in an ellipse, large ones first, then small ones, more if it is near."""
     x, y, s = center
     green = np.array([70, 106, 44]) * rng.uniform(0.75, 1.15) + rng.uniform(-12, 12, 3)
     size_px = half[1] * canvas.camera.focal_px / max(s - canvas.camera.s_m, NEAR_M)
@@ -85,7 +85,7 @@ def draw_tree(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
 
 
 def draw_bush(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
-    """Draws a bush, foliage alone."""
+    """Draws a bush, which is only foliage."""
     _draw_leaves(canvas, (x, 0.6, s), (rng.uniform(0.8, 1.8), 0.7), rng)
 
 

@@ -1,6 +1,6 @@
-"""Where the things on a street stand, walk or drive.
+"""Places the objects on a street.
 
-Every choice is drawn from one generator, in one order: the same seed gives the same street.
+Every choice is drawn from one generator in a fixed order: the same seed gives the same street.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ STEP_M = 0.9  # from frame to frame
 
 
 class Item(NamedTuple):
-    """Something on the street: how it draws itself, where, and its way from frame to frame."""
+    """An object on the street: how to draw it, its position, and its step per frame."""
 
     draw: Callable[[Canvas, float, float, Generator], None]
     x_m: float
@@ -51,7 +51,7 @@ class Street:
 
 
 def build_street(rng: Generator, lane_m: Range) -> Street:
-    """Returns a street; `lane_m` is the range of its lanes' width."""
+    """Builds a street; `lane_m` is the range of its lane width."""
     width_m, (left, right) = rng.uniform(*lane_m), (1 + (rng.random(2) < 0.3)).tolist()
     shoulders, walks = rng.choice([0.4, 0.4, 2.5], 2), rng.uniform(2, 3.6, 2)  # 2.5 m: cars park
     edges = -left * width_m - shoulders[0], right * width_m + shoulders[1]
@@ -66,7 +66,7 @@ def build_street(rng: Generator, lane_m: Range) -> Street:
 
 
 def items_on(rng: Generator, street: Street, facades: Sequence[Color]) -> list[Item]:
-    """Returns what stands, walks or drives on a street; its houses have the facades' colours."""
+    """Returns the objects on a street; its houses have the colours of `facades`."""
     items = [*_traffic(rng, street)]
     for side, walk in enumerate(street.walks_m):
         front = walk + np.sign(walk) * rng.choice([2.5, 6.0])
@@ -75,7 +75,7 @@ def items_on(rng: Generator, street: Street, facades: Sequence[Color]) -> list[I
 
 
 def _places(rng: Generator, first: Range, gap: Range) -> Iterator[float]:
-    """Yields places along the street, so far from each other."""
+    """Yields positions along the street; `gap` is the range of their distances."""
     s = rng.uniform(*first)
     while s < STREET_M:
         yield s
@@ -107,7 +107,7 @@ def _houses(rng: Generator, front: float, facades: Sequence[Color]) -> Iterator[
 
 
 def _kerbside(rng: Generator, street: Street, side: int) -> Iterator[Item]:
-    """Yields what stands along the left (0) or right (1) kerb, and who walks there."""
+    """Yields the objects and people along the left (0) or right (1) kerb."""
     out, edge, crossing = 2 * side - 1, street.edges_m[side], street.crossing_m
     kinds = (draw_pole, draw_street_light, draw_sign, draw_sign, draw_tree)
     for s in _places(rng, (4, 9), (4, 11)):

@@ -36,8 +36,8 @@ _TOP_CLASSES = 3
 
 
 @dataclass
-class _Found:
-    """What a shard holds, and what is wrong with it."""
+class _Inspection:
+    """The facts of the samples in a shard or split, and the problems."""
 
     problems: list[str] = field(default_factory=list)
     facts: list[SampleFacts] = field(default_factory=list)
@@ -46,17 +46,17 @@ class _Found:
 def verify_records(manifest: Manifest, progress: Callable[[str], None]) -> list[str]:
     """Checks every file and every sample of a records folder.
 
-    Checksums of the manifest, the audit, notes of shards, tables of tiles, shards and records; what
-    the manifest and the tables say against the samples (counts, sizes, pixels by class, what each
-    tile holds); ids within the class table; images, labels and label tiles decodable and of one
-    content; no key twice in a split, and no image in two splits.
+    It checks the checksums of the manifest, audit, parts, tile tables, shards and records; that
+    the manifest and tables agree with the samples (counts, sizes, pixels by class, ids in each
+    tile); that ids are in the class table; that images, labels and label tiles are decodable and
+    consistent; that no key occurs twice in a split, and no image in two splits.
 
     Args:
       manifest: of the folder, which may lack shards.
-      progress: gets lines to show.
+      progress: receives lines to show.
 
     Returns:
-      What is wrong, a line each, naming the file; empty if all is well.
+      The problems, one line each, naming the file; empty if there are none.
     """
     problems = list(_check_notes(manifest))
     total = sum(split.samples for split in manifest.splits.values())
@@ -66,22 +66,22 @@ def verify_records(manifest: Manifest, progress: Callable[[str], None]) -> list[
     with ThreadPoolExecutor(cores()) as pool:
         for name, split in manifest.splits.items():
 
-            def check(shard: Shard) -> _Found:
+            def check(shard: Shard) -> _Inspection:
                 return _check_shard(shard, manifest)
 
-            whole = _Found()
-            for found in pool.map(check, split.shards):
-                whole.problems += found.problems
-                whole.facts += found.facts
-                report(done + len(whole.facts))
-            done += len(whole.facts)
-            problems += _check_split(split, whole, manifest)
-            problems += _check_unique(manifest.records_dir, name, whole.facts, owners)
+            inspection = _Inspection()
+            for shard_inspection in pool.map(check, split.shards):
+                inspection.problems += shard_inspection.problems
+                inspection.facts += shard_inspection.facts
+                report(done + len(inspection.facts))
+            done += len(inspection.facts)
+            problems += _check_split(split, inspection, manifest)
+            problems += _check_unique(manifest.records_dir, name, inspection.facts, owners)
     return problems
 
 
 def _check_notes(manifest: Manifest) -> Iterator[str]:
-    """Yields which of the files that training does without are damaged; they may be missing."""
+    """Yields damaged files among those that training does not need; they may be missing."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     folder = manifest.records_dir
     for path in [folder / AUDIT_NAME, *(part_path(folder / shard.file) for shard in shards)]:
@@ -89,51 +89,52 @@ def _check_notes(manifest: Manifest) -> Iterator[str]:
             yield f"{path}: must be as it was written; its checksum differs. {NOTES_REMEDY}"
 
 
-def _check_shard(shard: Shard, manifest: Manifest) -> _Found:
-    found, path = _Found(), manifest.records_dir / shard.file
+def _check_shard(shard: Shard, manifest: Manifest) -> _Inspection:
+    facts: list[SampleFacts] = []
+    problems: list[str] = []
+    path = manifest.records_dir / shard.file
     try:
         check_shard(path, shard)
     except (OSError, ValueError) as error:
-        found.problems.append(str(error))
-        return found
+        return _Inspection([str(error)])
     ids = {c.id for c in manifest.classes}
     try:
         for number, record in enumerate(read_shard(path)):
             try:
-                found.facts.append(inspect_record(record, ids))
+                facts.append(inspect_record(record, ids))
             except ValueError as error:
-                found.problems.append(f"{path}: record {number}: {error}")
+                problems.append(f"{path}: record {number}: {error}")
     except ValueError as error:
-        found.problems.append(str(error))
-    if not found.problems and len(found.facts) != shard.samples:
-        found.problems.append(f"{path}: must have {shard.samples} samples; got {len(found.facts)}")
-    return found
+        problems.append(str(error))
+    if not problems and len(facts) != shard.samples:
+        problems.append(f"{path}: must have {shard.samples} samples; got {len(facts)}")
+    return _Inspection(problems, facts)
 
 
-def _check_split(split: Split, found: _Found, manifest: Manifest) -> Iterator[str]:
-    """Yields what is wrong with a split's shards and table, and where its samples contradict."""
-    yield from found.problems
+def _check_split(split: Split, inspection: _Inspection, manifest: Manifest) -> Iterator[str]:
+    """Yields the problems of a split's shards and table, and contradictions to its samples."""
+    yield from inspection.problems
     table, table_path = None, manifest.records_dir / split.tile_table
     try:
         table = read_tile_table(table_path, split.tile_table_sha256, NOTES_REMEDY)
     except (OSError, ValueError) as error:
         yield str(error)
-    if found.problems:
+    if inspection.problems:
         return  # not all samples are known
     path = manifest.records_dir / MANIFEST_NAME
-    sizes = Counter(sample.size for sample in found.facts)
+    sizes = Counter(sample.size for sample in inspection.facts)
     if dict(sizes) != split.sizes:
         yield f"{path}: sizes of {split.name} must be {dict(sizes)}; got {split.sizes}"
     pixels = Counter[int]()
-    for sample in found.facts:
+    for sample in inspection.facts:
         pixels.update(sample.pixels)
     if {c.name: pixels[c.id] for c in manifest.classes} != split.pixels:
-        yield f"{path}: pixels of {split.name} must be those of its labels; got others"
-    expected = make_tile_table(found.facts, manifest.classes)
+        yield f"{path}: pixels of {split.name} must be those of its labels; got other counts"
+    expected = make_tile_table(inspection.facts, manifest.classes)
     if table is not None and not (
         np.array_equal(table.sizes, expected.sizes) and np.array_equal(table.held, expected.held)
     ):
-        yield f"{table_path}: must say what the labels hold; got other things"
+        yield f"{table_path}: must list the ids in the labels; got other ids"
 
 
 def _check_unique(
@@ -142,10 +143,10 @@ def _check_unique(
     facts: Sequence[SampleFacts],
     owners: dict[str, tuple[str, str]],
 ) -> Iterator[str]:
-    """Yields keys that a split has twice, and images that an earlier split has; notes its own."""
+    """Yields repeated keys, and images of earlier splits; adds the split's images to `owners`."""
     for key, count in Counter(sample.key for sample in facts).items():
         if count > 1:
-            yield f"{records_dir}: a key must be used once in a split; {split} has {count} of {key}"
+            yield f"{records_dir}: a key must be unique in a split; {split} has {count} of {key}"
     for sample in facts:
         owner, key = owners.setdefault(sample.image_sha256, (split, sample.key))
         if owner != split:

@@ -1,4 +1,4 @@
-"""Converts shards in several processes, each with a core of its own."""
+"""Converts shards in several processes, one per core."""
 
 import contextlib
 import itertools
@@ -21,13 +21,13 @@ from mapseg.progress import REPORT_SECS, make_reporter
 def convert_shards(
     jobs: Sequence[Job], done: int, workers: int, progress: Callable[[str], None]
 ) -> None:
-    """Runs jobs, each whole or not at all.
+    """Runs jobs, each of which writes its shard atomically.
 
     Args:
       jobs: shards to make.
-      done: pairs that were finished before.
-      workers: processes; 0 is one for each core, 1 is this one.
-      progress: gets lines to show.
+      done: number of pairs that are already finished.
+      workers: number of processes; 0 uses one per core, 1 only this process.
+      progress: receives lines to show.
 
     Raises:
       ValueError: a pair that cannot be converted.
@@ -50,7 +50,7 @@ def convert_shards(
     with ProcessPoolExecutor(workers, context, _start_worker, (counter, stop)) as pool:
         try:
             with _interrupts_ignored():
-                pending = {pool.submit(_work, job) for job in jobs}
+                pending = {pool.submit(_convert, job) for job in jobs}
             while pending:
                 ended, pending = wait(pending, REPORT_SECS, FIRST_EXCEPTION)
                 report(counter.value)
@@ -58,17 +58,17 @@ def convert_shards(
                     future.result()
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process died, perhaps for want of memory. Remedy: fewer --workers; "
+                "a worker process died, perhaps for lack of memory. Remedy: use fewer --workers; "
                 "finished shards are kept"
             ) from error
         finally:
-            stop.set()  # a running worker ends its pair and removes its unfinished shard
+            stop.set()  # a running worker finishes its pair and removes its unfinished shard
             pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started within ignore Ctrl-C for good: their parent tells them to stop."""
+    """Makes processes started in the block ignore Ctrl-C for good; their parent stops them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -97,7 +97,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(job: Job) -> None:
+def _convert(job: Job) -> None:
     convert_shard(job, _count)
 
 
@@ -105,4 +105,4 @@ def _count() -> None:
     with _counter.get_lock():
         _counter.value += 1
     if _stop.is_set():
-        raise InterruptedError("told to stop")
+        raise InterruptedError("the conversion was stopped")

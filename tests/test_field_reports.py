@@ -92,7 +92,7 @@ def test_records_among_the_images_are_refused(records_dir, capsys):
     inside = vistas(records_dir) / "training" / "images" / "records"
     arguments = [f"--vistas_dir={vistas(records_dir)}", f"--records_dir={inside}"]
     assert build_records.main(["build_records", *arguments]) == 1
-    assert "records must not lie among the images" in capsys.readouterr().err
+    assert "must lie outside the folders of images" in capsys.readouterr().err
     assert not inside.exists()
 
 

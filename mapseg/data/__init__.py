@@ -1,1 +1,1 @@
-"""The disk format of records, and the input pipeline from it to batches."""
+"""The disk format of records, and the input pipeline that makes batches from them."""

@@ -1,4 +1,4 @@
-"""Shards -> batches; what is in a batch is a pure function of (records, config, step)."""
+"""Shards -> batches; the content of a batch is a pure function of (records, config, step)."""
 
 import re
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ from mapseg.data.shards import RecordIndex, index_split, read_record
 from mapseg.labels import LabelSet, make_label_set
 from mapseg.machine import cores
 
-# Keeps the augmentation's random numbers apart from others of the same seed.
+# Separates the augmentation's random numbers from those of other uses of the same seed.
 _AUGMENTATION = 1
 _PARALLEL_DECODES = 4  # a decoded 12-megapixel sample is 50 MB
 _BATCHES_AHEAD = 2
-_BATCHES_IN_HAND = 2  # one being put together, one being trained on
+_BATCHES_IN_HAND = 2  # one being assembled, one being trained on
 _WHOLE_BYTES_PER_PX = 8  # the image twice, the label, and its source ids
-_CROP_COPIES = 3  # alone, with its like, and as a tensor
+_CROP_COPIES = 3  # single, stacked, and as a tensor
 
 
 def read_samples(
     records_dir: Path | str, split: str, label_set: str | LabelSet = "all"
 ) -> tf.data.Dataset:
-    """Reads a split's samples at stored size and in stored order.
+    """Reads a split's samples at their stored size and in stored order.
 
     Args:
       records_dir: the folder that `data_prep.build_records` wrote.
@@ -42,7 +42,7 @@ def read_samples(
       A dataset of (image [H, W, 3] uint8, label [H, W] uint8 train ids or VOID, key [] string).
 
     Raises:
-      FileNotFoundError: no records there, or a shard is missing.
+      FileNotFoundError: the folder has no records, or a shard is missing.
       ValueError: an unknown split or label set.
     """
     manifest = read_manifest(records_dir)
@@ -65,24 +65,24 @@ def stream_samples(
       manifest: of the records.
       split: one of its splits.
       label_set: maps the source ids.
-      first: only the first so many; 0 is all.
-      share: (i, n), of these only every n-th from the i-th on.
+      first: number of samples to read; 0 reads all.
+      share: (i, n): reads only every n-th of these, starting with the i-th.
 
     Returns:
       As `read_samples`.
 
     Raises:
       FileNotFoundError: a shard is missing.
-      ValueError: no such split, or a shard that is truncated or broken.
+      ValueError: no such split, or a shard that is truncated or damaged.
     """
-    # TensorFlow keeps what a numpy_function closes over until the program ends: shards that the
-    # index kept open would stay so.
+    # TensorFlow keeps the closure of a numpy_function until the program ends; shards that the
+    # index kept open would stay open as long.
     index, table = index_split(manifest, split, keep_open=False), label_set.table
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray, bytes]:
         with gate.admitted():
             record = read_record(index, int(place))
-            with _naming(index, int(place), record):
+            with _errors_naming_sample(index, int(place), record):
                 sample = parse_sample(record)
                 return sample.whole_image, cv2.LUT(sample.whole_label, table), sample.key.encode()
 
@@ -106,19 +106,19 @@ def train_batches(
     start_step: int = 0,
     label_set: LabelSet | None = None,
 ) -> tf.data.Dataset:
-    """Reads the endless stream of training batches from a step on.
+    """Reads the endless stream of training batches, starting at a step.
 
     Args:
       records_dir: a folder made by `data_prep.build_records`.
       config: split, label set, batch and crop size, augmentation, seed.
-      start_step: the first batch is the one of this step.
-      label_set: maps the source ids; None is the one that `config` names.
+      start_step: the step of the first batch.
+      label_set: maps the source ids; None uses the one that `config` names.
 
     Returns:
       Batches ([B, h, w, 3] uint8, [B, h, w] uint8 train ids or VOID), B = batch_size.
 
     Raises:
-      FileNotFoundError: no records there.
+      FileNotFoundError: the folder has no records.
       ValueError: no such split, a label set that does not fit, or too little memory.
     """
     manifest = read_manifest(records_dir)
@@ -130,7 +130,7 @@ class CropStream:
     """The endless stream of a split's training crops, in batches."""
 
     def __init__(self, manifest: Manifest, config: TrainConfig, label_set: LabelSet):
-        """Finds what the crops are made of.
+        """Indexes the samples and, for class balance, the tiles that crops are made from.
 
         Args:
           manifest: of the records.
@@ -139,7 +139,7 @@ class CropStream:
 
         Raises:
           FileNotFoundError: a shard is missing.
-          ValueError: no such split, or a shard or table that is broken.
+          ValueError: no such split, or a damaged shard or table.
         """
         split = config.train_split
         self._config, self._table = config, label_set.table
@@ -147,25 +147,26 @@ class CropStream:
         self._index = index_split(manifest, split)
         self._tiles = None
         if config.class_balance:
-            held = read_split_tiles(manifest, split)
-            self._tiles = find_class_tiles(held, label_set, f"{manifest.records_dir}, {split}")
+            table = read_split_tiles(manifest, split)
+            self._tiles = find_class_tiles(table, label_set, f"{manifest.records_dir}, {split}")
         self._starts = np.zeros(2, np.int64) if self._tiles is None else self._tiles.starts
 
     def batches(self, start_step: int = 0, worker: int = 0, workers: int = 1) -> tf.data.Dataset:
-        """Reads the batches from a step on.
+        """Reads the batches, starting at a step.
 
-        Starting late costs nothing: the batch of a step is computed, not reached by reading.
+        A late start costs nothing: the samples of any step are computed without reading the steps
+        before it.
 
         Args:
-          start_step: the first batch is the one of this step.
-          worker: which share of every batch is read, from 0.
-          workers: how many shares there are; joined by ascending worker they are the whole batch.
+          start_step: the step of the first batch.
+          worker: which share of every batch to read, from 0.
+          workers: number of shares; concatenated in order of worker they are the whole batch.
 
         Returns:
-          As `train_batches`, B = batch_size / workers.
+          As `train_batches`, with B = batch_size / workers.
 
         Raises:
-          ValueError: shares that are not equal, or too little memory.
+          ValueError: a batch that cannot be divided equally, or too little memory.
         """
         config = self._config
         reads, rest = divmod(config.batch_size, workers * config.crops_per_read)
@@ -176,10 +177,10 @@ class CropStream:
             )
         kept_bytes = self._index.nbytes + (self._tiles.nbytes if self._tiles is not None else 0)
         parallel = parallel_reads(config, self._split, config.batch_size // workers, kept_bytes)
-        cv2.setNumThreads(1)  # crops are made side by side, each on a core
+        cv2.setNumThreads(1)  # crops are made in parallel, one per core
 
-        def read_crops(own_read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            step, place = own_read // reads, own_read % reads
+        def read_crops(local_read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            step, place = local_read // reads, local_read % reads
             read = (step * workers + worker) * reads + place
             kinds = (tf.uint8, tf.uint8)
             arguments = [read, *self._draw(read)]
@@ -189,24 +190,24 @@ class CropStream:
             batch = (config.batch_size // workers, *config.crop_size)
             return tf.reshape(images, (*batch, 3)), tf.reshape(ids, batch)
 
-        own_reads = tf.data.Dataset.range(start_step * reads, np.iinfo(np.int64).max)
-        crops = own_reads.map(read_crops, num_parallel_calls=parallel, deterministic=True)
+        local_reads = tf.data.Dataset.range(start_step * reads, np.iinfo(np.int64).max)
+        crops = local_reads.map(read_crops, num_parallel_calls=parallel, deterministic=True)
         return crops.batch(reads, drop_remainder=True).map(join).prefetch(_BATCHES_AHEAD)
 
     def keys(self, step: int) -> list[str]:
-        """Returns the keys of the samples that the batch of a step is made of, in its order."""
+        """Returns the keys of the samples in the batch of a step, in the order of the batch."""
         reads = self._config.batch_size // self._config.crops_per_read
-        drawn = [self._draw(tf.constant(step * reads + n, tf.int64)) for n in range(reads)]
-        places = [self._look_up(int(i), int(entry))[0] for i, entry in drawn]
+        draws = [self._draw(tf.constant(step * reads + n, tf.int64)) for n in range(reads)]
+        places = [self._resolve_draw(int(i), int(entry))[0] for i, entry in draws]
         return [parse_sample(read_record(self._index, place)).key for place in places]
 
     def _draw(self, read: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Says what a read of the stream is of; see `draw_sample`."""
+        """Draws the sample or tile of one read of the stream; see `draw_sample`."""
         config = self._config
         return draw_sample(config.seed, read, len(self._index), config.class_balance, self._starts)
 
-    def _look_up(self, i: int, entry: int) -> tuple[int, tuple[int, int] | None]:
-        """Finds which sample was drawn, and the (tile, train id) that its crops are for, if any."""
+    def _resolve_draw(self, i: int, entry: int) -> tuple[int, tuple[int, int] | None]:
+        """Returns the drawn sample, and the (tile, train id) that its crops must show, if any."""
         if self._tiles is not None and entry >= 0:
             return self._tiles.look_up(entry)
         return i, None
@@ -215,10 +216,10 @@ class CropStream:
         """Makes the crops of one read: ([N, h, w, 3] uint8, [N, h, w] uint8)."""
         config = self._config
         with gate.admitted():
-            place, focus = self._look_up(int(i), int(entry))
+            place, focus = self._resolve_draw(int(i), int(entry))
             record = read_record(self._index, place)
             crops = []
-            with _naming(self._index, place, record):
+            with _errors_naming_sample(self._index, place, record):
                 sample = parse_sample(record)
                 for crop in range(config.crops_per_read):
                     numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
@@ -229,44 +230,44 @@ class CropStream:
 
 
 @contextmanager
-def _naming(index: RecordIndex, i: int, record: bytes) -> Iterator[None]:
-    """Adds the record and its sample to an error of taking it apart.
+def _errors_naming_sample(index: RecordIndex, i: int, record: bytes) -> Iterator[None]:
+    """Adds the record and its sample to errors raised while it is decoded.
 
     Raises:
-      ValueError: in place of any error that a damaged record causes.
+      ValueError: replaces any error that a damaged record causes.
     """
     try:
         yield
     except (ValueError, IndexError, cv2.error, tf.errors.InvalidArgumentError) as error:
         shard = index.shard[i]
         name = f"{index.paths[shard]}: record {i - int(np.searchsorted(index.shard, shard))}"
-        what = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).partition(" Remedy: ")[0]
+        cause = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).partition(" Remedy: ")[0]
         with suppress(ValueError):
             key = parse_sample(record).key
-            name, what = f"{name}, {key}", what.removeprefix(f"{key}: ")
+            name, cause = f"{name}, {key}", cause.removeprefix(f"{key}: ")
         raise ValueError(
-            f"{name}: must be a sound sample; got: {what.rstrip('.')}. Remedy: python -m "
-            "data_prep.verify_records names all that is broken; convert such files again"
+            f"{name}: must be a valid sample; got: {cause.rstrip('.')}. Remedy: python -m "
+            "data_prep.verify_records names all damaged files; convert them again"
         ) from error
 
 
 def parallel_reads(config: TrainConfig, split: Split, batch_size: int, kept_bytes: int) -> int:
-    """Says how many records may be read side by side, in the memory that the config allows.
+    """Returns how many records may be read in parallel within the configured memory.
 
-    A read may need an image and its label decoded whole, as one that is a PNG or was converted by
-    another program; beside it lies the record, which is smaller, and the crops in three copies.
+    A read may need a fully decoded image and label, as for a PNG or a record written by another
+    tool. To these come the record, which is smaller, and three copies of the crops.
 
     Args:
-      config: crops and the memory.
-      split: its largest sample counts.
-      batch_size: crops in a batch.
-      kept_bytes: what is kept all the time.
+      config: crops and the memory limit.
+      split: its largest sample determines the memory of a read.
+      batch_size: crops per batch.
+      kept_bytes: memory that is always in use.
 
     Returns:
-      One or more, at most the number of cores.
+      At least one, at most the number of cores.
 
     Raises:
-      ValueError: the memory is too little for one.
+      ValueError: too little memory for one read.
     """
     height, width = max(split.sizes, key=lambda size: size[0] * size[1])
     crop_bytes = 4 * config.crop_height * config.crop_width

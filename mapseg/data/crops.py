@@ -10,7 +10,7 @@ from mapseg.data.transforms import augment, pad, random_scale, random_window, sh
 from mapseg.data.windows import decode_image_window, decode_label_tile, decode_label_window
 from mapseg.labels import VOID
 
-# Of what lies beyond an image: near zero for every encoder, as the padding of prediction is.
+# Fills a crop beyond the image: near zero for every encoder, like the padding in prediction.
 _GREY = 127
 
 
@@ -21,33 +21,33 @@ def make_crop(
     rng: np.random.Generator,
     focus: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes one training crop of a sample, decoding only what it needs of it.
+    """Makes one training crop of a sample, decoding only the part it needs.
 
     Args:
       sample: a parsed record.
-      table: [256] uint8, train id by source id.
+      table: [256] uint8, source id -> train id.
       config: crop size and augmentation.
-      rng: the crop is a pure function of the numbers that it gives.
-      focus: (tile, train id): a random pixel of this class in this tile is in the crop.
+      rng: the crop is a pure function of its numbers.
+      focus: (tile, train id): the crop contains a random pixel of this class from this tile.
 
     Returns:
       The pair ([crop_height, crop_width, 3] uint8, [crop_height, crop_width] uint8 train ids).
 
     Raises:
-      ValueError: the tile does not hold the class.
+      ValueError: the tile does not contain the class.
     """
     around = None if focus is None else _random_pixel(sample, table, *focus, rng)
     scale = random_scale(config, rng)
     window = random_window(sample.size, config.crop_size, scale, rng, around)
-    seen = window.within(sample.size)
-    image = decode_image_window(sample, seen, shrink_of(scale))
-    label = cv2.LUT(decode_label_window(sample, seen), table)
-    # Of the crop, what the image covers; the rest is padded last, or it would take memory for all
-    # that a small scale shows beyond the image.
+    visible = window.within(sample.size)
+    image = decode_image_window(sample, visible, shrink_of(scale))
+    label = cv2.LUT(decode_label_window(sample, visible), table)
+    # The part of the crop that the image covers. Padding comes last: a window padded before it is
+    # resized would take much memory at a small scale.
     height, width = config.crop_size
     covered = (
-        max(round(height * seen.height / window.height), 1),
-        max(round(width * seen.width / window.width), 1),
+        max(round(height * visible.height / window.height), 1),
+        max(round(width * visible.width / window.width), 1),
     )
     image, label = augment(*resize_pair(image, label, covered), config, rng)
     return pad(image, config.crop_size, _GREY), pad(label, config.crop_size, VOID)
@@ -60,8 +60,8 @@ def _random_pixel(
     places = np.flatnonzero(cv2.LUT(ids, table) == train_id)
     if not len(places):
         raise ValueError(
-            f"{sample.key}: tile {tile} must hold class {train_id}; it does not. "
-            "Remedy: python -m data_prep.verify_records names what is broken"
+            f"{sample.key}: tile {tile} must contain class {train_id}; got none of its pixels. "
+            "Remedy: find the damaged files with python -m data_prep.verify_records"
         )
     row, column = divmod(int(places[int(len(places) * rng.random())]), ids.shape[1])
     return top + row, left + column

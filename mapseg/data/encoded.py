@@ -1,7 +1,7 @@
-"""Encoded images: which kind they are, and whether each byte of them is sound.
+"""Checks encoded images: their format, and every byte.
 
-Pillow and OpenCV show damaged JPEG code as grey, without a word. Here every warning of the decoder
-is an error.
+Pillow and OpenCV silently decode damaged JPEG data to grey. Here every warning of the decoder is an
+error.
 """
 
 import io
@@ -13,26 +13,26 @@ from PIL import Image
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_PNG_DEPTH = 24  # byte of a PNG that says how many bits a channel has
+_PNG_DEPTH = 24  # offset in a PNG of the byte with the bits per channel
 _TIFF_KIND, _TIFF_REDUCED_OR_MASK = 254, 0b101  # tag NewSubfileType
 _INFLATED_BYTES = 2**20
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Opens a JPEG or PNG without decoding it; the checksums of a PNG are checked.
+    """Opens a JPEG or PNG without decoding it, and checks the checksums of a PNG.
 
     Raises:
-      ValueError: another kind, or one of so many pixels that it would fill the memory.
+      ValueError: another format, or so many pixels that they would fill the memory.
       OSError, SyntaxError, ValueError, zlib.error: it is damaged.
     """
     if not data.startswith((JPEG, PNG)):
-        raise ValueError("neither, by its first bytes")
+        raise ValueError("neither a JPEG nor a PNG, by its first bytes")
     try:
         image = Image.open(io.BytesIO(data))
         if data.startswith(PNG):
-            image.verify()  # load() ignores checksums, and this that of the last chunk
+            image.verify()  # load() ignores checksums; verify() ignores the last chunk's
             if _PNG_END not in data:
-                raise ValueError("the checksum of the last chunk differs")
+                raise ValueError("the last chunk has a wrong checksum")
             _check_zlib(data)
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
@@ -43,25 +43,25 @@ def open_image(data: bytes) -> Image.Image:
 def _check_zlib(png: bytes) -> None:
     """Checks that the compressed pixels of a PNG end with their checksum.
 
-    Pillow decodes a PNG that lacks it; libpng, in TensorFlow and OpenCV, refuses it.
+    Pillow decodes a PNG that lacks it; libpng, which TensorFlow and OpenCV use, rejects it.
     """
-    inflater, at = zlib.decompressobj(), len(PNG)
-    while at < len(png) and not inflater.eof:
-        length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
-        left = png[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
-        while left and not inflater.eof:
-            inflater.decompress(left, _INFLATED_BYTES)
-            left = inflater.unconsumed_tail
-        at += 12 + length
+    inflater, start = zlib.decompressobj(), len(PNG)
+    while start < len(png) and not inflater.eof:
+        length, kind = int.from_bytes(png[start : start + 4], "big"), png[start + 4 : start + 8]
+        compressed = png[start + 8 : start + 8 + length] if kind == b"IDAT" else b""
+        while compressed and not inflater.eof:
+            inflater.decompress(compressed, _INFLATED_BYTES)
+            compressed = inflater.unconsumed_tail
+        start += 12 + length
     if not inflater.eof:
-        raise ValueError("its compressed pixels lack their end")
+        raise ValueError("its compressed pixels are incomplete")
 
 
 def check_single(image: Image.Image) -> None:
-    """Refuses a file of several pictures, of which decoders take the first without a word.
+    """Rejects a file with several pictures, of which decoders silently read the first.
 
-    A JPEG may have others after its own: previews, or what a second lens saw. So may a TIFF have
-    smaller copies and masks of its picture.
+    Accepted are a JPEG with further pictures, such as previews or a second lens's picture, and a
+    TIFF with smaller copies and masks of its picture.
 
     Raises:
       ValueError: it has several pages, or is animated.
@@ -77,10 +77,10 @@ def check_single(image: Image.Image) -> None:
 
 
 def several_message(count: str) -> str:
-    """Says what is wrong with a file of several pictures."""
+    """Returns the error message for a file with several pictures."""
     return (
         f"an image file must hold one picture; got {count} pages or frames. Remedy: save each as a "
-        "file of its own, or an animation as a video"
+        "separate file, or an animation as a video"
     )
 
 
@@ -90,14 +90,14 @@ def _is_copy(tiff: Image.Image, page: int) -> bool:
 
 
 def channel_bits(data: bytes) -> int:
-    """Returns how many bits a channel of a JPEG or PNG has."""
+    """Returns the bits per channel of a JPEG or PNG."""
     return data[_PNG_DEPTH] if data.startswith(PNG) else 8
 
 
 def check_jpeg(data: bytes) -> None:
-    """Decodes a JPEG, at an eighth of its size: that reads all its bytes, and is faster.
+    """Decodes a JPEG at an eighth of its size, which reads all its bytes but is faster.
 
     Raises:
-      ValueError: it is damaged, if only so that the decoder would warn.
+      ValueError: it is damaged, even if the decoder would only warn.
     """
     simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, strict=True)

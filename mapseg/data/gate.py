@@ -1,4 +1,4 @@
-"""Keeps tf.data's threads from calling Python while the interpreter ends."""
+"""Keeps tf.data's threads from calling Python while the interpreter shuts down."""
 
 import atexit
 import threading
@@ -8,44 +8,44 @@ from contextlib import contextmanager
 
 
 class Gate:
-    """Admits calls until the interpreter ends; then waits until none is running.
+    """Admits calls until the interpreter shuts down, then waits for the running calls to end.
 
-    The threads of a tf.data iterator that nobody deleted outlive the interpreter; one that calls
-    Python then aborts the process, or hangs it.
+    The threads of a tf.data iterator that was not deleted outlive the interpreter. If one then
+    calls Python, the process aborts or hangs.
     """
 
     _QUIET_SECS = 0.1
-    _LONGEST_SECS = 60.0  # no call takes that long, but one may wait for ever (below)
+    _TIMEOUT_SECS = 60.0  # no call takes that long, but one may wait forever (see below)
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._within = self._refused = 0
+        self._running = self._refused = 0
         self._closed = False
         atexit.register(self._close)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Counts a call in while the block runs; InterruptedError once the program ends."""
+        """Counts a call as running during the block; raises InterruptedError in a shutdown."""
         with self._changed:
             if self._closed:
                 self._refused += 1
                 raise InterruptedError("the program is ending")
-            self._within += 1
+            self._running += 1
         try:
             yield
         finally:
             with self._changed:
-                self._within -= 1
+                self._running -= 1
                 self._changed.notify_all()
 
     def _close(self) -> None:
         with self._changed:
             self._closed = True
-            # A garbage collection within a call may have taken up the iterator that made the call,
-            # which waits for its calls to end.
-            self._changed.wait_for(lambda: not self._within, self._LONGEST_SECS)
+            # Garbage collection during a call may delete the iterator that made the call. The
+            # iterator then waits for that same call to end.
+            self._changed.wait_for(lambda: not self._running, self._TIMEOUT_SECS)
         refused = -1
-        while refused != self._refused:  # iterators read on until they are full of refusals
+        while refused != self._refused:  # iterators read until their buffers are full of refusals
             refused = self._refused
             time.sleep(self._QUIET_SECS)
 

@@ -1,7 +1,7 @@
-"""What a records folder holds: splits, shards, classes, and tables of what label tiles hold.
+"""The content of a records folder: splits, shards, classes, and tables of the ids in label tiles.
 
 A records folder has `<split>-00003-of-00010.tfrecord` shards, `manifest.json`, and for each split a
-table of its label tiles. Its files are told apart from damaged ones by their checksums.
+table of its label tiles. Damaged files are detected by their checksums.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ MANIFEST_NAME = "manifest.json"
 
 _CONVERT = "python -m data_prep.build_records --vistas_dir=DIR --records_dir="
 _MANIFEST_REMEDY = (
-    "Remedy: remove the file, and run what wrote it (data_prep.build_records, for each split, or "
-    "index_records) as before: shards that are whole are kept"
+    "Remedy: remove the file, and run the command that wrote it (data_prep.build_records, for "
+    "each split, or index_records) as before: intact shards are kept"
 )
 NOTES_REMEDY = (
-    "Remedy: run data_prep.build_records as before: it writes the file anew; but if the shards "
-    f"are of another program, {REINDEX}"
+    "Remedy: run data_prep.build_records as before, which writes the file again; but if another "
+    f"tool wrote the shards, {REINDEX}"
 )
 
 
@@ -39,14 +39,14 @@ class Split:
     Attributes:
       name: such as training.
       shards: in order.
-      pixels: by name of source class, the pixels of the stored labels.
-      sizes: by (height, width) as stored, the samples of that size.
+      pixels: number of pixels in the stored labels by name of source class.
+      sizes: number of samples by stored (height, width).
       options: how it was made: folders, label version, resizing.
-      tile_table: name of the file that says which source ids each label tile holds.
+      tile_table: name of the file that lists the source ids in each label tile.
       tile_table_sha256: of that file.
-      made_upright: keys of images that were turned as their EXIF orientation says.
-      kept_turned: keys of images whose EXIF orientation contradicts their label: bytes kept.
-      left_out: by key of a pair that could not be converted, the reason.
+      made_upright: keys of images that were turned according to their EXIF orientation.
+      kept_turned: keys of images whose EXIF orientation contradicts their label; stored unchanged.
+      left_out: the reason for each pair that could not be converted, by key.
     """
 
     name: str
@@ -62,26 +62,26 @@ class Split:
 
     @property
     def indexed(self) -> bool:
-        """Whether the shards are another program's, which data_prep.index_records found."""
+        """Whether the shards were written by another tool and indexed by index_records."""
         return bool(self.options.get("indexed"))
 
     @property
     def samples(self) -> int:
-        """How many samples the split has."""
+        """Number of samples in the split."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def long_side_px(self) -> int:
-        """Median over the samples of the longer side."""
+        """Median of the samples' longer sides."""
         return int(np.median(np.repeat([max(s) for s in self.sizes], list(self.sizes.values()))))
 
     @property
     def digest(self) -> str:
-        """Tells this split's bytes, in their order, apart from others'."""
+        """Hash of the shards' bytes and their order."""
         return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` reads back."""
+        """Returns the JSON that `from_json` reads."""
         return {
             "samples": self.samples,
             "options": self.options,
@@ -97,7 +97,7 @@ class Split:
 
     @classmethod
     def from_json(cls, name: str, raw: dict[str, Any]) -> "Split":
-        """Rebuilds a split that `to_json` wrote."""
+        """Rebuilds a split from the result of `to_json`."""
         sizes = {text.partition("x")[::2]: int(n) for text, n in raw["sizes"].items()}
         return cls(
             name=name,
@@ -115,14 +115,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a records folder holds.
+    """The content of a records folder.
 
     Attributes:
-      records_dir: the folder; the file does not name it.
+      records_dir: the folder; not stored in the file.
       mapseg_version: the version that wrote it.
       classes: the source's class table, by ascending id.
       splits: by name.
-      skipped: by name of a split of the source that is not here, the reason.
+      skipped: the reason for each split of the source that was not converted, by name.
     """
 
     records_dir: Path
@@ -140,7 +140,7 @@ class Manifest:
         if name not in self.splits:
             reason = f" ({name} was skipped: {self.skipped[name]})" if name in self.skipped else ""
             raise ValueError(
-                f"split must be one of these records', {', '.join(self.splits)}; got {name}{reason}"
+                f"split must be one in the records, {', '.join(self.splits)}; got {name}{reason}"
             )
         return self.splits[name]
 
@@ -153,7 +153,7 @@ class Manifest:
         return tuple(self.records_dir / shard.file for shard in self.split(split).shards)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` reads back."""
+        """Returns the JSON that `from_json` reads."""
         return with_sha256(
             {
                 "format_version": FORMAT_VERSION,
@@ -166,10 +166,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, raw: Any, path: Path) -> "Manifest":
-        """Rebuilds a manifest that `to_json` wrote to a path.
+        """Rebuilds a manifest from the result of `to_json`, read from a path.
 
         Raises:
-          ValueError: another format version, or not what was written.
+          ValueError: another format version, or content that was changed since it was written.
         """
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
@@ -198,16 +198,16 @@ class Manifest:
 
 
 def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifest:
-    """Reads what a records folder holds.
+    """Reads the manifest of a records folder.
 
     Args:
       records_dir: the folder that `data_prep.build_records` wrote.
-      check_shards: whether every shard must be there, at its recorded size.
+      check_shards: whether every shard must exist and have its recorded size.
 
     Raises:
-      FileNotFoundError: no manifest, or a shard is missing.
-      ValueError: a manifest of another format version, or not as it was written; a shard of
-        another size.
+      FileNotFoundError: the manifest or a shard is missing.
+      ValueError: a manifest of another format version, or changed since it was written; a shard
+        of another size.
     """
     records_dir = Path(records_dir)
     path = records_dir / MANIFEST_NAME
@@ -228,18 +228,18 @@ def read_manifest(records_dir: Path | str, check_shards: bool = True) -> Manifes
 
 
 def write_manifest(manifest: Manifest) -> None:
-    """Writes `manifest.json` into its records folder, whole or not at all."""
+    """Writes `manifest.json` into its records folder atomically."""
     write_text(
         manifest.records_dir / MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1) + "\n"
     )
 
 
 def read_split_tiles(manifest: Manifest, split: str) -> TileTable:
-    """Reads which source ids each label tile of a split holds.
+    """Reads the table of the source ids in each label tile of a split.
 
     Raises:
       FileNotFoundError: the table is missing.
-      ValueError: an unknown split, or a table that is not the one that was written.
+      ValueError: an unknown split, or a table that was changed since it was written.
     """
     content = manifest.split(split)
     path = manifest.records_dir / content.tile_table

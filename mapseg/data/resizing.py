@@ -1,11 +1,11 @@
-"""Resizing of images and labels, in conversion and training alike."""
+"""Resizes images and labels, in both conversion and training."""
 
 import cv2
 import numpy as np
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width), by area where it shrinks."""
+    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width); averages to shrink it."""
     if image.shape[:2] == size:
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
@@ -16,8 +16,9 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a label [H, W] uint8 to (height, width).
 
-    Each pixel gets the id of the pixel under its own centre; where that lies on the border between
-    two pixels, of the later one. OpenCV's `INTER_NEAREST_EXACT` picks either there, by its version.
+    Each pixel gets the id of the source pixel under its centre; on the border between two source
+    pixels, that is the later one. OpenCV's `INTER_NEAREST_EXACT` picks either, depending on its
+    version.
     """
     if label.shape == size:
         return label
@@ -31,5 +32,5 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_pair(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes both to (height, width); they may be of different sizes, of the same view."""
+    """Resizes an image and its label, whose sizes may differ, to (height, width)."""
     return resize_image(image, size), resize_label(label, size)

@@ -1,11 +1,11 @@
 """One sample <-> one tf.train.Example: image, label, and the label again in tiles.
 
-A record has the field names of TF DeepLab: the image as its own JPEG or PNG bytes, the label as a
-greyscale PNG of *source* ids; and two of our own, which other readers ignore: the label again in
-tiles (tiles.py), and their size. Label sets are applied while reading, so one conversion serves
-them all.
+A record has the field names of TF DeepLab: the image as its original JPEG or PNG bytes, and the
+label as a greyscale PNG of *source* ids. Two fields of our own, which other readers ignore, hold
+the label in tiles (tiles.py) and the tile size. Label sets are applied while reading, so one
+conversion serves all of them.
 
-TensorFlow is imported by the functions that decode: the conversion's workers import this module to
+Only the functions that decode import TensorFlow: the conversion's workers import this module to
 write records, and TensorFlow would cost each of them 5 s and half a gigabyte.
 """
 
@@ -28,11 +28,11 @@ class Sample:
     """A record whose image and label are still encoded.
 
     Attributes:
-      key: of the sample.
+      key: the sample's key.
       size: (height, width) of both image and label.
       image: a JPEG or PNG.
       label: a greyscale PNG of source ids.
-      tiles: the same in tiles; none in records of other programs.
+      tiles: the label again in tiles; empty in records written by other tools.
     """
 
     key: str
@@ -41,42 +41,42 @@ class Sample:
     label: bytes
     tiles: tuple[bytes, ...]
 
-    # Kept, as several windows may be cut out of what cannot be decoded in part.
+    # Cached: several windows may be cut from an image or label that cannot be decoded in part.
 
     @cached_property
     def whole_image(self) -> np.ndarray:
-        """The image decoded, [H, W, 3] uint8."""
+        """The decoded image, [H, W, 3] uint8."""
         import tensorflow as tf
 
         with tf.device("CPU"):
             image = decode_image(self.image).numpy()
-        return self._of_its_size(image, "image")
+        return self._check_size(image, "image")
 
     @cached_property
     def whole_label(self) -> np.ndarray:
-        """The label decoded, [H, W] uint8 source ids."""
+        """The decoded label, [H, W] uint8 source ids."""
         label = cv2.imdecode(np.frombuffer(self.label, np.uint8), cv2.IMREAD_UNCHANGED)
         if label is None or label.ndim != 2 or label.dtype != np.uint8:
             raise ValueError(
-                f"{self.key}: the label must be a whole 8-bit greyscale PNG of ids; got another"
+                f"{self.key}: the label must be a valid 8-bit greyscale PNG of ids; got other data"
             )
-        return self._of_its_size(label, "label")
+        return self._check_size(label, "label")
 
-    def _of_its_size(self, pixels: np.ndarray, what: str) -> np.ndarray:
+    def _check_size(self, pixels: np.ndarray, name: str) -> np.ndarray:
         if pixels.shape[:2] != self.size:
             raise ValueError(
-                f"{self.key}: the {what} must have the record's size {self.size}; "
+                f"{self.key}: the {name} must have the record's size {self.size}; "
                 f"got {pixels.shape[:2]}"
             )
         return pixels
 
 
 def parse_sample(record: bytes) -> Sample:
-    """Takes a record apart.
+    """Parses a record.
 
     Raises:
-      ValueError: it is no tf.train.Example, lacks a field, or its tiles are of another size than
-        this version's.
+      ValueError: it is not a tf.train.Example, lacks a field, or has tiles of another size than
+        TILE_PX.
     """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
@@ -85,7 +85,7 @@ def parse_sample(record: bytes) -> Sample:
         features = tf.train.Example.FromString(record).features.feature
     except DecodeError as error:
         raise ValueError(f"must be a tf.train.Example; got {error}") from error
-    fields = sorted(features)  # now: asking for one that is not there adds it
+    fields = sorted(features)  # before any lookup, as looking up a missing field adds it
 
     def number(name: str, default: int = 0) -> int:
         values = features[name].int64_list.value
@@ -100,7 +100,7 @@ def parse_sample(record: bytes) -> Sample:
     tile_px = number("image/segmentation/class/tile_px", TILE_PX)
     if tile_px != TILE_PX:
         raise ValueError(
-            f"label tiles must be of {TILE_PX} pixels; got {tile_px}. Remedy: convert again"
+            f"label tiles must be {TILE_PX} pixels wide; got {tile_px}. Remedy: convert again"
         )
     return Sample(
         key=data("image/filename").decode(errors="replace"),
@@ -137,7 +137,7 @@ def encode_sample(
       size: (height, width) of both image and label.
       channels: of the image.
       label: an 8-bit greyscale PNG of source ids.
-      tiles: the label again, as `tiles.encode_tiles` cuts it.
+      tiles: the label again, from `tiles.encode_tiles`.
 
     Returns:
       A serialized tf.train.Example.
@@ -159,8 +159,8 @@ def encode_sample(
 
 
 def _example(features: dict[str, int | bytes | Sequence[bytes]]) -> bytes:
-    # The protobuf wire format of tf.train.Example, whose own serializer needs TensorFlow and
-    # orders the features anew in every process.
+    # The protobuf wire format of tf.train.Example. Its own serializer needs TensorFlow, and orders
+    # the features differently in every process.
     entries = (
         _field(1, _field(1, key.encode()) + _field(2, _feature(value)))
         for key, value in features.items()

@@ -1,6 +1,6 @@
-"""Which sample is read when: the endless, shuffled stream as a pure function of the seed.
+"""Chooses the sample of each read: an endless, shuffled stream, a pure function of the seed.
 
-Any place of the stream can be asked for without those before it, and nothing is buffered.
+Any position is computed directly, without the positions before it. Nothing is buffered.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ import tensorflow as tf
 from mapseg.data.tiles import TileTable
 from mapseg.labels import LabelSet
 
-# Streams of permutations.
+# Numbers of the streams of permutations.
 _SAMPLES, _CLASSES, _TILES_OF_FIRST_CLASS = 0, 1, 2
 
 
 def shuffled(
     seed: int, stream: int | tf.Tensor, position: tf.Tensor, count: int | tf.Tensor
 ) -> tf.Tensor:
-    """Says which of `count` things comes at a position of an endless stream of permutations.
+    """Returns the item at a position of an endless stream of random permutations.
 
     Args:
-      seed: of the run.
-      stream: zero or more; each is another stream of the same seed.
-      position: [] int64, 0 for the stream's first.
-      count: of the things, positive; each comes once in every `count` positions.
+      seed: the run's seed.
+      stream: zero or more; each number selects another stream of the same seed.
+      position: [] int64, counted from 0.
+      count: number of items, positive; each occurs once in every `count` positions.
 
     Returns:
       [] int64 below `count`.
@@ -37,12 +37,12 @@ def shuffled(
 
 @dataclass(frozen=True, eq=False)
 class ClassTiles:
-    """By class of a label set, the label tiles that hold it.
+    """The label tiles that contain each class of a label set.
 
     Attributes:
-      train_ids: [C] int64, of the classes that any tile holds.
-      starts: [C + 1] int64, where each class begins in `places`, and the end.
-      places: [...] int32, places in a table of tiles.
+      train_ids: [C] int64, the classes that occur in any tile.
+      starts: [C + 1] int64, where each class begins in `places`, then the length of `places`.
+      places: [N] int32, indices of tiles in a tile table, grouped by class.
       first: [samples + 1] int64, as in `tiles.TileTable`.
     """
 
@@ -53,40 +53,40 @@ class ClassTiles:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays."""
+        """Size of the arrays in bytes."""
         return self.starts.nbytes + self.places.nbytes + self.first.nbytes
 
     def look_up(self, i: int) -> tuple[int, tuple[int, int]]:
         """Returns the sample of entry `i` and its (tile within the sample, train id)."""
-        place = int(self.places[i])
-        sample = int(np.searchsorted(self.first, place, side="right")) - 1
-        number = int(np.searchsorted(self.starts, i, side="right")) - 1
-        return sample, (place - int(self.first[sample]), int(self.train_ids[number]))
+        tile = int(self.places[i])
+        sample = int(np.searchsorted(self.first, tile, side="right")) - 1
+        class_index = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return sample, (tile - int(self.first[sample]), int(self.train_ids[class_index]))
 
 
 def find_class_tiles(table: TileTable, labels: LabelSet, origin: str) -> ClassTiles:
-    """Finds the tiles of every class of a label set.
+    """Finds the tiles that contain each class of a label set.
 
     Args:
-      table: of a split.
+      table: the tiles of a split.
       labels: the label set.
       origin: names the split in errors.
 
     Raises:
-      ValueError: no tile holds any of them.
+      ValueError: no tile contains any of the classes.
     """
     ids = np.array(labels.source_to_train)
-    found = [table.holding(np.flatnonzero(ids == c.id).tolist()) for c in labels.classes]
-    held = [train_id for train_id, places in enumerate(found) if len(places)]
-    if not held:
+    tiles = [table.holding(np.flatnonzero(ids == c.id).tolist()) for c in labels.classes]
+    train_ids = [train_id for train_id, places in enumerate(tiles) if len(places)]
+    if not train_ids:
         raise ValueError(
-            f"{origin}: class_balance must be 0 where no label has a class of {labels.name}, as "
-            "here. Remedy: leave --class_balance out, or give another --label_set"
+            f"{origin}: class_balance must be 0, as no label contains a class of {labels.name}. "
+            "Remedy: omit --class_balance, or choose another --label_set"
         )
     return ClassTiles(
-        train_ids=np.array(held, np.int64),
-        starts=np.cumsum([0] + [len(found[i]) for i in held]).astype(np.int64),
-        places=np.concatenate([found[i] for i in held]).astype(np.int32),
+        train_ids=np.array(train_ids, np.int64),
+        starts=np.cumsum([0] + [len(tiles[i]) for i in train_ids]).astype(np.int64),
+        places=np.concatenate([tiles[i] for i in train_ids]).astype(np.int32),
         first=table.first,
     )
 
@@ -94,24 +94,24 @@ def find_class_tiles(table: TileTable, labels: LabelSet, origin: str) -> ClassTi
 def draw_sample(
     seed: int, position: tf.Tensor, samples: int, balance: float, starts: np.ndarray
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Says what is read at a position: a sample, or a tile for the sake of a class.
+    """Chooses what is read at a position: a sample, or a tile that contains a given class.
 
-    The plain draws go through all samples in another order in each epoch. The balanced ones go
-    through all classes in turn, each time in another order, and for each class through all its
-    tiles (class-uniform sampling, as in Zhu et al., "Improving Semantic Segmentation via Video
+    Uniform draws visit all samples once per epoch, in another order in each. Balanced draws cycle
+    through all classes, in another order in each cycle, and for each class through all its tiles
+    (class-uniform sampling, as in Zhu et al., "Improving Semantic Segmentation via Video
     Propagation and Label Relaxation", 2019).
 
     Args:
-      seed: of the run.
-      position: [] int64, 0 for the stream's first.
-      samples: how many there are.
-      balance: the share of the draws that are balanced, 0 to 1; exact over any stretch of draws,
-        but for one.
-      starts: of `ClassTiles`; not used where `balance` is 0.
+      seed: the run's seed.
+      position: [] int64, counted from 0.
+      samples: number of samples.
+      balance: fraction of balanced draws, 0 to 1; over any stretch of draws their number is exact
+        to within one.
+      starts: of `ClassTiles`; not used if `balance` is 0.
 
     Returns:
-      The pair (sample, entry of `ClassTiles`), each [] int64; the sample is -1 where the draw is
-      balanced, else the entry is.
+      The pair (sample, entry of `ClassTiles`), each [] int64. The sample is -1 in a balanced draw,
+      the entry is -1 in a uniform one.
     """
     if not balance:
         return shuffled(seed, _SAMPLES, position, samples), tf.constant(-1, tf.int64)
@@ -119,12 +119,12 @@ def draw_sample(
     def balanced_before(position: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.cast(position, tf.float64) * balance, tf.int64)
 
-    draws = balanced_before(position)
-    sample = shuffled(seed, _SAMPLES, position - draws, samples)
+    balanced = balanced_before(position)
+    sample = shuffled(seed, _SAMPLES, position - balanced, samples)
     classes = len(starts) - 1
-    visit, number = draws // classes, shuffled(seed, _CLASSES, draws, classes)
-    first, end = tf.gather(starts, number), tf.gather(starts, number + 1)
-    entry = first + shuffled(seed, _TILES_OF_FIRST_CLASS + number, visit, end - first)
-    is_balanced = balanced_before(position + 1) > draws
+    cycle, class_index = balanced // classes, shuffled(seed, _CLASSES, balanced, classes)
+    first, end = tf.gather(starts, class_index), tf.gather(starts, class_index + 1)
+    entry = first + shuffled(seed, _TILES_OF_FIRST_CLASS + class_index, cycle, end - first)
+    is_balanced = balanced_before(position + 1) > balanced
     none = tf.constant(-1, tf.int64)
     return tf.where(is_balanced, none, sample), tf.where(is_balanced, entry, none)

@@ -1,4 +1,4 @@
-"""What a shard file must be: there, of its size and checksum, and not compressed."""
+"""Checks that a shard exists, has the recorded size and checksum, and is not compressed."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path
 
 REINDEX = "remove manifest.json and run data_prep.index_records as before"
 SHARD_REMEDY = (
-    "Remedy: remove the file if it is there, and run data_prep.build_records as before: it makes "
-    f"lost shards again; but a shard of another program must be fetched again, then {REINDEX}"
+    "Remedy: remove the file if it exists, and run data_prep.build_records as before, which makes "
+    f"missing shards again; but if another tool wrote the shard, fetch it again, then {REINDEX}"
 )
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One TFRecord file: its name in the records folder, and what it holds."""
+    """One TFRecord file: its name in the records folder, counts and checksum."""
 
     file: str
     samples: int
@@ -22,11 +22,11 @@ class Shard:
 
 
 def check_shard(path: Path, shard: Shard) -> None:
-    """Checks that a shard is the file that was written, byte by byte.
+    """Checks that a shard has its recorded size and checksum.
 
     Raises:
       FileNotFoundError: it is missing.
-      ValueError: it is another.
+      ValueError: it was changed since it was written.
     """
     check_size(path, shard.bytes)
     with path.open("rb") as file:
@@ -37,7 +37,7 @@ def check_shard(path: Path, shard: Shard) -> None:
 
 
 def check_size(path: Path, size: int) -> None:
-    """Checks that a shard is there, and has the bytes that were written.
+    """Checks that a shard exists and has its recorded size.
 
     Raises:
       FileNotFoundError: it is missing.
@@ -45,28 +45,28 @@ def check_size(path: Path, size: int) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this shard is missing. {SHARD_REMEDY}")
-    found = path.stat().st_size
-    if found != size:
+    actual = path.stat().st_size
+    if actual != size:
         with path.open("rb") as file:
             refuse_compressed(file.read(2), path)
-        raise ValueError(f"{path}: must have {size} bytes; got {found}. {SHARD_REMEDY}")
+        raise ValueError(f"{path}: must have {size} bytes; got {actual}. {SHARD_REMEDY}")
 
 
 def refuse_compressed(start: bytes, path: Path) -> None:
-    """Refuses a shard that was compressed as a whole: its records cannot be read one by one.
+    """Rejects a shard compressed as one stream, whose records cannot be read individually.
 
     Args:
-      start: its first two bytes or more, which are no TFRecord's.
+      start: its first bytes, at least two, which are not those of a TFRecord file.
       path: of the shard.
 
     Raises:
-      ValueError: these are a gzip or zlib file's.
+      ValueError: it is a gzip or zlib file.
     """
     is_zlib = len(start) > 1 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0
     if start.startswith(b"\x1f\x8b") or is_zlib:
         kind = "ZLIB" if is_zlib else "GZIP"
         raise ValueError(
             f"{path}: a shard must not be compressed; got {kind}. Remedy: write the records of "
-            f"tf.data.TFRecordDataset(FILE, compression_type='{kind}') anew, with a "
+            f"tf.data.TFRecordDataset(FILE, compression_type='{kind}') again, with a "
             "tf.io.TFRecordWriter without compression"
         )

@@ -1,4 +1,4 @@
-"""Sharing out training batches over the devices of several processes."""
+"""Distributes training batches over the devices of several processes."""
 
 import tensorflow as tf
 
@@ -10,17 +10,17 @@ _BATCHES_ON_DEVICE = 2
 def share_batches(
     stream: CropStream, strategy: tf.distribute.Strategy, index: int, count: int, start_step: int
 ) -> tf.data.Dataset:
-    """Reads a process's shares of the training batches, onto its devices.
+    """Reads this process's share of the training batches onto its devices.
 
     Args:
       stream: the training crops.
-      strategy: one share of each batch for each of its replicas.
-      index: which process this is, from 0.
-      count: how many processes there are.
-      start_step: the first batch is the one of this step.
+      strategy: each batch is divided equally among its replicas.
+      index: number of this process, from 0.
+      count: number of processes.
+      start_step: the step of the first batch.
 
     Returns:
-      What `strategy.run` takes: (image, label), for several devices one of each.
+      Arguments for `strategy.run`: (image, label), per replica if there are several.
     """
     replicas = strategy.num_replicas_in_sync
     local = replicas // count
@@ -39,7 +39,7 @@ def share_batches(
 
 
 def onto_device(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Copies batches onto the GPU, where there is one, ahead of the steps that take them."""
+    """Prefetches batches to the GPU, if there is one."""
     if not tf.config.list_logical_devices("GPU"):
         return batches
     return batches.apply(tf.data.experimental.prefetch_to_device("/GPU:0", _BATCHES_ON_DEVICE))

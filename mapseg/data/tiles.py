@@ -1,7 +1,7 @@
-"""Labels in tiles: a window of one is put together from few, and a table knows what each holds.
+"""Labels in tiles: a window is decoded from few tiles, and a table lists the ids in each.
 
-A label [H, W] is cut, from its top left corner, into squares of TILE_PX pixels that are stored row
-by row. Those at the right and the bottom are filled up with zeros, so all decode to one size.
+A label [H, W] is cut, from its top left corner, into squares of TILE_PX pixels, stored row by row.
+Tiles at the right and bottom are padded with zeros, so that all decode to one size.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# Smaller tiles cost more to decode for their number, larger ones for the pixels around the window.
+# With smaller tiles more must be decoded, with larger ones more pixels around the window.
 TILE_PX = 256
 
 # Level 3 is about twice as fast to encode as 6, for little more space.
@@ -41,18 +41,18 @@ class Window:
     width: int
 
     def within(self, size: tuple[int, int]) -> "Window":
-        """Returns the part that lies in an image of (height, width)."""
+        """Returns the part inside an image of (height, width)."""
         bottom = min(self.top + self.height, size[0])
         right = min(self.left + self.width, size[1])
         return Window(self.top, self.left, bottom - self.top, right - self.left)
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the window, or what there is of it, as a view of an image or a label."""
+        """Returns the window, clipped to an image or a label, as a view of it."""
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def tile_grid(size: Sequence[int]) -> tuple[int, int]:
-    """Returns (rows, columns) of the tiles of a label of (height, width)."""
+    """Returns the number of (rows, columns) of tiles in a label of (height, width)."""
     return -(-int(size[0]) // TILE_PX), -(-int(size[1]) // TILE_PX)
 
 
@@ -67,7 +67,7 @@ def cut_tiles(label: np.ndarray) -> list[np.ndarray]:
 
 
 def fill_tiles(label: np.ndarray) -> np.ndarray:
-    """Fills a label [H, W] uint8 up with zeros, at the bottom and the right, to whole tiles."""
+    """Pads a label [H, W] uint8 with zeros at the bottom and right to whole tiles."""
     rows, columns = tile_grid(label.shape)
     filled = np.zeros((rows * TILE_PX, columns * TILE_PX), np.uint8)
     filled[: label.shape[0], : label.shape[1]] = label
@@ -93,7 +93,7 @@ def _encode(tile: np.ndarray) -> bytes:
 
 @cache
 def _encode_uniform(source_id: int) -> bytes:
-    """Many tiles hold one id: sky, road."""
+    """Encodes a tile of one id; cached, as many are all sky or all road."""
     return _encode(np.full((TILE_PX, TILE_PX), source_id, np.uint8))
 
 
@@ -101,7 +101,7 @@ def decode_tile(png: bytes) -> np.ndarray:
     """Decodes one tile, [TILE_PX, TILE_PX] uint8.
 
     Raises:
-      ValueError: it is not such a PNG.
+      ValueError: it is not a PNG of that size and type.
     """
     tile = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
     if tile is None or tile.shape != (TILE_PX, TILE_PX) or tile.dtype != np.uint8:
@@ -110,7 +110,7 @@ def decode_tile(png: bytes) -> np.ndarray:
 
 
 def decode_window(tiles: Sequence[bytes], size: tuple[int, int], window: Window) -> np.ndarray:
-    """Decodes a window of a label from the tiles that it touches.
+    """Decodes a window of a label from the tiles that it overlaps.
 
     Args:
       tiles: all tiles of the label.
@@ -137,12 +137,12 @@ def count_ids(label: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TileTable:
-    """Which source ids each tile of a split holds.
+    """The source ids in each tile of a split.
 
     Attributes:
       sizes: [samples, 2] int32, (height, width) of each sample, in stored order.
-      held: [tiles, bytes] uint8; a tile's bits, as `numpy.packbits` orders them, say which ids it
-        holds, from 0 on. A sample's tiles lie together.
+      held: [tiles, bytes] uint8, one bit per id from 0 on, in the order of `numpy.packbits`: set
+        if the tile contains the id. The tiles of a sample are consecutive.
     """
 
     sizes: np.ndarray
@@ -150,23 +150,23 @@ class TileTable:
 
     @cached_property
     def first(self) -> np.ndarray:
-        """[samples + 1] int64: the place in `held` of each sample's first tile, and the end."""
+        """[samples + 1] int64: index in `held` of each sample's first tile, then its length."""
         grids = -(-self.sizes.astype(np.int64) // TILE_PX)
         return np.concatenate([[0], np.cumsum(grids.prod(axis=1))])
 
     def holding(self, ids: Sequence[int]) -> np.ndarray:
-        """Returns the places in `held` of the tiles that hold any of these ids, ascending."""
+        """Returns the indices in `held` of the tiles that contain any of these ids, ascending."""
         bits = np.zeros(256, np.uint8)
         bits[list(ids)] = 1
         mask = np.packbits(bits)[: self.held.shape[1]]
-        found = np.zeros(len(self.held), bool)
+        matches = np.zeros(len(self.held), bool)
         for column in np.flatnonzero(mask):
-            found |= (self.held[:, column] & mask[column]) != 0
-        return np.flatnonzero(found)
+            matches |= (self.held[:, column] & mask[column]) != 0
+        return np.flatnonzero(matches)
 
 
 def pack_ids(counts: np.ndarray) -> np.ndarray:
-    """Turns `count_ids` into rows of a table: [tiles, 256] -> [tiles, 32] uint8."""
+    """Converts the result of `count_ids` to rows of a table: [tiles, 256] -> [tiles, 32] uint8."""
     return np.packbits(counts > 0, axis=1)
 
 
@@ -178,11 +178,11 @@ def encode_tile_table(table: TileTable) -> bytes:
 
 
 def read_tile_table(path: Path, sha256: str, remedy: str) -> TileTable:
-    """Reads a table.
+    """Reads a tile table and checks its checksum.
 
     Raises:
-      FileNotFoundError: it is not there.
-      ValueError: it is not the one that was written.
+      FileNotFoundError: it is missing.
+      ValueError: it was changed since it was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this table is missing. {remedy}")

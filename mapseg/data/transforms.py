@@ -1,8 +1,8 @@
 """Joint augmentations: (image, label, random numbers) -> (image, label).
 
-All randomness comes from the generator that is passed in. An image is [H, W, 3] uint8 and a label
-[H, W] uint8 of train ids or VOID; both come out so. They are OpenCV's functions: those of
-`tf.image` take ten times as long on one core (docs/benchmarks.md).
+All randomness comes from the generator that is passed in. Images are [H, W, 3] uint8, labels
+[H, W] uint8 of train ids or VOID, before and after. The functions are OpenCV's, as `tf.image`
+takes ten times as long on one core (docs/benchmarks.md).
 """
 
 import cv2
@@ -18,10 +18,10 @@ _SHRINKS = (8, 4, 2)
 
 
 def random_scale(config: TrainConfig, rng: np.random.Generator) -> float:
-    """Draws the factor by which a crop is enlarged.
+    """Draws the scale factor of a crop.
 
     Args:
-      config: `min_scale` to `max_scale` in steps of `scale_step`, or any between where that is 0.
+      config: `min_scale` to `max_scale` in steps of `scale_step`; if that is 0, any in between.
       rng: one number is drawn from it.
     """
     low, high, step = config.min_scale, config.max_scale, config.scale_step
@@ -32,7 +32,7 @@ def random_scale(config: TrainConfig, rng: np.random.Generator) -> float:
 
 
 def shrink_of(scale: float) -> int:
-    """Returns how far a JPEG may be shrunk while it is decoded for a crop of this scale."""
+    """Returns the factor by which a JPEG may be shrunk while decoding for a crop of this scale."""
     return next((shrink for shrink in _SHRINKS if scale * shrink <= 1), 1)
 
 
@@ -45,19 +45,19 @@ def random_window(
 ) -> Window:
     """Draws the window that becomes a crop when it is resized by `scale`.
 
-    Every place within the image is as likely. An image that is too small for the window is where
-    the window begins; what is beyond it is to be padded.
+    All positions within the image are equally likely. If the image is smaller than the window, it
+    lies at the window's top left, and the rest must be padded.
 
     Args:
       size: (height, width) of the image.
       crop_size: (height, width) of the crop, both positive.
-      scale: by which the window is enlarged.
+      scale: the factor by which the window is resized.
       rng: two numbers are drawn from it.
-      around: a pixel (row, column) of the image that the window must hold; every place in the
-        window is then as likely for it, as far as the image reaches.
+      around: a pixel (row, column) of the image that the window must contain; all positions of
+        the pixel in the window are then equally likely, as far as the image allows.
 
     Returns:
-      A window whose numbers are multiples of `shrink_of(scale)`.
+      A window whose values are multiples of `shrink_of(scale)`.
     """
     shrink = shrink_of(scale)
     spans = []
@@ -85,7 +85,7 @@ def pad(pixels: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
 def random_flip(
     image: np.ndarray, label: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mirrors both left to right, half of the time."""
+    """Mirrors image and label left to right, with probability 1/2."""
     if rng.random() < 0.5:
         return cv2.flip(image, 1), cv2.flip(label, 1)
     return image, label
@@ -95,11 +95,11 @@ def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -
     """Changes brightness, contrast and saturation by random factors.
 
     Brightness scales all values, saturation the distance to the pixel's own grey, and contrast the
-    distance to the mean grey; together they are one affine map of the colours.
+    distance to the mean grey. Together they are one affine map of the colours.
 
     Args:
       image: [H, W, 3] uint8.
-      strength: each factor is drawn from 1 - strength to 1 + strength; below 1.
+      strength: each factor is drawn from 1 - strength to 1 + strength; less than 1.
       rng: three numbers are drawn from it.
 
     Returns:
@@ -115,16 +115,16 @@ def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -
 def augment(
     image: np.ndarray, label: np.ndarray, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flips a crop and changes its colours, as far as the config asks for it.
+    """Flips a crop and jitters its colours, as configured.
 
     Args:
       image: [H, W, 3] uint8.
       label: [H, W] uint8.
-      config: what to do, and how strongly.
-      rng: the result is a pure function of the numbers that it gives.
+      config: which augmentations to apply, and how strongly.
+      rng: the result is a pure function of its numbers.
 
     Returns:
-      The pair, of the same sizes.
+      The image and the label, of the same sizes.
     """
     if config.flip:
         image, label = random_flip(image, label, rng)

@@ -1,7 +1,7 @@
-"""Decodes a window of a sample: what a training crop needs of it, and no more.
+"""Decodes only the window of a sample that a training crop needs.
 
-Of a JPEG, the code is read down to the window's last row, and only the window's blocks become
-pixels; of the label, only the tiles that the window touches are decoded.
+A JPEG is read down to the window's last row, and only the window's blocks are converted to pixels.
+Of the label, only the tiles that the window overlaps are decoded.
 """
 
 import cv2
@@ -11,8 +11,8 @@ import tensorflow as tf
 from mapseg.data.samples import Sample
 from mapseg.data.tiles import TILE_PX, Window, decode_window, tile_grid
 
-# A part of a JPEG, of whole blocks, equals that part of the whole but for its rim: there the next
-# value of the chroma, two pixels wide, takes part in smoothing. Blocks are at most 16 pixels wide.
+# A window of whole JPEG blocks decodes to the pixels of the whole image except at its rim, where
+# chroma smoothing needs the next chroma value, two pixels wide. Blocks are at most 16 pixels wide.
 _BLOCK_PX, _RIM_PX = 16, 2
 
 _JPEG = b"\xff\xd8\xff"
@@ -24,11 +24,11 @@ def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.n
     Args:
       sample: a parsed record.
       window: within the image; its top and left are multiples of `shrink`.
-      shrink: 1, 2, 4 or 8, by which both sides are divided, rounded up. A JPEG is decoded at that
-        fraction of its size, which is cheaper than to decode all pixels and average them.
+      shrink: 1, 2, 4 or 8; both sides are divided by it, rounded up. A JPEG is decoded at that
+        fraction of its size, which is cheaper than decoding and averaging all pixels.
 
     Returns:
-      [H, W, 3] uint8; unless shrunk, the very pixels of the image decoded whole.
+      [H, W, 3] uint8; unless shrunk, exactly the pixels of the fully decoded image.
     """
     if not sample.image.startswith(_JPEG):
         return _shrink(window.cut(sample.whole_image), shrink)
@@ -47,17 +47,17 @@ def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.n
 
 
 def _shrink(pixels: np.ndarray, shrink: int) -> np.ndarray:
-    """Averages squares of pixels, those at the rim filled up with their neighbours."""
+    """Averages squares of pixels; incomplete squares at the rim repeat its pixels."""
     if shrink == 1:
         return pixels
     height, width = (-(-side // shrink) for side in pixels.shape[:2])
     bottom, right = height * shrink - pixels.shape[0], width * shrink - pixels.shape[1]
-    whole = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    padded = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _span(first: int, length: int, side: int, shrink: int) -> tuple[int, int, int, int]:
-    """Returns first, length, and the (start, end) to decode along a side, in shrunk pixels."""
+    """Returns (first, length, start, end) along a side in shrunk pixels; decode start to end."""
     start = max((first - _RIM_PX) // _BLOCK_PX * _BLOCK_PX, 0)
     end = -(-(first + length + _RIM_PX) // _BLOCK_PX) * _BLOCK_PX
     shrunk_side = -(-side // shrink)
@@ -65,14 +65,14 @@ def _span(first: int, length: int, side: int, shrink: int) -> tuple[int, int, in
 
 
 def decode_label_window(sample: Sample, window: Window) -> np.ndarray:
-    """Decodes a window, within the label, to [height, width] uint8 source ids."""
+    """Decodes a window, which lies within the label, to [height, width] uint8 source ids."""
     if sample.tiles:
         return decode_window(sample.tiles, sample.size, window)
     return window.cut(sample.whole_label)
 
 
 def decode_label_tile(sample: Sample, tile: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes one tile of the label, cut where the label ends.
+    """Decodes one tile of the label, clipped to the label.
 
     Returns:
       The source ids, [H, W] uint8, and the (row, column) of their first pixel in the label.

@@ -25,9 +25,11 @@ def config(**options):
     return TrainConfig(**{"crop_height": 33, "crop_width": 41, "batch_size": 2, **options})
 
 
-def crop_stream(records_dir, asked):
+def crop_stream(records_dir, train_config):
     manifest = read_manifest(records_dir)
-    return CropStream(manifest, asked, make_label_set(manifest.classes, asked.label_set))
+    return CropStream(
+        manifest, train_config, make_label_set(manifest.classes, train_config.label_set)
+    )
 
 
 def batches(records_dir, count, start_step=0, **options):
@@ -63,15 +65,15 @@ def test_labels_follow_the_label_set(records_dir):
         assert set(np.unique(label)) <= {0, 1, VOID}
 
 
-def test_what_is_not_there_is_named(records_dir, tmp_path):
+def test_missing_records_and_splits_are_named(records_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="build_records"):
         train_batches(tmp_path, config())
     with pytest.raises(ValueError, match="holidays"):
         train_batches(records_dir, config(train_split="holidays"))
 
 
-def equal(found, expected):
-    for (image, label), (other_image, other_label) in zip(found, expected, strict=True):
+def assert_equal(actual, expected):
+    for (image, label), (other_image, other_label) in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(image, other_image)
         np.testing.assert_array_equal(label, other_label)
 
@@ -79,24 +81,24 @@ def equal(found, expected):
 def test_two_hundred_steps_do_not_depend_on_restarts_or_readers(records_dir, monkeypatch):
     options = {"crop_height": 17, "crop_width": 17, "class_balance": 0.3, "crops_per_read": 2}
     whole = batches(records_dir, 200, **options)
-    equal(batches(records_dir, 100, start_step=100, **options), whole[100:])
+    assert_equal(batches(records_dir, 100, start_step=100, **options), whole[100:])
     for readers in (1, 2):
         monkeypatch.setattr(pipeline, "parallel_reads", lambda *_, n=readers: n)
-        equal(batches(records_dir, 200, **options), whole)
+        assert_equal(batches(records_dir, 200, **options), whole)
 
 
 @pytest.mark.parametrize("crops_per_read", [1, 2])
 def test_workers_read_shares_that_make_up_the_batch(records_dir, crops_per_read):
-    asked = config(batch_size=8, crops_per_read=crops_per_read)
+    train_config = config(batch_size=8, crops_per_read=crops_per_read)
     whole = batches(records_dir, 3, batch_size=8, crops_per_read=crops_per_read)
-    stream = crop_stream(records_dir, asked)
+    stream = crop_stream(records_dir, train_config)
     shares = [
         list(itertools.islice(stream.batches(0, w, 4).as_numpy_iterator(), 3)) for w in range(4)
     ]
     joined = [
         tuple(map(np.concatenate, zip(*step, strict=True))) for step in zip(*shares, strict=True)
     ]
-    equal(joined, whole)
+    assert_equal(joined, whole)
     with pytest.raises(ValueError, match=r"must be a multiple of .* workers, . x 3; got 8"):
         stream.batches(0, 0, 3)
 
@@ -112,8 +114,8 @@ def test_crops_of_one_read_differ_and_share_their_sample(records_dir, monkeypatc
 
 @pytest.mark.parametrize("options", [{}, {"class_balance": 0.5, "crops_per_read": 2}])
 def test_the_samples_of_a_batch_can_be_named(records_dir, monkeypatch, options):
-    read, asked = [], config(batch_size=4, **options)
-    keys = crop_stream(records_dir, asked).keys(5)
+    read, train_config = [], config(batch_size=4, **options)
+    keys = crop_stream(records_dir, train_config).keys(5)
 
     def parse(record):
         read.append(parse_sample(record))
@@ -121,14 +123,14 @@ def test_the_samples_of_a_batch_can_be_named(records_dir, monkeypatch, options):
 
     monkeypatch.setattr(pipeline, "parse_sample", parse)
     monkeypatch.setattr(pipeline, "parallel_reads", lambda *_: 1)
-    next(train_batches(records_dir, asked, 5).as_numpy_iterator())
+    next(train_batches(records_dir, train_config, 5).as_numpy_iterator())
     assert keys == [sample.key for sample in read[: len(keys)]]
-    assert len(keys) == 4 // asked.crops_per_read
+    assert len(keys) == 4 // train_config.crops_per_read
 
 
 @pytest.mark.parametrize("label_set", ["all", "lane_marking"])
 def test_class_balance_shows_every_class(records_dir, label_set):
-    """Of crops of 9x9 pixels, those of a rare class are few unless it is sought."""
+    """Few crops of 9x9 pixels show a rare class unless classes are balanced."""
     options = {"crop_height": 9, "crop_width": 9, "batch_size": 30, "label_set": label_set}
     labels = make_label_set(read_manifest(records_dir).classes, label_set)
 
@@ -152,7 +154,7 @@ def test_a_broken_record_ends_a_program_in_one_clear_line(tmp_path, capsys):
     capsys.readouterr()
     assert cli.run(lambda _: batches(records, 3), flags.FlagValues(), ["train"], "about") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {path}: broken: checksum of the record at byte ")
+    assert error.startswith(f"error: {path}: damaged: wrong checksum of the record at byte ")
     assert error.count("\n") == 1
     assert "Remedy" in error
     assert "Traceback" not in error
@@ -188,15 +190,15 @@ next(batches)
 
 def test_samples_come_in_stored_order_with_train_ids(tmp_path):
     write_records(tmp_path)
-    found = list(read_samples(tmp_path, "training"))
-    assert [name.numpy().decode() for *_, name in found] == ["-key_0", "-key_1", "-key_2"]
-    for i, (image, label, _) in enumerate(found):
+    samples = list(read_samples(tmp_path, "training"))
+    assert [name.numpy().decode() for *_, name in samples] == ["-key_0", "-key_1", "-key_2"]
+    for i, (image, label, _) in enumerate(samples):
         assert image.dtype == label.dtype == tf.uint8
         np.testing.assert_array_equal(image, scene(i)[0])
         np.testing.assert_array_equal(label, np.array([0, 1, VOID])[scene(i)[1]])
 
 
-def test_a_label_set_of_ones_own(tmp_path):
+def test_a_custom_label_set(tmp_path):
     write_records(tmp_path)
     mapping = (1, 0) + (VOID,) * 254
     swapped = LabelSet("swapped", CLASSES[:2], mapping)

@@ -39,16 +39,17 @@ def test_an_unscaled_crop_is_cut_out_of_the_decoded_sample(records_dir):
             np.testing.assert_array_equal(label, ids[place])
 
 
-def test_a_table_that_does_not_belong_to_the_labels_is_an_error(records_dir):
+def test_a_table_of_other_labels_is_an_error(records_dir):
     sample = parse_sample(read_record(index_split(read_manifest(records_dir), "training"), 0))
     nowhere = np.full(256, VOID, np.uint8)
-    with pytest.raises(ValueError, match=r"training-0: tile 0 must hold class 1.*verify_records"):
+    message = r"training-0: tile 0 must contain class 1; got none .*verify_records"
+    with pytest.raises(ValueError, match=message):
         make_crop(sample, nowhere, config(), np.random.default_rng(0), focus=(0, 1))
 
 
 def test_crops_beyond_the_image_are_grey_and_void(records_dir):
-    asked = config(crop_height=100, crop_width=100, max_scale=0.5, flip=False)
-    image, label = next(train_batches(records_dir, asked).as_numpy_iterator())
+    train_config = config(crop_height=100, crop_width=100, max_scale=0.5, flip=False)
+    image, label = next(train_batches(records_dir, train_config).as_numpy_iterator())
     assert np.all(label[:, 31:] == VOID)
     assert np.all(label[:, :, 41:] == VOID)
     assert np.any(label[:, :28, :38] != VOID)
@@ -56,12 +57,14 @@ def test_crops_beyond_the_image_are_grey_and_void(records_dir):
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.75])
-def test_a_crop_larger_than_its_image_takes_no_memory_for_what_is_beyond(records_dir, scale):
+def test_a_crop_larger_than_its_image_takes_no_more_memory(records_dir, scale):
     sample = parse_sample(read_record(index_split(read_manifest(records_dir), "training"), 0))
-    asked = config(crop_height=1000, crop_width=1200, min_scale=scale, max_scale=scale, flip=False)
+    train_config = config(
+        crop_height=1000, crop_width=1200, min_scale=scale, max_scale=scale, flip=False
+    )
     labels = make_label_set(read_manifest(records_dir).classes, "all")
     tracemalloc.start()
-    image, label = make_crop(sample, labels.table, asked, np.random.default_rng(0))
+    image, label = make_crop(sample, labels.table, train_config, np.random.default_rng(0))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert image.shape == (1000, 1200, 3)

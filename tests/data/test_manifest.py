@@ -21,7 +21,7 @@ def test_long_side_is_the_median_over_samples():
     assert split.long_side_px == 20  # of 20 20 20 31 50
 
 
-def test_no_records_there(tmp_path):
+def test_a_folder_without_records_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*data_prep.build_records"):
         read_manifest(tmp_path)
 
@@ -43,22 +43,20 @@ def test_a_damaged_manifest_is_named_with_its_remedy(tmp_path, was, becomes):
     write_records(tmp_path)
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace(was, becomes, 1))
-    remedy = "Remedy: remove the file, and run what wrote it .* shards that are whole are kept"
+    remedy = "Remedy: remove the file, and run the command that wrote it .* intact shards are kept"
     with pytest.raises(ValueError, match=rf"manifest\.json: must be .* {remedy}"):
         read_manifest(tmp_path)
 
 
-def test_the_remedy_for_a_lost_shard_is_true_of_others_shards_too(tmp_path):
+def test_the_remedy_for_a_missing_shard_covers_shards_of_other_tools(tmp_path):
     write_records(tmp_path)
     (tmp_path / shard_name("training", 1, 2)).unlink()
-    expected = (
-        r"data_prep\.build_records as before.* must be fetched again.*data_prep\.index_records"
-    )
+    expected = r"data_prep\.build_records as before.* fetch it again.*data_prep\.index_records"
     with pytest.raises(FileNotFoundError, match=rf"00001-of-00002.* is missing\. .*{expected}"):
         read_manifest(tmp_path)
 
 
-def test_an_unknown_split_names_those_there(tmp_path):
+def test_an_unknown_split_names_the_known_ones(tmp_path):
     manifest = write_records(tmp_path)
     with pytest.raises(ValueError, match=r"training; got val$"):
         manifest.split("val")

@@ -1,4 +1,4 @@
-"""Shards: more of them than files may be open, compressed ones, and records that are broken."""
+"""Shards: more than the process may open, compressed ones, and damaged records."""
 
 import gc
 import gzip
@@ -84,8 +84,8 @@ def test_threads_share_few_descriptors(many, monkeypatch):
     places = [i % len(index) for i in range(3 * len(index))]
     random.Random(0).shuffle(places)
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(partial(read_record, index), places))
-    assert found == [b"%d,%d" % (i // 3, i % 3) for i in places]
+        read = list(pool.map(partial(read_record, index), places))
+    assert read == [b"%d,%d" % (i // 3, i % 3) for i in places]
     assert open_in(many) == 64 // 8
     del index, pool
     assert open_in(many) == 0
@@ -102,7 +102,7 @@ def test_few_shards_stay_open(many):
 
 @pytest.fixture
 def records(records_dir, tmp_path):
-    """A copy of the records that tests may spoil."""
+    """A copy of the records that tests may damage."""
     return Path(shutil.copytree(records_dir, tmp_path / "records"))
 
 
@@ -114,7 +114,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_a_compressed_shard_is_called_so(records, kind):
+def test_a_compressed_shard_is_named(records, kind):
     path = records / read_manifest(records).splits["training"].shards[0].file
     path.write_bytes(PACKED[kind](path.read_bytes()))
     message = f"{path}: a shard must not be compressed; got {kind.strip()}. Remedy: write the"
@@ -149,7 +149,7 @@ def test_compressed_shards_are_not_indexed(records, tmp_path, capsys, kind, name
 
 
 def spoil(records, split, change):
-    """Replaces the first record of a split, and signs shard and manifest anew."""
+    """Replaces the first record of a split, and updates the checksums of shard and manifest."""
     raw = json.loads((records / MANIFEST_NAME).read_text())
     entry = raw["splits"][split]["shards"][0]
     path = records / entry["file"]
@@ -162,9 +162,9 @@ def spoil(records, split, change):
 
 
 def failure(read):
-    """Returns the line that a program ends with; keeps nothing of the error.
+    """Returns the last line of a program that fails, and releases the error.
 
-    Its traceback holds the iterator, which must not be collected by a thread that reads for it.
+    Its traceback refers to the iterator, which must not be collected by one of its own threads.
     """
     line = ""
     try:
@@ -189,19 +189,19 @@ def changed(**fields):
 SPOILED = {
     "no example": (
         lambda _: b"\xff\xff",
-        ": must be a sound sample; got: must be a tf.train.Example",
+        ": must be a valid sample; got: must be a tf.train.Example",
     ),
     "no image": (
         lambda _: b"",
-        ": must be a sound sample; got: a record must have the field image/",
+        ": must be a valid sample; got: a record must have the field image/",
     ),
-    "broken image": (changed(image=b"\xff\xd8\xffabc"), ", {key}: must be a sound sample; got: "),
+    "broken image": (changed(image=b"\xff\xd8\xffabc"), ", {key}: must be a valid sample; got: "),
     "broken label": (
         changed(label=b"abc", tiles=()),
-        ", {key}: must be a sound sample; got: the label must be a whole 8-bit greyscale PNG",
+        ", {key}: must be a valid sample; got: the label must be a valid 8-bit greyscale PNG",
     ),
-    "broken tiles": (changed(tiles=(b"abc",)), ", {key}: must be a sound sample; got: a tile must"),
-    "another size": (changed(size=(61, 80), tiles=()), ", {key}: must be a sound sample; got: the"),
+    "broken tiles": (changed(tiles=(b"abc",)), ", {key}: must be a valid sample; got: a tile must"),
+    "another size": (changed(size=(61, 80), tiles=()), ", {key}: must be a valid sample; got: the"),
 }
 
 

@@ -64,7 +64,7 @@ def test_at_a_tie_the_later_pixel_is_taken(old, new, expected, axis):
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """Converts an image and a label of 8x6 pixels of their own ids; returns label and sample."""
+    """Converts an image and a label of 8x6 pixels with unique ids; returns label and sample."""
     monkeypatch.setattr(charts, "plot_audit", lambda *_: _[-1].write_bytes(b"picture"))
     label = np.random.default_rng(0).permutation(48).astype(np.uint8).reshape(8, 6)
     table = {"labels": [{"name": f"c{i}", "color": [i, i, i]} for i in range(48)]}

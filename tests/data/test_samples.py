@@ -37,7 +37,7 @@ def test_a_record_is_the_example_that_tensorflow_writes():
     assert len(again) == len(record)
 
 
-def test_a_record_of_another_program():
+def test_a_record_written_by_another_tool():
     image = encoded(np.zeros((20, 30, 3), np.uint8), "PNG")
     label = encoded(np.ones((20, 30), np.uint8), "PNG")
 
@@ -66,7 +66,7 @@ def test_a_record_of_another_program():
         ValueError, match=r"have the field image/encoded; got image/channels, image/filename"
     ):
         parse_sample(record(**{"image/encoded": None}))
-    with pytest.raises(ValueError, match=r"tiles must be of 256 pixels; got 512\. Remedy"):
+    with pytest.raises(ValueError, match=r"tiles must be 256 pixels wide; got 512\. Remedy"):
         parse_sample(record(**{"image/segmentation/class/tile_px": 512}))
 
 
@@ -91,7 +91,7 @@ def test_jpegs_are_decoded_exactly_as_pillow_does(tmp_path):
     np.testing.assert_array_equal(next(iter(read_samples(tmp_path, "training")))[0], image)
 
 
-def test_what_the_documents_say_of_reading_elsewhere(records_dir, tmp_path, monkeypatch):
+def test_the_documented_code_reads_records_without_mapseg(records_dir, tmp_path, monkeypatch):
     text = (ROOT / "docs/records.md").read_text(encoding="utf-8")
     (tmp_path / "records").symlink_to(records_dir)
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ def at(position):
     return tf.constant(position, tf.int64)
 
 
-def test_every_epoch_is_another_permutation():
+def test_each_epoch_is_another_permutation():
     def epoch(number, seed=1, stream=0):
         return [int(shuffled(seed, stream, at(7 * number + i), 7)) for i in range(7)]
 
@@ -52,7 +52,7 @@ def test_tiles_are_found_by_class():
     unknown = LabelSet("none", labels.classes, (255,) * 7 + (0,) + (255,) * 248)
     with pytest.raises(
         ValueError,
-        match=r"^r, a: class_balance must be 0 where no label has a class of none.*Remedy",
+        match=r"^r, a: class_balance must be 0, as no label contains a class of none.*Remedy",
     ):
         find_class_tiles(table, unknown, "r, a")
 
@@ -65,14 +65,14 @@ def draws(count, balance, starts, seed=3):
     return [tuple(int(x) for x in draw(at(i))) for i in range(count)]
 
 
-def test_without_balance_all_samples_come_in_every_epoch():
+def test_without_balance_each_epoch_has_every_sample():
     drawn = draws(12, 0.0, np.zeros(2, np.int64))
     assert all(entry == -1 for _, entry in drawn)
     assert [sorted(i for i, _ in drawn[k : k + 4]) for k in (0, 4, 8)] == [[0, 1, 2, 3]] * 3
 
 
 @pytest.mark.parametrize("balance", [0.25, 0.5, 1.0])
-def test_the_share_of_classes_is_exact_and_even(balance):
+def test_balanced_draws_have_the_exact_share_and_equal_classes(balance):
     starts = np.array([0, 3, 5, 6])  # classes of 3, 2 and 1 tiles
     drawn = draws(96, balance, starts)
     balanced = [entry for sample, entry in drawn if sample == -1]
@@ -80,7 +80,7 @@ def test_the_share_of_classes_is_exact_and_even(balance):
     assert len(balanced) == 96 * balance
     by_class = np.searchsorted(starts, balanced, side="right") - 1
     assert set(Counter(by_class.tolist()).values()) == {len(balanced) // 3}
-    for k in range(0, len(balanced), 3):  # each class once in a turn
+    for k in range(0, len(balanced), 3):  # each class once per cycle
         assert sorted(by_class[k : k + 3]) == [0, 1, 2]
     entries = np.array(balanced)
     first_class = entries[by_class == 0]

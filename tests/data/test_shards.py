@@ -56,8 +56,8 @@ def test_the_index_serves_threads_and_gives_its_descriptors_back(tmp_path):
 
     index = index_split(read_manifest(tmp_path), "training")
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(partial(read_record, index), [i % 3 for i in range(240)]))
-    assert found == [sample(i) for i in range(3)] * 80
+        read = list(pool.map(partial(read_record, index), [i % 3 for i in range(240)]))
+    assert read == [sample(i) for i in range(3)] * 80
     assert open_descriptors(tmp_path) == 2
     del index, pool
     assert open_descriptors(tmp_path) == 0

@@ -26,7 +26,7 @@ def label_of(size, seed=0):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_window_is_the_label_s_own(size):
+def test_every_window_equals_that_part_of_the_label(size):
     label = label_of(size)
     tiles = encode_tiles(label)
     assert len(tiles) == np.prod(tile_grid(size))
@@ -37,20 +37,20 @@ def test_every_window_is_the_label_s_own(size):
         height, width = rng.integers(1, size[0] - top + 1), rng.integers(1, size[1] - left + 1)
         windows.append((top, left, height, width))
     for top, left, height, width in windows:
-        found = decode_window(tiles, size, Window(top, left, height, width))
-        np.testing.assert_array_equal(found, label[top : top + height, left : left + width])
+        decoded = decode_window(tiles, size, Window(top, left, height, width))
+        np.testing.assert_array_equal(decoded, label[top : top + height, left : left + width])
 
 
-def test_a_window_needs_only_the_tiles_it_touches():
+def test_a_window_needs_only_the_tiles_it_overlaps():
     label = label_of((600, 600))
     tiles = [b"" if i != 4 else png for i, png in enumerate(encode_tiles(label))]
-    found = decode_window(tiles, (600, 600), Window(256, 256, 256, 256))
-    np.testing.assert_array_equal(found, label[256:512, 256:512])
+    decoded = decode_window(tiles, (600, 600), Window(256, 256, 256, 256))
+    np.testing.assert_array_equal(decoded, label[256:512, 256:512])
     with pytest.raises(ValueError, match="a tile must be"):
         decode_window(tiles, (600, 600), Window(255, 256, 256, 256))
 
 
-def test_tiles_are_pngs_that_others_read():
+def test_tiles_are_pngs_that_tensorflow_reads():
     label = label_of((300, 300))
     bottom_right = tf.io.decode_png(encode_tiles(label)[3], channels=1)[..., 0]
     assert bottom_right.shape == (TILE_PX, TILE_PX)
@@ -93,9 +93,9 @@ def test_a_table_is_read_back_only_as_it_was_written(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"t\.npz.*missing\. Remedy: x"):
         read_tile_table(path, sha256, "Remedy: x")
     path.write_bytes(data)
-    found = read_tile_table(path, sha256, "Remedy: x")
-    np.testing.assert_array_equal(found.sizes, table.sizes)
-    np.testing.assert_array_equal(found.held, table.held)
+    restored = read_tile_table(path, sha256, "Remedy: x")
+    np.testing.assert_array_equal(restored.sizes, table.sizes)
+    np.testing.assert_array_equal(restored.held, table.held)
     path.write_bytes(data[:-1] + b"?")
     with pytest.raises(ValueError, match=r"t\.npz.*sha256 differs\. Remedy: x"):
         read_tile_table(path, sha256, "Remedy: x")

@@ -88,14 +88,14 @@ def test_scales_are_drawn_from_the_steps():
 
 def test_flip_mirrors_both_or_neither():
     image, label = coded_pair()
-    seen = set()
+    outcomes = set()
     for i in range(20):
         flipped, ids = random_flip(image, label, rng_of(i))
         np.testing.assert_array_equal(flipped[..., 0], ids)
         mirrored = bool(ids[0, 0] == label[0, -1])
         np.testing.assert_array_equal(ids, label[:, ::-1] if mirrored else label)
-        seen.add(mirrored)
-    assert seen == {True, False}
+        outcomes.add(mirrored)
+    assert outcomes == {True, False}
 
 
 class Fixed:
@@ -113,7 +113,7 @@ class Fixed:
     [
         ((0.5, 0.5, 0.5), [[100, 50, 20], [10, 60, 200]]),
         ((1.0, 0.5, 0.5), [[150, 75, 30], [15, 90, 255]]),  # half as bright again
-        # Greys 61.53 and 61.01, mean 61.27: half the distance to it, or to the own grey.
+        # Greys 61.53 and 61.01, mean 61.27: half the distance to it, or to the pixel's own grey.
         ((0.5, 0.0, 0.5), [[81, 56, 41], [36, 61, 131]]),
         ((0.5, 0.5, 0.0), [[81, 56, 41], [36, 61, 131]]),
     ],

@@ -76,8 +76,8 @@ def test_a_window_of_a_png_and_of_a_grey_jpeg(size):
     whole = np.asarray(Image.open(io.BytesIO(grey.image)))
     for window in windows_of(size, 5):
         np.testing.assert_array_equal(decode_image_window(png, window), window.cut(image))
-        found = decode_image_window(grey, window)
-        np.testing.assert_array_equal(found, np.stack([window.cut(whole)] * 3, axis=-1))
+        decoded = decode_image_window(grey, window)
+        np.testing.assert_array_equal(decoded, np.stack([window.cut(whole)] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -88,15 +88,15 @@ def test_a_shrunk_window_shows_the_same_view(size, shrink, image_format):
     options = {"quality": 95} if image_format == "JPEG" else {}
     sample, _ = sample_of(image, image_format, **options)
     for window in windows_of(size, 8, multiple=shrink):
-        found = decode_image_window(sample, window, shrink)
+        decoded = decode_image_window(sample, window, shrink)
         shrunk = -(-window.height // shrink), -(-window.width // shrink)
-        assert found.shape == (*shrunk, 3)
+        assert decoded.shape == (*shrunk, 3)
         if min(window.height, window.width) < shrink:
             continue
         inner = window.cut(image)
         inner = inner[: len(inner) // shrink * shrink, : inner.shape[1] // shrink * shrink]
         blocks = inner.reshape(len(inner) // shrink, shrink, -1, shrink, 3).mean(axis=(1, 3))
-        error = np.abs(found[: blocks.shape[0], : blocks.shape[1]] - blocks)
+        error = np.abs(decoded[: blocks.shape[0], : blocks.shape[1]] - blocks)
         assert error.mean() < (1 if image_format == "PNG" else 4)
 
 

@@ -28,11 +28,11 @@ def street(size=(300, 400)):
 
 
 def audit_of(**splits):
-    found = {
+    manifest_splits = {
         name: join_facts(name, [], facts, {"lost": "why"} if name == "b" else {}, CLASSES, {})[0]
         for name, facts in splits.items()
     }
-    return make_audit(Manifest(Path(), "0", CLASSES, found, {}), splits)
+    return make_audit(Manifest(Path(), "0", CLASSES, manifest_splits, {}), splits)
 
 
 def suspicious(**splits):
@@ -79,13 +79,13 @@ def test_an_audit_counts_by_class():
 @pytest.mark.parametrize(
     ("ids", "reason", "detail"),
     [
-        ([3], "no evaluated class", "the label is unlabeled alone"),
-        ([3, 255], "no evaluated class", "the label is unlabeled, id 255 alone"),
-        ([1], "single class", "the label is car alone"),
-        ([0, 255], "mask", "the label has the values 0 and 255 alone: no map of ids"),
+        ([3], "no evaluated class", "the label has only unlabeled"),
+        ([3, 255], "no evaluated class", "the label has only unlabeled, id 255"),
+        ([1], "single class", "the label has only car"),
+        ([0, 255], "mask", "the label has only the values 0 and 255: not a map of ids"),
     ],
 )
-def test_a_label_that_says_little_is_suspicious(ids, reason, detail):
+def test_a_label_of_few_ids_is_suspicious(ids, reason, detail):
     label = np.resize(np.array(ids, np.uint8), (30, 40))
     facts = [note_facts("k", label, b"1"), note_facts("fine", street((30, 40)), b"2")]
     assert suspicious(a=facts) == [("a", "k", reason, detail)]
@@ -95,9 +95,9 @@ def test_a_label_that_says_little_is_suspicious(ids, reason, detail):
 def test_equal_images_are_suspicious_within_and_across_splits():
     a = [note_facts(key, street(), data) for key, data in (("x", b"1"), ("y", b"1"), ("z", b"2"))]
     assert suspicious(a=a, b=[note_facts("x", street(), b"1")]) == [
-        ("a", "x", "same image", "byte for byte as a/y and 1 more"),
-        ("a", "y", "same image", "byte for byte as a/x and 1 more"),
-        ("b", "x", "same image", "byte for byte as a/x and 1 more"),
+        ("a", "x", "same image", "equal, byte for byte, to a/y and 1 more"),
+        ("a", "y", "same image", "equal, byte for byte, to a/x and 1 more"),
+        ("b", "x", "same image", "equal, byte for byte, to a/x and 1 more"),
     ]
 
 
@@ -110,7 +110,7 @@ def test_turned_and_small_images_are_suspicious():
         note_facts("fine", street(), b"5"),
     ]
     assert suspicious(a=facts) == [
-        ("a", "turned", "turned image", "made upright, as its EXIF orientation says"),
+        ("a", "turned", "turned image", "made upright, according to its EXIF orientation"),
         ("a", "kept", "turned image", "kept as stored: its EXIF orientation contradicts the label"),
         ("a", "small", "small image", "75x99; the median long side is 400"),
     ]
@@ -118,7 +118,7 @@ def test_turned_and_small_images_are_suspicious():
 
 @pytest.fixture
 def convert(tmp_path):
-    """Converts a split of three pairs of which two images are equal."""
+    """Converts a split of three pairs; two of the images are equal."""
     table = tmp_path / "classes.json"
     table.write_text(json.dumps({"labels": [c.to_json() for c in CLASSES]}))
 
@@ -153,7 +153,7 @@ def test_the_conversion_writes_the_audit_of_all_splits(convert, tmp_path, capsys
         "split": "train",
         "key": "p",
         "reason": "same image",
-        "detail": "byte for byte as train/r",
+        "detail": "equal, byte for byte, to train/r",
     }
     for path in paths:  # lost, it is made again, and the same
         path.unlink()
@@ -172,11 +172,11 @@ def test_a_damaged_audit_is_made_again(convert, tmp_path, damage):
     assert path.read_text() == whole
 
 
-def test_a_split_whose_notes_are_gone_is_not_in_the_audit(convert, tmp_path, capsys):
+def test_a_split_with_missing_notes_is_not_in_the_audit(convert, tmp_path, capsys):
     convert("train", tmp_path / "r")
     next((tmp_path / "r/.parts").glob("train*")).unlink()
     convert("validation", tmp_path / "r")
-    assert "split train is not in audit.json: what was noted of it is gone" in (
+    assert "split train is not in audit.json: the notes on its shards are missing" in (
         capsys.readouterr().err
     )
     audit = json.loads((tmp_path / "r/audit.json").read_text())

@@ -103,7 +103,7 @@ def convert_vistas(vistas_dir, records_dir, *options):
 
 
 def error_line(capsys):
-    """The one line on the error output that is no progress."""
+    """The only line on the error output that is not progress."""
     lines = capsys.readouterr().err.splitlines()
     (line,) = (line for line in lines if not re.match(r"to write: about|\d+/\d+ pairs", line))
     assert line.startswith(("error: ", "interrupted"))
@@ -112,14 +112,14 @@ def error_line(capsys):
 
 def stored(records_dir, split):
     """Decoded records: {key: (features, ids)}."""
-    found = {}
+    records = {}
     for shard in read_manifest(records_dir).split(split).shards:
         for record in read_shard(records_dir / shard.file):
             features = tf.train.Example.FromString(record).features.feature
             label = features["image/segmentation/class/encoded"].bytes_list.value[0]
             ids = tf.io.decode_png(label, channels=1)[..., 0].numpy()
-            found[features["image/filename"].bytes_list.value[0].decode()] = features, ids
-    return found
+            records[features["image/filename"].bytes_list.value[0].decode()] = features, ids
+    return records
 
 
 def content(folder):
@@ -188,14 +188,14 @@ def test_the_nested_layout(tmp_path, capsys, versions, options, highest):
     assert convert_vistas(nested(tmp_path / "v", versions), tmp_path / "r", *options) == 0
     assert {int(ids.max()) for _, ids in stored(tmp_path / "r", "training").values()} == {highest}
     assert len(read_manifest(tmp_path / "r").classes) == highest + 1
-    said = "there too: --label_version" in capsys.readouterr().out
-    assert said == (len(versions) == 2)
+    reported = "exist too: --label_version" in capsys.readouterr().out
+    assert reported == (len(versions) == 2)
 
 
-def test_a_version_that_is_not_there_is_refused(vistas_dir):
+def test_a_missing_version_is_refused(vistas_dir):
     (vistas_dir / "config_v1.2.json").rename(vistas_dir / "config.json")  # as in older archives
     assert find_vistas(vistas_dir).label_version == "v1.2"
-    with pytest.raises(ValueError, match=r"one that is there, v1\.2; got v2\.0"):
+    with pytest.raises(ValueError, match=r"one that exists here, v1\.2; got v2\.0"):
         find_vistas(vistas_dir, "v2.0")
 
 
@@ -246,7 +246,7 @@ def assert_nothing_half_written(records_dir):
 
 
 @pytest.mark.parametrize("stop_at", range(1, 7))
-def test_interrupted_and_run_again_it_goes_on(vistas_dir, tmp_path, monkeypatch, capsys, stop_at):
+def test_an_interrupted_conversion_resumes(vistas_dir, tmp_path, monkeypatch, capsys, stop_at):
     assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
     converted = []
     original = convert.convert_pair
@@ -271,7 +271,7 @@ def test_interrupted_and_run_again_it_goes_on(vistas_dir, tmp_path, monkeypatch,
     assert content(tmp_path / "r") == content(tmp_path / "whole")
 
 
-def test_finished_records_are_left_alone(vistas_dir, tmp_path, capsys):
+def test_finished_records_are_not_changed(vistas_dir, tmp_path, capsys):
     assert convert_vistas(vistas_dir, tmp_path / "r") == 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").glob("*.*")}
     assert convert_vistas(vistas_dir, tmp_path / "r") == 0
@@ -297,7 +297,7 @@ def test_a_lost_manifest_is_made_again(vistas_dir, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in written} == written
 
 
-def test_a_damaged_manifest_is_not_signed_again(vistas_dir, tmp_path, capsys):
+def test_a_damaged_manifest_does_not_get_a_new_checksum(vistas_dir, tmp_path, capsys):
     classes = vistas_dir / "config_v1.2.json"
     folders = {
         split: [
@@ -316,7 +316,7 @@ def test_a_damaged_manifest_is_not_signed_again(vistas_dir, tmp_path, capsys):
 
 
 def misread(path):
-    """Changes a digit of what a part says of a label's pixels."""
+    """Changes a digit of a label's pixel counts in a part."""
     text = path.read_text()
     path.write_text(
         re.sub(r'("pixels": \{"\d": )(\d)', lambda m: f"{m[1]}{int(m[2]) % 9 + 1}", text)
@@ -380,7 +380,7 @@ def test_unfinished_records_take_other_input(vistas_dir, tmp_path):
 
 
 def killed_after(secs, arguments):
-    """Runs the command in processes of its own, and kills all of them; returns whether it did."""
+    """Runs the command in new processes and kills all of them; returns whether it had to."""
     command = [sys.executable, "-m", "data_prep.build_records", *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
@@ -393,7 +393,7 @@ def killed_after(secs, arguments):
     return False
 
 
-def test_killed_at_20_moments_it_ends_as_if_it_had_not_been(tmp_path):
+def test_a_conversion_killed_at_20_times_has_the_same_result(tmp_path):
     source, chance = tmp_path / "source", random.Random(4)
     for seed in range(12):
         names = f"train/images/{seed}.jpg", f"train/labels/{seed}.png"
@@ -420,7 +420,7 @@ def test_killed_at_20_moments_it_ends_as_if_it_had_not_been(tmp_path):
     assert content(records_dir) == expected
 
 
-def test_a_full_disk_ends_in_one_line_and_can_be_gone_on_from(vistas_dir, tmp_path):
+def test_a_full_disk_ends_in_one_line_and_the_conversion_resumes(vistas_dir, tmp_path):
     large = (vistas_dir / "training" / name for name in ("images/c.d.jpg", "labels/c.d.png"))
     save_pair(*large, 5, (300, 400))
     assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
@@ -445,7 +445,7 @@ def test_a_full_disk_ends_in_one_line_and_can_be_gone_on_from(vistas_dir, tmp_pa
 
 
 def spoil_some(vistas_dir):
-    """Of training's five pairs one is broken, one has no label, one has two images."""
+    """Damages three of training's five pairs: a broken image, no label, two images."""
     folder = vistas_dir / "training"
     truncated(folder / "images/e.jpg")
     (folder / "labels/-a.png").unlink()
@@ -453,23 +453,23 @@ def spoil_some(vistas_dir):
     (folder / "labels/link.png").symlink_to("nowhere")
 
 
-def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path, capsys):
+def test_skip_leaves_out_and_reports_pairs_that_cannot_be_converted(vistas_dir, tmp_path, capsys):
     spoil_some(vistas_dir)
     assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
     split = read_manifest(tmp_path / "r").split("training")
     assert list(split.left_out) == ["-a", "_b", "e", "link"]
     for key, reason in (
         ("-a", "images/-a.jpg: must have the label of the same name"),
-        ("_b", "images/_b.png: must be the only file of its stem; got _b.jpg too"),
-        ("e", "images/e.jpg: must be a whole JPEG or PNG image; got: Premature end of JPEG file"),
-        ("link", "labels/link.png: must be a file; got a link to nothing"),
+        ("_b", "images/_b.png: must be the only file of its stem; got also _b.jpg"),
+        ("e", "images/e.jpg: must be a valid JPEG or PNG image; got: Premature end of JPEG file"),
+        ("link", "labels/link.png: must be a file; got a broken link"),
     ):
         assert reason in split.left_out[key]
         assert "\n" not in split.left_out[key]
         assert "Remedy" not in split.left_out[key]
     out = capsys.readouterr().out
     assert "training: 4 pairs left out:\n" in out
-    assert out.count("to try again what was left out: the same command with --on_error=stop") == 1
+    assert out.count("to retry the pairs left out: the same command with --on_error=stop") == 1
     assert all(reason in out for reason in split.left_out.values())
     assert sorted(stored(tmp_path / "r", "training")) == ["c.d", "f"]
     audit = json.loads((tmp_path / "r/audit.json").read_text())
@@ -488,7 +488,7 @@ def test_skip_leaves_out_what_cannot_be_converted_and_tells(vistas_dir, tmp_path
 
 
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
-def test_a_file_that_was_left_out_may_be_mended(vistas_dir, tmp_path, on_error):
+def test_a_file_that_was_left_out_can_be_repaired(vistas_dir, tmp_path, on_error):
     path = vistas_dir / "training/images/c.d.jpg"
     whole = path.read_bytes()
     path.write_bytes(whole[:300])  # the cuts between shards shift by it
@@ -501,7 +501,9 @@ def test_a_file_that_was_left_out_may_be_mended(vistas_dir, tmp_path, on_error):
     assert content(tmp_path / "r") == content(tmp_path / "fresh")
 
 
-def test_what_was_left_out_for_a_passing_reason_is_made_good(vistas_dir, tmp_path, monkeypatch):
+def test_pairs_left_out_for_a_temporary_reason_are_converted_later(
+    vistas_dir, tmp_path, monkeypatch
+):
     assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
 
     def refused(path):
@@ -518,14 +520,14 @@ def test_what_was_left_out_for_a_passing_reason_is_made_good(vistas_dir, tmp_pat
     assert content(tmp_path / "r") == content(tmp_path / "whole")
 
 
-def test_a_split_of_which_nothing_is_left_is_an_error(vistas_dir, tmp_path, capsys):
+def test_a_split_without_valid_pairs_is_an_error(vistas_dir, tmp_path, capsys):
     for name in ("images/-a.jpg", "images/_b.jpg"):
         truncated(vistas_dir / "validation" / name)
     assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 1
     error = error_line(capsys)
     assert "validation must have a pair that can be converted; got 2 pairs, all left out" in error
-    assert "-a.jpg: must be a whole JPEG" in error
-    assert "Remedy: mend such files" in error
+    assert "-a.jpg: must be a valid JPEG" in error
+    assert "Remedy: repair the files" in error
     manifest = read_manifest(tmp_path / "r")
     assert {name: split.samples for name, split in manifest.splits.items()} == {"training": 5}
     assert list(manifest.skipped) == ["testing", "validation"]
@@ -535,7 +537,7 @@ def test_a_split_of_which_nothing_is_left_is_an_error(vistas_dir, tmp_path, caps
     assert sorted(read_manifest(tmp_path / "r").splits) == ["training", "validation"]
 
 
-def test_a_source_of_which_nothing_is_left_has_no_manifest(vistas_dir, tmp_path, capsys):
+def test_a_source_without_valid_pairs_has_no_manifest(vistas_dir, tmp_path, capsys):
     truncated(vistas_dir / "validation/images/-a.jpg")
     truncated(vistas_dir / "validation/images/_b.jpg")
     options = folder_options(vistas_dir / "validation", "val", vistas_dir / "config_v1.2.json")
@@ -545,7 +547,7 @@ def test_a_source_of_which_nothing_is_left_has_no_manifest(vistas_dir, tmp_path,
         assert_nothing_half_written(tmp_path / "r")
 
 
-def test_the_disk_is_asked_for_its_room_before_anything_is_written(
+def test_disk_space_is_checked_before_anything_is_written(
     vistas_dir, tmp_path, monkeypatch, capsys
 ):
     usage, asked, free = namedtuple("usage", "free"), [], 67 << 20
@@ -565,14 +567,14 @@ def test_the_disk_is_asked_for_its_room_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_mask_is_called_one(vistas_dir, tmp_path, capsys):
+def test_a_mask_is_named(vistas_dir, tmp_path, capsys):
     mask = np.where(ids_of(3) > 1, 255, 0).astype(np.uint8)
     save_label(vistas_dir / "training/labels/e.png", mask, palette=False)
     assert convert_vistas(vistas_dir, tmp_path / "r") == 1
-    assert "got 255. Remedy: a label of 0 and 255 alone is a mask" in error_line(capsys)
+    assert "got 255. Remedy: a label of only 0 and 255 is a mask" in error_line(capsys)
 
 
-def test_shards_of_others_are_not_touched(vistas_dir, tmp_path, capsys):
+def test_shards_of_other_tools_are_not_touched(vistas_dir, tmp_path, capsys):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/training-00000-of-00005.tfrecord").write_bytes(b"theirs")
     assert convert_vistas(vistas_dir, tmp_path / "r") == 1
@@ -609,9 +611,9 @@ def grey_4_bit(path):
 
 
 BROKEN = {
-    "truncated image": ("images/e.jpg", truncated, "whole"),
-    "truncated label": ("labels/e.png", truncated, "whole"),
-    "flipped bit in a label": ("labels/e.png", flipped, "whole"),
+    "truncated image": ("images/e.jpg", truncated, "valid JPEG"),
+    "truncated label": ("labels/e.png", truncated, "valid JPEG"),
+    "flipped bit in a label": ("labels/e.png", flipped, "valid JPEG"),
     "empty image": ("images/e.jpg", lambda p: p.write_bytes(b""), "first bytes"),
     "text as image": ("images/e.jpg", lambda p: p.write_text("<html>"), "first bytes"),
     "CMYK image": ("images/e.jpg", lambda p: save_image(p, 3, mode="CMYK"), "CMYK"),
@@ -652,7 +654,7 @@ def test_a_bad_file_ends_in_one_line_that_names_it(vistas_dir, tmp_path, capsys,
     assert_nothing_half_written(tmp_path / "r")
 
 
-def test_what_needs_no_decoding_is_checked_first(vistas_dir, tmp_path, monkeypatch):
+def test_names_and_folders_are_checked_before_decoding(vistas_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "convert_shard", lambda *_: pytest.fail("work has begun"))
     (vistas_dir / "validation/labels/_b.png").unlink()
     assert convert_vistas(vistas_dir, tmp_path / "r") == 1
@@ -664,7 +666,7 @@ def test_what_needs_no_decoding_is_checked_first(vistas_dir, tmp_path, monkeypat
         ([], "records_dir must be given"),
         (["--records_dir=r"], "got no source"),
         (["--records_dir=r", "--vistas_dir=nowhere"], "nowhere: no such folder"),
-        (["--records_dir=r", "--vistas_dir=."], "must hold SPLIT/images"),
+        (["--records_dir=r", "--vistas_dir=."], "must contain SPLIT/images"),
         (["--records_dir=r", "--vistas_dir=v", "--split=a"], "together with split"),
         (["--records_dir=r", "--image_dir=v", "--split=a"], "got no label_dir, classes"),
         (["--records_dir=r", "--vistas_dir=v", "--max_side=9", "--resize_to=9x9"], "not both"),
@@ -684,13 +686,13 @@ def test_bad_options_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, e
     assert not (tmp_path / "r").exists()
 
 
-def test_help_shows_how_it_is_called(capsys):
+def test_help_shows_the_usage(capsys):
     assert main(["", "--help"]) == 0
     assert "--vistas_dir=D --records_dir=R" in capsys.readouterr().out
 
 
 def turned_jpeg(upright, orientation):
-    """A JPEG whose stored pixels show `upright` only once its EXIF orientation is heeded."""
+    """A JPEG whose stored pixels show `upright` only after applying its EXIF orientation."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -751,7 +753,7 @@ def test_stored_sizes(resize, size, expected):
     assert resize.target(size) == expected
 
 
-def test_max_side_shrinks_what_is_larger_and_leaves_the_rest(vistas_dir, tmp_path):
+def test_max_side_shrinks_only_larger_samples(vistas_dir, tmp_path):
     assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=40") == 0
     assert read_manifest(tmp_path / "r").split("training").sizes == {(30, 40): 4, (40, 16): 1}
     records = stored(tmp_path / "r", "training")

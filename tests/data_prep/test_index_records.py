@@ -63,7 +63,7 @@ def write(path, *records):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Five samples in two shards of train, one of val without the suffix."""
+    """Five samples in two shards of train, and one in a shard of val without the suffix."""
     (tmp_path / "classes.json").write_text(json.dumps({"labels": LABELS}))
     folder = tmp_path / "r"
     folder.mkdir()
@@ -79,7 +79,7 @@ def index(folder):
 
 
 @pytest.mark.addons
-def test_shards_of_others_are_read_in_place(shards, capsys):
+def test_shards_of_other_tools_are_read_in_place(shards, capsys):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in shards.iterdir()}
     assert index(shards) == 0
     assert "train_fine: 5 samples in 2 shards\n" in capsys.readouterr().out
@@ -105,13 +105,16 @@ def test_shards_of_others_are_read_in_place(shards, capsys):
     assert audit["splits"]["val"]["pixels_of_no_class"] == 3 * 300
     capsys.readouterr()
     assert index(shards) == 1
-    assert "records already. Remedy: to index them again, remove manif" in capsys.readouterr().err
+    assert (
+        "already indexed or converted. Remedy: to index it again, remove manif"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["manifest.json", "val-tiles.npz", ".parts/val-00000-of-00001.json"]
 )
-def test_what_was_written_beside_the_shards_can_be_made_again(shards, capsys, name):
+def test_files_written_next_to_the_shards_can_be_made_again(shards, capsys, name):
     assert index(shards) == 0
     path = shards / name
     whole = path.read_bytes()
@@ -137,7 +140,7 @@ def test_void_is_no_sign_of_a_mask(shards):
     assert json.loads((shards / "audit.json").read_text())["suspicious"] == {}
 
 
-def test_what_was_indexed_is_not_read_again(shards, monkeypatch):
+def test_indexed_shards_are_not_read_again(shards, monkeypatch):
     read = []
     original = verify_records.inspect_record
 
@@ -185,17 +188,17 @@ def test_a_record_of_another_kind_is_named(shards, capsys, case):
     assert not (shards / "manifest.json").exists()
 
 
-def test_files_that_are_no_shards_are_named(shards, capsys):
+def test_files_that_are_not_shards_are_named(shards, capsys):
     write(shards / "val-00000-of-00001", b"\xff\xff")
     assert index(shards) == 1
     assert "val-00000-of-00001: record 0: must be a tf.train.Example" in capsys.readouterr().err
     (shards / "val-00000-of-00001").write_bytes(b"some text, longer than a header")
     assert index(shards) == 1
     error = capsys.readouterr().err
-    assert "val-00000-of-00001: record 0: broken: no TFRecord header at byte 0" in error
+    assert "val-00000-of-00001: record 0: damaged: no TFRecord header at byte 0" in error
 
 
-def test_a_set_must_be_whole_and_alone(shards, tmp_path):
+def test_a_set_must_be_complete_and_the_only_one(shards, tmp_path):
     assert {name: len(paths) for name, paths in find_shards(shards).items()} == {
         "train_fine": 2,
         "val": 1,
@@ -215,13 +218,13 @@ def test_a_set_must_be_whole_and_alone(shards, tmp_path):
     with pytest.raises(ValueError, match=r"named SPLIT-00000-of-00010\.tfrecord; got val\.tfrec"):
         find_shards(shards)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="must hold shards named"):
+    with pytest.raises(ValueError, match="must contain shards named"):
         find_shards(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         find_shards(tmp_path / "none")
 
 
-def test_a_split_can_be_converted_beside_it_but_not_over_it(shards, tmp_path, capsys):
+def test_another_split_can_be_converted_next_to_indexed_shards(shards, tmp_path, capsys):
     assert index(shards) == 0
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()

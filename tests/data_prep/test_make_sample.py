@@ -119,19 +119,19 @@ def test_camera_drives_through_one_scene():
     assert np.abs(scenes[0][0].astype(int) - scenes[2][0])[sky].mean() < 12  # noise alone
 
 
-def test_each_split_shows_the_classes_that_matter(sample):
+def test_each_split_shows_the_main_classes(sample):
     common = {2, 13, 15, 17, 24, 27, 29, 30, 45, 50, 55}
     for split in SPLITS:
-        seen = [set(np.unique(Image.open(path))) for _, path, _ in pairs(sample, split)]
-        assert common <= set.union(*seen)
-        assert sum(24 in ids for ids in seen) >= 0.8 * len(seen)
+        ids_by_scene = [set(np.unique(Image.open(path))) for _, path, _ in pairs(sample, split)]
+        assert common <= set.union(*ids_by_scene)
+        assert sum(24 in ids for ids in ids_by_scene) >= 0.8 * len(ids_by_scene)
 
 
 def test_classes_of_many_scenes_are_about_twenty():
-    seen = [set(np.unique(draw_scene(TRAINING, (240, 320), (1, i))[1])) for i in range(20)]
-    assert 17 <= len(set.union(*seen)) <= 21
-    for kind in set.union(*seen):
-        assert sum(kind in ids for ids in seen) >= 5, f"class {kind} is too rare to learn"
+    ids_by_scene = [set(np.unique(draw_scene(TRAINING, (240, 320), (1, i))[1])) for i in range(20)]
+    assert 17 <= len(set.union(*ids_by_scene)) <= 21
+    for kind in set.union(*ids_by_scene):
+        assert sum(kind in ids for ids in ids_by_scene) >= 5, f"class {kind} is too rare to learn"
 
 
 def test_lane_markings_are_wide_in_the_foreground():
@@ -151,7 +151,7 @@ def test_two_cars_are_two_instances(sample):
         for _, _, path in pairs(sample, split)
     ]
     assert max(map(len, numbers)) >= 2
-    assert all(n % 256 < 100 for found in numbers for n in found)
+    assert all(n % 256 < 100 for instances in numbers for n in instances)
 
 
 def test_image_and_label_show_the_same_things():
@@ -205,7 +205,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command_writes_what_its_flags_ask_for(tmp_path, capsys, monkeypatch):
+def test_command_follows_its_flags(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(make_sample, "DRIVE_FRAMES", 1)
     (tmp_path / "D").mkdir()  # an empty folder is welcome
     counts = ["--training=1", "--validation=0", "--testing=0", "--frames=2", "--seed=3"]
@@ -218,8 +218,8 @@ def test_command_writes_what_its_flags_ask_for(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("flag", ["--training=-1", "--seed=-1", "--nonsense=1", "stray", ""])
 def test_bad_flags_are_errors(tmp_path, capsys, flag):
-    given = [f"--out_dir={tmp_path / 'D'}"] if flag else []
-    assert make_sample.main(["make_sample", *given, flag]) == 1
+    out_dir = [f"--out_dir={tmp_path / 'D'}"] if flag else []
+    assert make_sample.main(["make_sample", *out_dir, flag]) == 1
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "D").exists()
 

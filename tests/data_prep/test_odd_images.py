@@ -1,4 +1,4 @@
-"""Damaged and odd images: stored right, or named, at conversion and by verify_records."""
+"""Damaged and odd images: conversion and verify_records store them correctly or name them."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def chunk(kind, body):
 
 
 def png16(pixels, color_type):
-    """A PNG of 16 bits a channel, [H, W, channels] uint16."""
+    """A PNG of 16 bits per channel, [H, W, channels] uint16."""
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     head = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
@@ -107,7 +107,7 @@ def test_a_damaged_jpeg_is_named(pair, damage, resize, progressive):
     good = encoded(picture(), quality=95, progressive=progressive)
     pair.image_path.write_bytes(DAMAGES[damage](good))
     with pytest.raises(
-        ValueError, match=r"a\.jpg: must be a whole JPEG or PNG image; got: .*Remed"
+        ValueError, match=r"a\.jpg: must be a valid JPEG or PNG image; got: .*Remed"
     ):
         convert(pair, resize)
 
@@ -117,14 +117,14 @@ def test_a_damaged_jpeg_is_left_out_or_stops_the_conversion(tmp_path, capsys):
     path = tmp_path / "images/1.jpg"
     path.write_bytes(with_marker_beyond_the_end(path.read_bytes()))
     assert build(tmp_path) == 1
-    assert f"{path}: must be a whole JPEG" in capsys.readouterr().err
+    assert f"{path}: must be a valid JPEG" in capsys.readouterr().err
     assert build(tmp_path, "--on_error=skip") == 0
     split = read_manifest(tmp_path / "r").splits["training"]
     assert split.samples == 2 and list(split.left_out) == ["1"]
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"keep_rgb": True}, {"quality": 5}])
-def test_sound_jpegs_of_any_kind_keep_their_bytes(pair, options):
+def test_valid_jpegs_of_any_kind_keep_their_bytes(pair, options):
     data = encoded(picture(), **options) + b"what some cameras add"
     pair.image_path.write_bytes(data)
     assert parse_sample(convert(pair)[0]).image == data
@@ -143,7 +143,7 @@ def test_verify_names_a_damaged_jpeg(damage):
 
 
 def test_verify_names_a_damaged_jpeg_in_a_records_folder(tmp_path):
-    """As an earlier version converted it."""
+    """An earlier version converted such files."""
     save_good_pairs(tmp_path)
     assert build(tmp_path) == 0
     manifest = read_manifest(tmp_path / "r")
@@ -161,10 +161,10 @@ def test_more_than_8_bits_are_refused(pair, channels, color_type):
     twelve_bits = np.full((*SIZE, channels), 0x0800, np.uint16)
     data = png16(twelve_bits, color_type)
     pair.image_path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.jpg: .* at most 8 bits a channel; got a PNG .* 16"):
+    with pytest.raises(ValueError, match=r"a\.jpg: .* at most 8 bits per channel; got a PNG .* 16"):
         convert(pair)
     with pytest.raises(
-        ValueError, match="key: an image must have at most 8 bits a channel; got 16"
+        ValueError, match="key: an image must have at most 8 bits per channel; got 16"
     ):
         inspect_record(record_of(data), range(4))
 
@@ -183,7 +183,7 @@ def huge_jpeg():
 
 @pytest.mark.parametrize("bomb", [huge_png, huge_jpeg])
 @pytest.mark.parametrize("what", ["images/1.jpg", "labels/1.png"])
-def test_an_image_that_would_fill_the_memory_costs_one_pair(tmp_path, capsys, bomb, what):
+def test_only_the_pair_of_an_image_that_would_fill_the_memory_is_lost(tmp_path, capsys, bomb, what):
     save_good_pairs(tmp_path)
     (tmp_path / what).write_bytes(bomb())
     assert build(tmp_path) == 1
@@ -242,14 +242,20 @@ def palette_label(ids, order, rest=256):
     ("order", "note"),
     [
         ((0, 1, 2, 3), ""),
-        ((1, 2, 3, 0), "4 of its 4 indices have the colour of another class: index 0 that of mark"),
-        ((1, 0, 2, 3), "2 of its 4 indices have the colour of another class: index 0 that of mark"),
+        (
+            (1, 2, 3, 0),
+            "4 of its 4 indices have the colour of another class: index 0 has that of mark",
+        ),
+        (
+            (1, 0, 2, 3),
+            "2 of its 4 indices have the colour of another class: index 0 has that of mark",
+        ),
     ],
 )
 def test_a_palette_in_another_order_is_noted(pair, order, note, rest):
     pair.label_path.write_bytes(palette_label(IDS, order, rest))
-    found = convert(pair)[1].palette
-    assert found.startswith(note) and bool(found) == bool(note)
+    palette_note = convert(pair)[1].palette
+    assert palette_note.startswith(note) and bool(palette_note) == bool(note)
 
 
 def test_a_palette_in_another_order_is_in_the_audit(tmp_path, capsys):
@@ -258,8 +264,8 @@ def test_a_palette_in_another_order_is_in_the_audit(tmp_path, capsys):
     assert build(tmp_path) == 0
     assert "suspicious samples: 1 palette of other classes" in capsys.readouterr().out
     audit = json.loads((tmp_path / "r/audit.json").read_text())
-    (found,) = (s for s in audit["samples"] if s["reason"] == "palette of other classes")
-    assert found["key"] == "1" and "3 of its 4 indices" in found["detail"]
+    (sample,) = (s for s in audit["samples"] if s["reason"] == "palette of other classes")
+    assert sample["key"] == "1" and "3 of its 4 indices" in sample["detail"]
 
 
 def test_colours_that_classes_share_and_greys_are_no_contradiction(pair):
@@ -287,12 +293,12 @@ def test_no_palette_of_the_real_sample_is_suspicious():
 def test_a_png_whose_last_checksum_differs_is_named(pair):
     data = encoded(picture(), "PNG")
     pair.image_path.write_bytes(data[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"a\.jpg: must be a whole .* checksum"):
+    with pytest.raises(ValueError, match=r"a\.jpg: must be a valid .* checksum"):
         convert(pair)
 
 
 def with_pixels(png, change):
-    """A PNG whose compressed pixels are changed, in one chunk, with sound checksums of chunks."""
+    """A PNG whose compressed pixels are changed, in one chunk, with valid chunk checksums."""
     at = png.index(b"IDAT") - 4
     length = int.from_bytes(png[at : at + 4], "big")
     assert png[at + 12 + length :][4:8] == b"IEND"
@@ -303,19 +309,19 @@ def with_pixels(png, change):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda data: data[:-4], "its compressed pixels lack their end"),
-        (lambda data: data[:-1], "its compressed pixels lack their end"),
+        (lambda data: data[:-4], "its compressed pixels are incomplete"),
+        (lambda data: data[:-1], "its compressed pixels are incomplete"),
         (lambda data: data[:-4] + b"abcd", "incorrect data check"),
     ],
 )
 def test_a_png_whose_pixels_lack_their_checksum_is_named(pair, file, change, cause):
-    """Pillow decodes some of them; TensorFlow, which trains on them, none."""
+    """Pillow decodes some of these files, but TensorFlow, which trains on them, none."""
     path = getattr(pair, file)
     png = encoded(IDS if file == "label_path" else picture(), "PNG")
     path.write_bytes(with_pixels(png, lambda data: data + b"and more"))
     convert(pair)
     path.write_bytes(with_pixels(png, change))
-    with pytest.raises(ValueError, match=rf"{path.name}: must be a whole .*{cause}.*Remedy: fetch"):
+    with pytest.raises(ValueError, match=rf"{path.name}: must be a valid .*{cause}.*Remedy: fetch"):
         convert(pair)
     image, label = path.read_bytes(), None
     if file == "label_path":
@@ -326,8 +332,8 @@ def test_a_png_whose_pixels_lack_their_checksum_is_named(pair, file, change, cau
 
 def animated(*pictures):
     buffer = io.BytesIO()
-    first, *others = map(Image.fromarray, pictures)
-    first.save(buffer, "PNG", save_all=True, append_images=others)
+    first, *rest = map(Image.fromarray, pictures)
+    first.save(buffer, "PNG", save_all=True, append_images=rest)
     return buffer.getvalue()
 
 
@@ -348,7 +354,7 @@ def test_an_animated_png_is_refused(pair):
             inspect_record(record_of(data, label_data), range(4))
 
 
-def test_a_phones_jpeg_of_two_pictures_is_its_first(pair):
+def test_of_a_phones_jpeg_with_two_pictures_the_first_is_read(pair):
     buffer = io.BytesIO()
     Image.fromarray(picture()).save(
         buffer, "MPO", save_all=True, append_images=[Image.fromarray(picture(1))]
@@ -369,7 +375,7 @@ def test_cmyk_is_refused_by_conversion_and_verification(pair):
         inspect_record(record_of(data), range(4))
 
 
-def test_another_kind_of_file_is_called_so(pair):
+def test_another_kind_of_file_is_named(pair):
     for data, kind in (
         (encoded(picture(), "WEBP"), "another kind of file"),
         (b"", "an empty file"),

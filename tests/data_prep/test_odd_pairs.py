@@ -1,4 +1,4 @@
-"""Names and folders as people have them: each pair is found once, or what is wrong is named."""
+"""Odd names and folders: each pair is found once, or the fault is named."""
 
 import ast
 import json
@@ -75,7 +75,7 @@ def test_hidden_files_and_folders_are_ignored(root):
     assert stored_keys(root) == ["a", "b/c"]
 
 
-def test_links_back_give_each_pair_once(root):
+def test_links_to_parent_folders_do_not_repeat_pairs(root):
     save_pairs(root, "a", "b/c")
     for name in ("images", "labels"):
         (root / name / "z_again").symlink_to(root / name)
@@ -108,7 +108,7 @@ def test_names_are_compared_in_one_unicode_form(root, forms):
     assert stored_keys(root) == [image]
 
 
-def test_two_names_that_differ_in_their_unicode_form_alone_are_refused(root):
+def test_two_names_that_differ_only_in_unicode_form_are_refused(root):
     save_pairs(root, "a", *(unicodedata.normalize(form, "ü") for form in ("NFC", "NFD")))
     assert list(reasons(root)) == ["ü"]
     assert "must be the only file of its stem" in reasons(root)["ü"]
@@ -127,7 +127,7 @@ def test_names_that_are_not_utf8_are_named_or_left_out(root, odd, capfd):
     assert "pairs left out" in capfd.readouterr().out
 
 
-def test_a_label_of_another_kind_is_named_with_the_kinds_that_are_read(root, capsys):
+def test_a_label_of_another_kind_is_named_with_the_supported_kinds(root, capsys):
     save_pairs(root, "a")
     save(root / "images/b.jpg")
     save(root / "labels/b.tif", channels=1)
@@ -137,7 +137,7 @@ def test_a_label_of_another_kind_is_named_with_the_kinds_that_are_read(root, cap
     assert "labels/b.tif, but only .png are read" in message
 
 
-def test_an_image_of_another_kind_is_named_with_the_kinds_that_are_read(root):
+def test_an_image_of_another_kind_is_named_with_the_supported_kinds(root):
     save_pairs(root, "a")
     save(root / "images/b.bmp")
     save(root / "labels/b.png", channels=1)
@@ -205,7 +205,7 @@ def test_the_layout_of_cityscapes(root):
     [
         (["--image_suffix=_left"], "image_suffix must be the end of file names, with .jpg or"),
         (["--label_suffix=_gt.tif"], "label_suffix must be the end of file names, with .png"),
-        (["--image_suffix=_left.png"], "images: must hold images (_left.png); got a.jpg"),
+        (["--image_suffix=_left.png"], "images: must contain images (_left.png); got a.jpg"),
     ],
 )
 def test_bad_suffixes_are_refused(root, capsys, options, message):
@@ -287,8 +287,8 @@ print(ascii([[pair.key for pair in pairs], list(wrong)]))
             check=False,
         )
         outputs.append((done.returncode, done.stdout.decode(), done.stderr.decode()))
-    (found, named, skipped) = outputs
-    assert ast.literal_eval(found[1]) == [sorted(keys), ["ö"]]
+    (pairs, named, skipped) = outputs
+    assert ast.literal_eval(pairs[1]) == [sorted(keys), ["ö"]]
     assert named[0] == 1
     assert "images/ö.jpg: must have the label of the same name" in named[2]
     assert skipped[0] == 0, skipped

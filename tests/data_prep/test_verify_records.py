@@ -70,7 +70,7 @@ def check(records_dir):
     return verify(["", f"--records_dir={records_dir}"])
 
 
-def test_sound_records_get_a_table(records_dir, capsys):
+def test_valid_records_get_a_table(records_dir, capsys):
     capsys.readouterr()
     assert check(records_dir) == 0
     table = capsys.readouterr().out.splitlines()
@@ -121,7 +121,7 @@ def test_a_missing_or_cut_shard_is_named(records_dir, capsys):
     assert f"{first.name}: this shard is missing" in capsys.readouterr().err
 
 
-def test_one_run_names_all_that_is_wrong(records_dir, capsys):
+def test_one_run_names_all_problems(records_dir, capsys):
     chance = random.Random(1)
     a0, a1, a2, b0, _, b2 = sorted(records_dir.glob("*.tfrecord"))
     a0.unlink()
@@ -141,7 +141,7 @@ def test_one_run_names_all_that_is_wrong(records_dir, capsys):
     assert all("Remedy: " in line for line in lines)
 
 
-def test_records_are_sound_without_the_notes_of_their_conversion(records_dir):
+def test_records_are_valid_without_the_notes_of_their_conversion(records_dir):
     shutil.rmtree(records_dir / ".parts")
     assert check(records_dir) == 0
 
@@ -150,7 +150,9 @@ def test_records_are_sound_without_the_notes_of_their_conversion(records_dir):
     ("field", "value", "expected"),
     [("pixels", {"road": 1, "car": 1}, "pixels of a"), ("sizes", {(30, 40): 2}, "sizes of a")],
 )
-def test_a_manifest_that_says_other_things_is_named(records_dir, capsys, field, value, expected):
+def test_a_manifest_that_contradicts_its_shards_is_named(
+    records_dir, capsys, field, value, expected
+):
     manifest = read_manifest(records_dir)
     split = dataclasses.replace(manifest.split("a"), **{field: value})
     splits = {**manifest.splits, "a": split}
@@ -182,7 +184,7 @@ def test_an_edited_manifest_is_found(records_dir, capsys, path):
 
 
 def rewrite(records_dir, shard, change):
-    """Replaces a shard's one sample by another, everything noted of the file included."""
+    """Replaces a shard's only sample, and updates everything noted about the file."""
     manifest = read_manifest(records_dir)
     (record,) = read_shard(records_dir / shard)
     example = tf.train.Example.FromString(record)
@@ -226,18 +228,18 @@ def change_label(value):
 CHANGES = {
     "another tile": (
         lambda f: set_bytes(f, f"{LABEL}/tiles", png(np.ones((30, 40), np.uint8))),
-        "a1: the label's tiles must be those",
+        "a1: the tiles must be those",
     ),
     "a tile that does not decode": (
         lambda f: set_bytes(f, f"{LABEL}/tiles", b"PNG"),
-        "a1: the label's tiles must be those",
+        "a1: the tiles must be those",
     ),
     "two tiles": (
         lambda f: f[f"{LABEL}/tiles"].bytes_list.value.append(b""),
-        "a1: the label's tiles must be those",
+        "a1: the tiles must be those",
     ),
     "an unknown id": (change_label(9), "a1: ids must be in the class table; got [9]"),
-    "an ignored pixel beside tiles": (change_label(255), "class table; got [255]"),
+    "an ignored pixel in a record with tiles": (change_label(255), "class table; got [255]"),
     "a class in another tile": (change_label(1), "pixels of a must be"),
     "another height": (
         lambda f: f["image/height"].int64_list.value.__setitem__(0, 31),
@@ -251,7 +253,7 @@ CHANGES = {
     "no height": (lambda f: f.pop("image/height"), "image/height and image/width (0, 40)"),
     "a key twice": (
         lambda f: set_bytes(f, "image/filename", b"a0"),
-        "a key must be used once in a split; a has 2 of a0",
+        "a key must be unique in a split; a has 2 of a0",
     ),
 }
 
@@ -277,7 +279,7 @@ def test_a_table_of_other_tiles_is_named(records_dir, capsys):
     splits = {**manifest.splits, "a": split}
     write_manifest(dataclasses.replace(manifest, splits=splits))
     assert check(records_dir) == 1
-    assert "a-tiles.npz: must say what the labels hold" in capsys.readouterr().err
+    assert "a-tiles.npz: must list the ids in the labels" in capsys.readouterr().err
 
 
 def test_a_lost_table_is_named_and_made_again(source, records_dir, capsys):
@@ -331,7 +333,7 @@ def test_folders_may_be_numbered_alike(source, records_dir):
     assert check(records_dir) == 0
 
 
-def test_no_records_there(tmp_path, capsys):
+def test_a_folder_without_records_is_named(tmp_path, capsys):
     assert check(tmp_path) == 1
     assert "data_prep.build_records" in capsys.readouterr().err
     assert verify([""]) == 1
