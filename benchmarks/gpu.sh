@@ -35,9 +35,9 @@ step=(benchmarks/train_step.py --encoders=resnet50 --batches=16 --steps=20)
 measure step 150 "$PYTHON" "${step[@]}" --rounds=1 --peak_tflops=989 --json="$OUT/step.json" \
   "${twin_train[@]}"
 if [ -n "${FORMER:-}" ]; then
-  measure former 90 env -C "$FORMER" "$PYTHON" "${step[@]}"
+  FORMER=$(cd "$FORMER" && pwd)
+  measure former 90 env -C "$FORMER" PYTHONPATH="$FORMER" "$PYTHON" "${step[@]}"
 fi
-measure fused_norm 90 "$PYTHON" "${step[@]}" --rounds=1 --forms=fused_norm
 measure frames 120 "$PYTHON" benchmarks/infer.py --encoders=xception65,mobilenet_v2 --batches=8,1 \
   --rounds=2 --json="$OUT/frames.json" "${twin_infer[@]}"
 if [ -n "${RUN:-}" ] && [ -n "${FRAMES:-}" ]; then
@@ -46,5 +46,5 @@ fi
 if [ -n "${RECORDS:-}" ]; then
   measure records 90 "$PYTHON" "${step[@]}" --rounds=1 --records_dir="$RECORDS"
 fi
-measure keras_convolutions 90 "$PYTHON" "${step[@]}" --rounds=1 --forms=keras_convolutions
+measure keras_convolutions 90 "$PYTHON" "${step[@]}" --rounds=1 --keras_convolutions
 measure forms 60 "$PYTHON" benchmarks/forms.py --batch=16 --dtype=bfloat16

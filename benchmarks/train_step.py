@@ -58,7 +58,6 @@ COLUMNS = (
     "TFLOP/s",
     "from records",
 )
-FORMS = ("training", "keras_convolutions", "fused_norm")
 OPTIONS = ("xla", "accumulate_steps", "recompute")
 
 
@@ -75,7 +74,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("xla", "auto", "auto, on or off", flag_values=values)
     flags.DEFINE_integer("accumulate_steps", 1, "as in training", flag_values=values)
     flags.DEFINE_bool("recompute", False, "as in training", flag_values=values)
-    flags.DEFINE_enum("forms", FORMS[0], FORMS, "layer forms under XLA", flag_values=values)
+    flags.DEFINE_bool("keras_convolutions", False, "not those for XLA", flag_values=values)
     flags.DEFINE_string("compile_cache_dir", "", "an empty folder", flag_values=values)
     flags.DEFINE_string("records_dir", "", "also time steps on these records", flag_values=values)
     flags.DEFINE_integer("rounds", 3, "runs of each program", flag_values=values)
@@ -90,6 +89,8 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints a row for every case; returns 1 if one failed or, with --check, missed a target."""
+    if values.former and not values.records_dir:
+        raise ValueError("records_dir must be given with --former. Remedy: --records_dir=...")
     print(describe_machine())
     print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|", flush=True)
     rows, failures, missed = [], 0, []
@@ -97,7 +98,7 @@ def work(values: flags.FlagValues) -> int:
         for precision in values.precisions:
             for batch in map(int, values.batches):
                 case = {"encoder": encoder, "batch": batch, "precision": precision}
-                for name in ("crop", "steps", *OPTIONS, "forms", "compile_cache_dir"):
+                for name in ("crop", "steps", *OPTIONS, "keras_convolutions", "compile_cache_dir"):
                     case[name] = values[name].value
                 case["records_dir"] = values.records_dir
                 try:
@@ -162,7 +163,9 @@ def start_cpu_secs(case: dict[str, Any], checkout: Path) -> float:
             *(f"--batch_size={case['batch']}", f"--precision={case['precision']}"),
             *(f"--crop_height={case['crop']}", f"--crop_width={case['crop']}"),
         ]
-        subprocess.run(command, cwd=checkout, capture_output=True, check=True)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChildProcessError(f"{checkout}: train_main.py must succeed; {done.stderr[-1000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -244,8 +247,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     classes = [LabelClass(i, str(i), (i, i, i)) for i in range(CLASSES)]
     run = Run(Path(), model, config, make_label_set(classes, "all"), crop, (), "")
     state = build_state(run, lambda _: None, fresh=True)
-    if case["forms"] != FORMS[0]:
-        use_forms(state.model, case["forms"])
+    if case["keras_convolutions"]:
+        use_keras_convolutions(state.model)
     steps = make_steps(make_step(state, config, tf.distribute.get_strategy()))
     rng = np.random.default_rng(0)
     image = tf.constant(rng.integers(0, 256, [batch, crop, crop, 3], np.uint8))
@@ -277,16 +280,14 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def use_forms(model: Any, forms: str) -> None:
-    """Reverts `use_forms_for_xla` for some layers, for comparison."""
+def use_keras_convolutions(model: Any) -> None:
+    """Reverts `use_forms_for_xla` for the convolutions, for comparison."""
     from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
-    from mapseg.model.layers import BatchNormalization
 
-    kinds = (BatchNormalization,) if forms == "fused_norm" else (Conv2D, DepthwiseConv2D)
     for layer in model.layers:
         if hasattr(layer, "layers"):
-            use_forms(layer, forms)
-        elif isinstance(layer, kinds):
+            use_keras_convolutions(layer)
+        elif isinstance(layer, Conv2D | DepthwiseConv2D):
             layer.for_xla = False
 
 
