@@ -40,7 +40,7 @@ def test_explicit_flags_win_over_a_flag_file_wherever_it_stands():
         (["train_main.py", "--mode=dance"], "mode"),
         (["train_main.py", "--flagfile=none.flags"], "none.flags"),
         (["infer_main.py", "--run_dir=r"], "frames must be given"),
-        (["infer_main.py", "--frames=f"], "run_dir, perhaps with checkpoint, or init_checkpoint"),
+        (["infer_main.py", "--frames=f"], "either run_dir, optionally with checkpoint, or"),
         (["infer_main.py", "--run_dir=r", "--init_checkpoint=c"], "run_dir=r, init_checkpoint=c"),
         (["infer_main.py", "--init_checkpoint=c", "--checkpoint=best"], "init_checkpoint=c"),
         (["infer_main.py", "--run_dir=r", "--frames=x", "--out_dir=o", "--every=0"], "every"),

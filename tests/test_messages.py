@@ -99,7 +99,7 @@ def test_without_locks_it_works_and_says_so_once(number, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for _ in range(2):
-        with files.locked(tmp_path / "run" / ".lock", "another one is at work"):
+        with files.locked(tmp_path / "run" / ".lock", "another one is running"):
             pass
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"WARNING: {tmp_path}/run: its file system has no locks (")
@@ -374,7 +374,7 @@ def test_a_best_checkpoint_that_is_none_is_named(copied):
         checkpoints.find_checkpoint(copied)
     assert checkpoints.find_checkpoint(copied, "latest").name == "step-00000004"
     edit(path, step=3)
-    with pytest.raises(FileNotFoundError, match=r"got best, which is step 3 after best\.json"):
+    with pytest.raises(FileNotFoundError, match=r"best, which is step 3 according to best\.json"):
         checkpoints.find_checkpoint(copied)
     edit(path, step=4, mean_iou=None)
     with pytest.raises(ValueError, match=r"best\.json: mean_iou must be there.*remove the file"):

@@ -35,7 +35,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         tf.train.Checkpoint(v=tf.Variable(0.0), more=tf.Variable(0.0)),
         tf.train.Checkpoint(),
     ):
-        with pytest.raises(ValueError, match="must fit this run"):
+        with pytest.raises(ValueError, match="must match this run"):
             checkpoints.read_state(path, other)
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     shutil.copytree(
         runs[1].checkpoints_dir / "step-00000001", runs[0].checkpoints_dir / "step-00000002"
     )
-    message = f"step-00000002: a checkpoint must be of the run in whose.*{runs[1].id}.*Remedy"
+    message = f"step-00000002: a checkpoint must belong to the run of its.*{runs[1].id}.*Remedy"
     with pytest.raises(ValueError, match=message):
         checkpoints.find_checkpoint(runs[0].run_dir)
     with pytest.raises(ValueError, match=message):

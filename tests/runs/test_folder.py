@@ -63,7 +63,7 @@ def test_a_run_folder_that_is_no_longer_ones_own_is_noticed(tmp_path):
     removed = pytest.raises(FileNotFoundError, match=r"run: the run folder must stay.*removed")
     with lock_run(run_dir) as check:
         check()
-        error = pytest.raises(ValueError, match="another one is at work")
+        error = pytest.raises(ValueError, match="another one is running")
         with error, lock_run(run_dir):
             pass
         check()  # who was refused changed nothing

@@ -393,4 +393,4 @@ def test_initial_weights_are_not_read_again(copied):
     assert describe(run, state, 6, Workers(tf.distribute.get_strategy()))
     case = Case({}, copied, None, "train", quiet)
     assert check_run_dir(case).level == "ok"
-    assert check_weights(case).text == "those of step 4"
+    assert check_weights(case).text == "from the checkpoint of step 4"
