@@ -151,10 +151,10 @@ def check_new(run_dir: Path) -> None:
             )
         return
     # A run may have been killed between writing labels.json and config.json.
-    strangers = sorted(n for n in names - {".lock", "labels.json"} if not _PARTIAL.fullmatch(n))
-    if strangers:
+    foreign = sorted(n for n in names - {".lock", "labels.json"} if not _PARTIAL.fullmatch(n))
+    if foreign:
         raise ValueError(
-            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(strangers[:3])} and "
+            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(foreign[:3])} and "
             "no config.json. Remedy: give another --run_dir"
         )
 
@@ -212,7 +212,7 @@ def amend_run(run: Run, options: Mapping[str, Any]) -> Run:
     conflicts = identity_conflicts(run.model, options) + identity_conflicts(run.train, options)
     if conflicts:
         raise ValueError(
-            f"{run.run_dir}: these options of a run must not change: {'; '.join(conflicts)}. "
+            f"{run.run_dir}: options that define a run must not change: {'; '.join(conflicts)}. "
             "Remedy: leave them out, or give another --run_dir"
         )
     names = to_json(run.train).keys()
@@ -280,7 +280,7 @@ def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
         try:
             yield check
         finally:
-            with contextlib.suppress(OSError):  # nothing was written: remove it
+            with contextlib.suppress(OSError):  # nothing was written: removes the folder
                 if [entry.name for entry in run_dir.iterdir()] == [path.name]:
                     path.unlink()
                     if not existed:
