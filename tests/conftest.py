@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-# Tests are for the CPU: the same everywhere, and a GPU stays free for its user.
+# Tests run on the CPU: results are the same everywhere, and the GPU stays free.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -26,7 +26,7 @@ LABELS = [
     {"name": "nature--sky", "color": [70, 130, 180], "evaluate": True},
     {"name": "void--unlabeled", "color": [0, 0, 0], "evaluate": False},
 ]
-# What a training run of seconds on a CPU takes; tests change single options of it.
+# Options of a training run that takes seconds on a CPU; tests change single ones.
 TINY = {
     "encoder": "mobilenet_v2",
     "encoder_weights": "none",
@@ -69,10 +69,10 @@ def make_tiny_records(root, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def alike():
-    """Every test begins alike, whatever ran before it: random numbers, and Keras's precision.
+def reset_seeds_and_precision():
+    """Resets random seeds and Keras's precision, so that tests do not depend on their order.
 
-    Fixtures of a module or session begin before it, so those that build networks set a seed.
+    Fixtures of a module or session run earlier: those that build networks must set a seed.
     """
     import keras
 
@@ -86,35 +86,35 @@ def contents(folder):
 
 @pytest.fixture(scope="session")
 def records_dir(tmp_path_factory):
-    """The records that tests share, beside `vistas`, their source; tests must not change them."""
+    """Records shared by all tests, next to their source `vistas`; tests must not change them."""
     root = tmp_path_factory.mktemp("tiny")
     records_dir = make_tiny_records(root)
     before = contents(root)
     yield records_dir
-    assert contents(root) == before, "a test has changed the records that all share"
+    assert contents(root) == before, "a test has changed the shared records"
 
 
 @pytest.fixture(scope="session")
 def run_dir(records_dir, tmp_path_factory):
-    """A run that was trained for four steps and evaluated; tests must not change it."""
+    """A run trained for four steps and evaluated, shared by all tests; they must not change it."""
     from mapseg.estimator import Estimator
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
     Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
     before = contents(run_dir)
     yield run_dir
-    assert contents(run_dir) == before, "a test has changed the run that all share"
+    assert contents(run_dir) == before, "a test has changed the shared run"
 
 
 @pytest.fixture
 def own_run_dir(run_dir, tmp_path):
-    """A copy of that run for a single test, which may change it."""
+    """A copy of that run for one test, which may change it."""
     return shutil.copytree(run_dir, tmp_path / "own_run")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Puts a network of two layers in the place of the one asked for."""
+    """Replaces the network by one of two layers."""
     from take_steps import SmallState
 
     from mapseg.training import state
@@ -123,9 +123,9 @@ def small(monkeypatch):
 
 
 def free_ports(count):
-    """Ports of this machine that are free, and that no system gives to outgoing connections.
+    """Returns free ports of this machine, outside the range for outgoing connections.
 
-    They are drawn at random, not by the seed of the test: others may be drawing beside it.
+    They are drawn without the test's seed, since other processes may be drawing at the same time.
     """
     ports, draw = [], random.SystemRandom()
     while len(ports) < count:
@@ -140,7 +140,7 @@ def free_ports(count):
 
 
 def connected(address):
-    """A connection to a worker, as soon as it listens."""
+    """Connects to a worker as soon as it listens."""
     host, _, port = address.rpartition(":")
     while True:
         try:
@@ -150,15 +150,15 @@ def connected(address):
 
 
 def tf_config(ports, index):
-    """What a worker on this machine finds in its environment."""
+    """Returns the environment variable of a worker on this machine."""
     workers = [f"127.0.0.1:{port}" for port in ports]
     task = {"type": "worker", "index": index}
     return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task})}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-random-order shuffles, where it is asked to
+@pytest.hookimpl(tryfirst=True)  # before pytest-random-order shuffles, if it is enabled
 def pytest_collection_modifyitems(items):
-    """Runs the long files first, so that two workers end together."""
+    """Runs the long files first, so that parallel workers finish at the same time."""
     long = (
         "test_workers",
         "test_loop",

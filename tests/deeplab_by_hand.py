@@ -1,4 +1,4 @@
-"""Checkpoints such as TF DeepLab wrote."""
+"""Checkpoints in the format of TF DeepLab."""
 
 import tensorflow as tf
 

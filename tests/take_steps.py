@@ -1,10 +1,10 @@
-"""Takes training steps of a small network on some devices and writes what came of them.
+"""Takes training steps of a small network on some devices and writes the results.
 
     python tests/take_steps.py one_device|mirrored|multi_worker OUT.npz
 
-Mirrored makes two devices of the CPU; multi_worker is run twice, with TF_CONFIG. The arrays of
-each case of CASES must not depend on the devices, but for the loss of `own_norm`, and for
-`sync_norm_in_parts`, whose parts are made of other crops.
+Mirrored splits the CPU into two devices; multi_worker is run twice, with TF_CONFIG. The arrays of
+each case of CASES must not depend on the devices, except for the loss of `own_norm`, and for
+`sync_norm_in_parts`, whose parts have other crops.
 """
 
 import sys
@@ -63,16 +63,16 @@ class SmallState:
         )
 
     def arrays(self):
-        found = [*self.model.variables]
+        arrays = [*self.model.variables]
         wrapped = getattr(self.optimizer, "_optimizer", None)  # Lookahead's
         for optimizer in (self.optimizer, *([wrapped] if wrapped is not None else [])):
             variables = optimizer.variables
-            found += variables() if callable(variables) else variables
-        return [np.array(v) for v in found]
+            arrays += variables() if callable(variables) else variables
+        return [np.array(v) for v in arrays]
 
 
 def small_batch(rows=2):
-    """A batch; if it is large, without labels on its first image: devices see unlike parts."""
+    """A batch; with over two rows its first image has no labels, so that devices differ."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, [rows, 8, 8, 3], np.uint8)
     label = image[..., 0] // 86
@@ -82,18 +82,18 @@ def small_batch(rows=2):
 
 
 def share(workers, batch):
-    """This process's part of a batch, for its devices, again and again."""
+    """Repeats this process's part of a batch, split over its devices."""
     local = workers.replicas // workers.count
     rows = len(batch[0]) // workers.count
-    own = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
-    parts = tf.data.Dataset.from_tensor_slices(tuple(own)).batch(rows // local).repeat()
+    local_batch = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
+    parts = tf.data.Dataset.from_tensor_slices(tuple(local_batch)).batch(rows // local).repeat()
     if workers.replicas == 1:
         return iter(parts)
     return iter(workers.strategy.distribute_datasets_from_function(lambda _: parts))
 
 
 def take(workers, name, config):
-    """What a case comes to: losses, and the variables."""
+    """Trains a case; returns the losses and the variables."""
     with workers.strategy.scope():
         state = SmallState(config)
     batches = share(workers, small_batch(4))
@@ -112,7 +112,7 @@ def take(workers, name, config):
 
 
 def overflow(workers, state, steps, batches):
-    """Only the second half of the batch overflows; no device may change, hang or differ."""
+    """Only the second half of the batch overflows; no device may update, hang or differ."""
     image, label = small_batch(4)
     label = label.numpy()
     label[:2] = 255
@@ -140,13 +140,13 @@ def main(kind, out_path):
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(cpu, halves)
     config = replace(BATCH, strategy=kind, peer_timeout_secs=1200)
-    strategy._CONNECT_SECS = 1200.0  # however slow the machine is
+    strategy._CONNECT_SECS = 1200.0  # for slow machines
     workers = strategy.join(config, {}, print, lambda: False)
     assert workers.replicas == {"one_device": 1, "mirrored": 2, "multi_worker": 2}[kind]
     arrays = {
         f"{name}/{i}": np.array(value)
         for name, case in CASES.items()
-        if (kind, name) != ("mirrored", "compiled")  # XLA takes one device of a process
+        if (kind, name) != ("mirrored", "compiled")  # XLA supports one device per process
         for i, value in enumerate(take(workers, name, case))
     }
     np.savez(out_path, **arrays)

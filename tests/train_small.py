@@ -1,4 +1,4 @@
-"""train_main.py with the small network of take_steps.py, which is built in a second."""
+"""train_main.py with the small network of take_steps.py, which builds in a second."""
 
 import sys
 
@@ -18,6 +18,6 @@ def build_model(config, num_classes, *, precision):
 
 
 if __name__ == "__main__":
-    devices._CONNECT_SECS = 1200.0  # however slow the machine is
+    devices._CONNECT_SECS = 1200.0  # for slow machines
     state.build_state, validation.build_model = build_state, build_model
     sys.exit(train_main.main([*sys.argv, "--compile_cache_dir="]))
