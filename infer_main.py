@@ -1,4 +1,4 @@
-"""Segments camera frames with a trained run, or TF DeepLab's network: flags in, exit code."""
+"""Segments camera frames with the network of a run or with TF DeepLab's."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Trains, evaluates, exports and plots: flags in, library call, exit code."""
+"""Trains, evaluates and exports a segmentation network, and plots training runs."""
 
 import sys
 from collections.abc import Sequence
