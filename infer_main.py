@@ -1,4 +1,4 @@
-"""Segments camera frames with a trained run, or TF DeepLab's network: flags in, exit code."""
+"""Segments camera frames with the network of a run or with TF DeepLab's."""
 
 import sys
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from mapseg.config import InferConfig, PredictConfig
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the program's flags."""
     values = flags.FlagValues()
     for name, default, help_text in (
-        ("run_dir", "", "folder of the run whose network is used"),
+        ("run_dir", "", "folder of the run whose network to use"),
         ("checkpoint", "best", "of the run: best, latest or a step"),
-        ("init_checkpoint", "", "in place of a run: prefix of TF DeepLab's Cityscapes checkpoint"),
+        ("init_checkpoint", "", "instead of a run: prefix of TF DeepLab's Cityscapes checkpoint"),
     ):
         flags.DEFINE_string(name, default, help_text, flag_values=values)
     cli.define_flags(values, InferConfig, PredictConfig)
@@ -24,14 +24,14 @@ def define_flags() -> flags.FlagValues:
 
 
 def work(values: flags.FlagValues) -> int:
-    """Segments the frames; 1 where some could not be."""
+    """Segments the frames; returns 1 if any failed."""
     startup.quiet_tensorflow()
     run_dir, prefix = values.run_dir, values.init_checkpoint
     if bool(run_dir) == bool(prefix) or (prefix and values["checkpoint"].present):
         raise ValueError(
-            "run_dir, perhaps with checkpoint, or init_checkpoint must be given; got "
-            f"run_dir={run_dir}, init_checkpoint={prefix}. Remedy: one of --run_dir=FOLDER and "
-            "--init_checkpoint=PREFIX alone"
+            "either run_dir, optionally with checkpoint, or init_checkpoint must be given; got "
+            f"run_dir={run_dir}, init_checkpoint={prefix}. Remedy: give either "
+            "--run_dir=FOLDER or --init_checkpoint=PREFIX"
         )
     config = InferConfig(**cli.given(values, InferConfig))
     predicting = PredictConfig(**cli.given(values, PredictConfig))

@@ -1,4 +1,4 @@
-"""Trains, evaluates, exports and plots: flags in, library call, exit code."""
+"""Trains, evaluates and exports a segmentation network, and plots training runs."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ MODES = ("train_and_evaluate", "train", "evaluate", "export", "plot")
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes."""
+    """Defines the program's flags."""
     values = flags.FlagValues()
 
     def text(name: str, default: str, help_text: str) -> None:
@@ -22,11 +22,11 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("mode", MODES[0], MODES, "what to do", flag_values=values)
     text("run_dir", "", "folder of the run: configuration, checkpoints, history")
     text("records_dir", "", "folder of records, made by data_prep.build_records")
-    text("checkpoint", "best", "to evaluate or export: best, latest or a step")
-    text("export_dir", "", "where the SavedModel goes; default RUN_DIR/export")
-    flags.DEFINE_list("runs", [], "to plot: the run folders to draw together", flag_values=values)
-    text("plot_path", "runs.png", "to plot: the picture to write")
-    cache = "where XLA keeps compiled programs; auto is ~/.cache/mapseg, empty is nowhere"
+    text("checkpoint", "best", "for evaluate and export: best, latest or a step")
+    text("export_dir", "", "folder for the SavedModel; default RUN_DIR/export")
+    flags.DEFINE_list("runs", [], "for plot: run folders to draw in one chart", flag_values=values)
+    text("plot_path", "runs.png", "for plot: the PNG to write")
+    cache = "cache for programs compiled by XLA; auto is ~/.cache/mapseg, empty disables it"
     text("compile_cache_dir", "auto", cache)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
@@ -34,7 +34,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def work(values: flags.FlagValues) -> int:
-    """Does what --mode says."""
+    """Runs the chosen --mode."""
     startup.quiet_tensorflow()
     mode = values.mode
     if mode == "plot":

@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 
 
 def _check_stack() -> None:
-    """Refuses a TensorFlow or Keras that mapseg was not built for, before it is imported.
+    """Refuses an unsupported TensorFlow or Keras before it is imported.
 
-    The errors carry the package's name: then `python -m mapseg.X` shows one line, no traceback.
+    The errors carry the package's name, so that `python -m mapseg.X` prints one line, no traceback.
     """
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
@@ -22,14 +22,14 @@ def _check_stack() -> None:
         )
     if os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() not in ("", "0", "false"):
         raise ImportError(
-            "TF_USE_LEGACY_KERAS must not be set: mapseg uses the Keras that TensorFlow comes "
-            "with. Remedy: unset TF_USE_LEGACY_KERAS",
+            "TF_USE_LEGACY_KERAS must not be set: mapseg uses the Keras that comes with "
+            "TensorFlow. Remedy: unset TF_USE_LEGACY_KERAS",
             name=__name__,
         )
     try:
         version = importlib.metadata.version("tensorflow")
     except importlib.metadata.PackageNotFoundError:
-        return  # a nightly or vendor build: its own import error says more than we could
+        return  # a nightly or vendor build, or none, for which the import error says more
     major, minor, patch = (int("".join(filter(str.isdigit, p))) for p in version.split(".")[:3])
     if (major, minor) == (2, 15) and patch >= 1:
         return
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        # Lazily: a conversion worker imports mapseg too.
+        # Lazy, because conversion workers import mapseg too.
         if name == "Estimator":
             from mapseg.estimator import Estimator
 

@@ -1,6 +1,6 @@
-"""Charts: the course of training runs, and what records hold.
+"""Charts of training runs and of the contents of records.
 
-Figures are drawn on a canvas of their own, never through pyplot, so threads and notebooks are safe.
+Figures are drawn on their own canvas, never through pyplot, so threads and notebooks are safe.
 """
 
 import io
@@ -20,15 +20,15 @@ Row = Mapping[str, float]
 
 
 def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
-    """Averages a curve with exponentially fading weights, without a bias to the start.
+    """Returns the exponential moving average of a curve, with bias correction.
 
-    The mean is divided by the sum of its weights, 1 - weight^n, as the moments are in Adam
-    (https://arxiv.org/abs/1412.6980, section 3), so the first value is itself. A value that is not
-    finite is left out: the mean stays where it was.
+    As for the moments in Adam (https://arxiv.org/abs/1412.6980, section 3), the mean is divided by
+    the sum of its weights, 1 - weight^n: the first value stays as it is. Non-finite values are
+    skipped.
 
     Args:
       values: [N] in order of steps.
-      weight: of the past, at least 0 and below 1; 0 changes nothing.
+      weight: of the past, at least 0 and below 1; 0 is no smoothing.
 
     Returns:
       [N] float64; nan before the first finite value.
@@ -47,22 +47,22 @@ def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
 
 
 def plot_history(rows: Sequence[Row], out_path: Path, smoothing: float) -> None:
-    """Draws the course of one run: loss raw and smoothed, learning rate, scores on validation.
+    """Draws one run: raw and smoothed loss, learning rate, validation scores.
 
     Args:
-      rows: as `runs.history.read_history` gives them.
-      out_path: the picture to write, `.png`.
+      rows: from `runs.history.read_history`.
+      out_path: the `.png` file to write.
       smoothing: weight of the past in the smoothed loss; see `smoothed`.
     """
     _write_figure(out_path, _figure({"": rows}, smoothing))
 
 
 def plot_runs(runs: Mapping[str, Sequence[Row]], out_path: Path, smoothing: float) -> None:
-    """Draws several runs together, each in a colour of its own; see `plot_history`.
+    """Draws several runs in one chart, each in its own colour; see `plot_history`.
 
     Args:
       runs: rows by the name of the run.
-      out_path: the picture to write, `.png`.
+      out_path: the `.png` file to write.
       smoothing: weight of the past in the smoothed loss.
     """
     if not runs:
@@ -88,8 +88,8 @@ def _figure(runs: Mapping[str, Sequence[Row]], smoothing: float) -> Figure:
         if scored:
             steps, score = _column(rows, "mean_iou")
             axes[2].plot(steps, 100 * score, **{**bold, "marker": "o"}, markersize=4)
-    for axis, what in zip(axes, ("training loss", "learning rate", "mean IoU, %"), strict=False):
-        _dress(axis, what)
+    for axis, label in zip(axes, ("training loss", "learning rate", "mean IoU, %"), strict=False):
+        _dress(axis, label)
     axes[0].legend(frameon=False)
     axes[1].set_ylim(bottom=0)
     axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-1, 3), useMathText=True)
@@ -106,23 +106,23 @@ def plot_audit(
     notes: Sequence[str],
     out_path: Path,
 ) -> None:
-    """Draws what records hold: a row for each class by falling share of pixels, sizes, and notes.
+    """Draws the contents of records: a row per class by descending share of pixels, sizes, notes.
 
-    The first split is drawn as bars, others as marks upon them.
+    The first split is drawn as bars, the other splits as marks on them.
 
     Args:
       classes: names and colours.
       pixels: by split, [classes] share of its pixels.
-      samples: by split, [classes] share of its samples that hold the class.
-      sizes: by split, by (height, width), its samples.
+      samples: by split, [classes] share of its samples that contain the class.
+      sizes: by split, number of samples by (height, width).
       notes: lines of text.
-      out_path: the picture to write, `.png`.
+      out_path: the `.png` file to write.
     """
     order = np.lexsort(
         [np.arange(len(classes)), *(-shares for shares in reversed(list(pixels.values())))]
     )
     classes = [classes[i] for i in order]
-    # Inches, as all that follows: room for the names, and rows that can be read.
+    # All in inches: room for the names, and rows that are readable.
     left = 0.4 + 0.057 * max(len(c.name) for c in classes)
     width, height = left + 10.6, max(6.5, 1.5 + 0.17 * len(classes))
     tall = min(height - 1.5, 0.45 * len(classes))
@@ -142,7 +142,7 @@ def plot_audit(
 def _pixel_shares(
     axis: Axes, classes: Sequence[LabelClass], pixels: Mapping[str, np.ndarray]
 ) -> None:
-    """Draws what share of the pixels each class has, beside its name."""
+    """Draws the share of pixels of each class, next to its name."""
     _class_rows(axis, classes, pixels)
     least = min((v[v > 0].min() for v in pixels.values() if v.any()), default=1)
     axis.set_xscale("log")
@@ -166,27 +166,27 @@ def _pixel_shares(
 def _sample_shares(
     axis: Axes, classes: Sequence[LabelClass], samples: Mapping[str, np.ndarray]
 ) -> None:
-    """Draws what share of the samples holds each class."""
+    """Draws the share of samples that contain each class."""
     _class_rows(axis, classes, samples)
     axis.set_xlim(0, 100)
     axis.set_yticks([])
-    axis.set_title("samples that hold it, %", fontsize=10)
+    axis.set_title("samples that contain it, %", fontsize=10)
 
 
 def _class_rows(
     axis: Axes, classes: Sequence[LabelClass], values: Mapping[str, np.ndarray]
 ) -> None:
-    """Draws shares as percent in the colours of the classes, from the top down."""
+    """Draws shares in percent, in the colours of the classes, from top to bottom."""
     places = np.arange(len(classes))
     for i, (split, shares) in enumerate(values.items()):
-        seen = places[shares > 0]
+        present = places[shares > 0]
         rim = {"edgecolor": "0.2", "label": split, "zorder": 2 + i}
         if i == 0:
-            colors = [np.array(classes[k].color) / 255 for k in seen]
-            axis.barh(seen, 100 * shares[seen], 0.78, color=colors, linewidth=0.5, **rim)
-        else:  # white with a rim shows on every colour
+            colors = [np.array(classes[k].color) / 255 for k in present]
+            axis.barh(present, 100 * shares[present], 0.78, color=colors, linewidth=0.5, **rim)
+        else:  # white with a rim is visible on every colour
             marker = "Dos^v"[(i - 1) % 5]
-            axis.scatter(100 * shares[seen], seen, 18, "white", marker, clip_on=False, **rim)
+            axis.scatter(100 * shares[present], present, 18, "white", marker, clip_on=False, **rim)
     for place in places[~np.any([shares > 0 for shares in values.values()], axis=0)]:
         where = {"transform": axis.get_yaxis_transform(), "va": "center"}
         axis.text(0.01, place, "never", color="0.5", fontsize=7, **where)
@@ -199,11 +199,11 @@ def _class_rows(
 
 
 def _size_marks(axis: Axes, sizes: Mapping[str, Mapping[tuple[int, int], int]]) -> None:
-    """Draws a circle for each size of image, its area by how many have it."""
-    most = max((n for found in sizes.values() for n in found.values()), default=1)
-    for i, (split, found) in enumerate(sizes.items()):
-        height, width = np.array(list(found), float).reshape(-1, 2).T
-        area = [12 + 300 * n / most for n in found.values()]
+    """Draws a circle per image size; its area grows with the number of images."""
+    most = max((n for counts in sizes.values() for n in counts.values()), default=1)
+    for i, (split, counts) in enumerate(sizes.items()):
+        height, width = np.array(list(counts), float).reshape(-1, 2).T
+        area = [12 + 300 * n / most for n in counts.values()]
         axis.scatter(
             width,
             height,
@@ -212,9 +212,9 @@ def _size_marks(axis: Axes, sizes: Mapping[str, Mapping[tuple[int, int], int]]) 
             alpha=0.5,
             linewidth=0.5,
             edgecolor="0.25",
-            label=f"{split}: {sum(found.values())}",
+            label=f"{split}: {sum(counts.values())}",
         )
-    longest = max((max(size) for found in sizes.values() for size in found), default=1)
+    longest = max((max(size) for counts in sizes.values() for size in counts), default=1)
     axis.set_xlim(0, 1.1 * longest)
     axis.set_ylim(0, 1.1 * longest)
     axis.set_aspect("equal")
@@ -230,14 +230,14 @@ def _size_marks(axis: Axes, sizes: Mapping[str, Mapping[tuple[int, int], int]]) 
 
 
 def _column(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (steps, values) of the rows that have the column; not finite becomes a gap."""
+    """Returns (steps, values) of the rows that have the column; non-finite values are gaps."""
     pairs = [(row["step"], row[name]) for row in rows if name in row]
     steps, values = np.array(pairs, float).reshape(-1, 2).T
     return steps, np.where(np.isfinite(values), values, np.nan)
 
 
-def _dress(axis: Axes, what: str) -> None:
-    axis.set_ylabel(what)
+def _dress(axis: Axes, label: str) -> None:
+    axis.set_ylabel(label)
     axis.grid(alpha=0.3, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.01)
@@ -245,7 +245,9 @@ def _dress(axis: Axes, what: str) -> None:
 
 def _write_figure(path: Path, figure: Figure) -> None:
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: a chart must be named as a PNG; got {path.name}. Remedy: .png")
+        raise ValueError(
+            f"{path}: a chart must be a .png file; got {path.name}. Remedy: name it *.png"
+        )
     FigureCanvasAgg(figure)
     data = io.BytesIO()
     figure.savefig(data, format="png")

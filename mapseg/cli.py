@@ -1,4 +1,4 @@
-"""Config dataclasses -> absl flags -> what the user gave; errors -> messages and exit code 1.
+"""Flags from config dataclasses, options from flags, and exit codes from errors.
 
 Only the entry points import this.
 """
@@ -32,7 +32,7 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 
 
 def define_flags(values: flags.FlagValues, *kinds: type) -> None:
-    """Defines a flag of the same name for every field of some config dataclasses."""
+    """Defines a flag for every field of config dataclasses, with the same name."""
     for kind in kinds:
         for field in dataclasses.fields(kind):
             text = field.metadata["help"]
@@ -43,7 +43,7 @@ def define_flags(values: flags.FlagValues, *kinds: type) -> None:
 
 
 def given(values: flags.FlagValues, *kinds: type) -> dict[str, Any]:
-    """Returns the options of some config dataclasses that the command line or a flag file set."""
+    """Returns the fields of config dataclasses that the command line or a flag file set."""
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     return {name: values[name].value for name in names if values[name].present}
 
@@ -61,17 +61,17 @@ def required(values: flags.FlagValues, name: str) -> str:
 
 
 def use_compile_cache(values: flags.FlagValues) -> None:
-    """Does what --compile_cache_dir says, before TensorFlow is imported.
+    """Sets up the cache of --compile_cache_dir, before TensorFlow is imported.
 
     Raises:
-      OSError: the folder was asked for, and cannot be used; the default one is done without.
+      OSError: the folder that the user chose is unusable; for the default, that is only reported.
     """
     folder = str(values["compile_cache_dir"].value)
     if folder == "auto":
         try:
             compiling.use_compile_cache(compiling.default_cache_dir())
-        except (OSError, RuntimeError) as error:  # no home, or one that cannot be written to
-            report(f"what is compiled will not be kept: {error}")
+        except (OSError, RuntimeError) as error:  # no home folder, or not writable
+            report(f"compiled programs will not be cached: {error}")
     elif folder:
         compiling.use_compile_cache(Path(folder))
 
@@ -84,28 +84,26 @@ def run(
 ) -> int:
     """Parses the flags and calls `main`.
 
-    Flags on the command line win over those of a flag file wherever either stands. A bad flag, a
-    left-over argument and every failure that was foreseen end in one line on the error output; any
-    other shows its traceback, and that it is a bug.
+    Flags on the command line override those of a flag file, in any order. Bad flags, extra
+    arguments and expected errors end in one line on stderr; any other error shows its traceback,
+    and that it is a bug.
 
     Args:
-      main: takes the parsed flags, returns an exit code.
-      values: the flags that the program has.
-      argv: the program's name and its arguments; None is those of the command line.
-      about: what `--help` says above the flags.
+      main: called with the parsed flags, returns an exit code.
+      values: the program's flags.
+      argv: the program's name and its arguments; None reads the command line.
+      about: text that `--help` shows above the flags.
 
     Returns:
       The exit code: that of `main`, 1 after an error, 130 after Ctrl-C.
     """
     if argv is None:
         startup.use_utf8()
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no program
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
-    flags.DEFINE_bool("help", False, "show this", flag_values=values)
-    flags.DEFINE_bool(
-        "traceback", False, "show where in the program an error came from", flag_values=values
-    )
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    flags.DEFINE_bool("traceback", False, "show the traceback of an error", flag_values=values)
     try:
         rest = values(_flag_files_first(sys.argv if argv is None else argv))[1:]
         if rest:
@@ -119,7 +117,7 @@ def run(
         _expand_home(values)
         return main(values)
     except KeyboardInterrupt:
-        print("interrupted; the same command again goes on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
         if values["traceback"].value or not is_foreseen(error):
@@ -129,7 +127,7 @@ def run(
 
 
 def report(line: str) -> None:
-    """Shows a line at once; a reader that went away, or a full disk, does not end the work."""
+    """Prints a line immediately; a closed pipe or a full disk does not end the program."""
     try:
         print(line, flush=True)
     except OSError:
@@ -140,32 +138,32 @@ def report(line: str) -> None:
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one ends the program.
 
-    Both are heard at once by a thread: while TensorFlow compiles, or waits for another machine,
-    Python's own handlers do not run. Only for the main thread.
+    A thread receives both immediately: while TensorFlow compiles or waits for another machine,
+    Python's handlers do not run. Must be called from the main thread.
     """
-    asked = threading.Event()
+    stop_requested = threading.Event()
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     former_fd = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     numbers = (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
+    former = {number: signal.signal(number, lambda *_: stop_requested.set()) for number in numbers}
 
     def watch() -> None:
-        heard = 0
+        received = 0
         while number := reading.recv(1):
             if number[0] not in numbers:
                 continue
-            heard += 1
-            if heard > 1:
+            received += 1
+            if received > 1:
                 os._exit(128 + number[0])
-            asked.set()
+            stop_requested.set()
             with contextlib.suppress(OSError):
-                os.write(2, b"stopping after this step; once more ends at once without saving\n")
+                os.write(2, b"stopping after this step; a second signal exits without saving\n")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield asked.is_set
+        yield stop_requested.is_set
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -176,7 +174,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def _expand_home(values: flags.FlagValues) -> None:
-    """Lets `~` begin the path of a folder or file: a shell leaves --name=~/folder as it is."""
+    """Expands a leading `~` in flag values; the shell leaves --name=~/folder as it is."""
 
     def expanded(value: str) -> str:
         return str(expand_home(value)) if value.startswith("~") else value
@@ -186,23 +184,23 @@ def _expand_home(values: flags.FlagValues) -> None:
         if isinstance(value, str):
             values[name].value = expanded(value)
         elif isinstance(value, list):
-            values[name].value = [expanded(each) for each in value]
+            values[name].value = [expanded(item) for item in value]
 
 
 def _check_flag_file(path: Path) -> None:
     """Refuses a flag file that absl would misread.
 
     Raises:
-      ValueError: it is not plain UTF-8.
+      ValueError: the file is not UTF-8, or has a byte-order mark.
     """
     if not path.is_file():
-        return  # absl's own error names it
+        return  # absl reports it
     data = path.read_bytes()
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: a flag file must be text in UTF-8; got {error}. Remedy: save it as UTF-8"
+            f"{path}: a flag file must be UTF-8 text; got {error}. Remedy: save it as UTF-8"
         ) from error
     if text.startswith("\ufeff"):
         raise ValueError(
@@ -214,16 +212,16 @@ def _check_flag_file(path: Path) -> None:
 def _flag_files_first(argv: Sequence[str]) -> list[str]:
     """Moves every --flagfile to the front: with absl the last value of a flag wins."""
     files: list[str] = []
-    others: list[str] = []
+    other_arguments: list[str] = []
     rest = iter(argv[1:])
     for argument in rest:
         if argument == "--":
-            others += [argument, *rest]
+            other_arguments += [argument, *rest]
         elif argument in ("--flagfile", "-flagfile"):
             files += [f"--flagfile={next(rest, '')}"]
         else:
             is_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
-            (files if is_file else others).append(argument)
+            (files if is_file else other_arguments).append(argument)
     for file in files:
         _check_flag_file(expand_home(file.partition("=")[2]))
-    return [argv[0], *files, *others]
+    return [argv[0], *files, *other_arguments]

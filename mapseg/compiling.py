@@ -1,4 +1,4 @@
-"""Keeps what XLA compiles and measures in a folder, so that the next start need not do it again."""
+"""A persistent cache of compiled programs and autotuning results of XLA."""
 
 import contextlib
 import importlib.metadata
@@ -10,40 +10,39 @@ from pathlib import Path
 
 from mapseg.files import expand_home
 
-# The cache of what was measured came after the TensorFlow of mapseg[addons]; XLA ends a program
-# that has a flag which it does not know.
+# The TensorFlow of mapseg[addons] has no autotuning cache; XLA aborts on an unknown flag.
 _NO_AUTOTUNE_CACHE = ("2.15", "unknown")
 _MOST_BYTES = 2_000_000_000
-# What a running process has read is at most so old: file systems note the first reading of a day.
+# A file read by a running process is no older: access times may be updated only once a day.
 _KEPT_SECS = 25 * 3600
 
 
 def default_cache_dir() -> Path:
-    """Returns the folder for compiled programs among the user's caches."""
+    """Returns the default folder for compiled programs, in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "mapseg" / "compiled"
 
 
 def use_compile_cache(folder: Path) -> None:
-    """Lets XLA keep compiled programs, and which kernels were the fastest, in a folder.
+    """Makes XLA cache compiled programs, and the fastest kernels it measured, in a folder.
 
-    It sets variables of the environment, beside what the user has in them, for the whole process;
-    TensorFlow reads them when it is imported. Programs of another TensorFlow lie apart; others are
-    told by XLA itself from what they compute and on what device. Where all of them take more than
-    2 GB, those that were not used for the longest time go first; those of the last day stay.
+    Adds to environment variables of this process, after the user's values; TensorFlow reads them
+    when it is imported. Each TensorFlow version has its own subfolder; within it, XLA identifies
+    programs by computation and device. Above 2 GB in total, the least recently used files are
+    deleted, except those used in the last day.
 
     Args:
-      folder: made if it is not there; it must be on a disk, and may be deleted at any time.
+      folder: created if missing; must be on a disk, and may be deleted at any time.
 
     Raises:
-      OSError: the folder cannot be made or written to.
-      RuntimeError: TensorFlow was imported before.
+      OSError: the folder cannot be created or written to.
+      RuntimeError: TensorFlow is already imported.
     """
     if "tensorflow" in sys.modules:
         raise RuntimeError("use_compile_cache must be called before TensorFlow is imported")
     try:
         version = importlib.metadata.version("tensorflow")
-    except importlib.metadata.PackageNotFoundError:  # of a nightly or a vendor
+    except importlib.metadata.PackageNotFoundError:  # a nightly or vendor build
         version = "unknown"
     folder = expand_home(str(folder)).absolute() / f"tensorflow-{version}"
     kernels = folder / "kernels"
@@ -56,16 +55,16 @@ def use_compile_cache(folder: Path) -> None:
     _evict(folder.parent)
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", str(folder))
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_read_only", "false")
-    if version.startswith("2.15"):  # it cannot read what it wrote for a CPU
+    if version.startswith("2.15"):  # it cannot read its own files for a CPU
         _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_device_types", "GPU")
     if not version.startswith(_NO_AUTOTUNE_CACHE):
         _add("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", str(kernels))
-    # XLA times kernels while it compiles; code that is loaded lazily spoils and delays that.
+    # XLA times kernels while it compiles; lazy loading would distort the times and slow it down.
     os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
 
 
 def _evict(folder: Path) -> None:
-    """Bounds a cache, all versions of TensorFlow together; other processes may use it meanwhile."""
+    """Limits the cache size over all TensorFlow versions; other processes may be using it."""
     entries = []
     for path in folder.glob("tensorflow-*/**/*"):
         with contextlib.suppress(OSError):  # another process has removed it

@@ -1,11 +1,11 @@
-"""Checks, before a run, whether training as asked will work on this machine; cheap things first.
+"""Checks, before a run, whether training will work on this machine; cheap checks first.
 
-    python -m mapseg.doctor [--records_dir=R] [--run_dir=O] [--flagfile=F] [options of training]
+    python -m mapseg.doctor [--records_dir=R] [--run_dir=O] [--flagfile=F] [training options]
 
-Prints a line for each check: ok; WARN, where training works but not as it could; FAIL, where it
-will not work; skip, where what the check needs is not there. It writes into no folder and downloads
-nothing. Without --records_dir the step is tried on a synthetic batch. The exit code is 1 if a check
-failed.
+Prints a line for each check: ok; WARN, training works, but not as well as it could; FAIL, training
+will not work; skip, a check that this one needs did not pass. It writes no files and downloads
+nothing. Without --records_dir the step is tested on a synthetic batch. The exit code is 1 if a
+check failed.
 """
 
 import sys
@@ -23,7 +23,7 @@ from mapseg.errors import is_foreseen, one_line
 
 _NOT_NEEDED = ("checkpoint", "export_dir", "runs", "plot_path", "compile_cache_dir")
 
-# In this order: name, the checks without whose success it cannot be made, the check.
+# In order of execution: name, the checks that must pass first, the check.
 CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Case], Finding]], ...] = (
     ("versions", (), environment.check_versions),
     ("flags", (), options.check_flags),
@@ -44,10 +44,10 @@ CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Case], Finding]], ...] = (
 
 
 def examine(case: Case, report: Callable[[str], None]) -> bool:
-    """Makes all checks and reports each; returns whether none failed."""
-    lost: dict[str, str] = {}
+    """Runs all checks and reports each; returns whether none failed."""
+    not_passed: dict[str, str] = {}
     for name, needs, check in CHECKS:
-        lacking = [need for need in needs if need in lost]
+        lacking = [need for need in needs if need in not_passed]
         try:
             finding = check(case) if not lacking else Finding(SKIP, f"needs {lacking[0]}")
         except Exception as error:
@@ -55,19 +55,19 @@ def examine(case: Case, report: Callable[[str], None]) -> bool:
                 traceback.print_exc()
             finding = Finding(FAIL, one_line(error))
         if finding.level in (FAIL, SKIP):
-            lost[name] = finding.level
+            not_passed[name] = finding.level
         report(f"{finding.level:<4}  {name}: {finding.text}")
-    return FAIL not in lost.values()
+    return FAIL not in not_passed.values()
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines what the program takes: all that train_main.py does, for its flag files."""
+    """Defines the flags: all those of train_main.py, so that its flag files work."""
     values = flags.FlagValues()
     for name, text in (
         ("records_dir", "folder of records, made by data_prep.build_records"),
-        ("run_dir", "folder of the run, new or to go on with"),
-        ("mode", "as for train_main.py; with train no split to evaluate on is needed"),
-        *((name, "of train_main.py; not needed here") for name in _NOT_NEEDED),
+        ("run_dir", "folder of the run, new or to resume"),
+        ("mode", "as in train_main.py; train needs no split to evaluate on"),
+        *((name, "of train_main.py; ignored") for name in _NOT_NEEDED),
     ):
         flags.DEFINE_string(name, "", text, flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
@@ -76,7 +76,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def make_case(values: flags.FlagValues) -> Case:
-    """Returns the case that the flags describe."""
+    """Builds a case from the flags."""
     return Case(
         options=cli.given(values, ModelConfig, TrainConfig),
         run_dir=Path(values.run_dir) if values.run_dir else None,
@@ -87,7 +87,7 @@ def make_case(values: flags.FlagValues) -> Case:
 
 
 def work(values: flags.FlagValues) -> int:
-    """Makes the checks; 1 where one failed."""
+    """Runs the checks; returns 1 if any failed."""
     startup.quiet_tensorflow()
     return 0 if examine(make_case(values), cli.report) else 1
 

@@ -1,4 +1,4 @@
-"""What an error says to people: one line with the cause and the remedy, or that it is a bug."""
+"""Error messages for users: one line with cause and remedy, or a request to report a bug."""
 
 import errno
 import re
@@ -12,15 +12,15 @@ _PARTS = ("mapseg", "data_prep", "experiments", "benchmarks", "train_main.py", "
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Whether the program was written to end with this error, and so its message says enough.
+    """Whether the program expects this error, so that its message is enough.
 
-    That is what a `raise` statement of the project raised, here, in another process, or in Python
-    that TensorFlow called; a file that the system refused; memory or a disk that is full. All else
-    is a bug: a ValueError of NumPy's, say, that nobody had in mind.
+    Expected are errors from a `raise` statement of the project, here, in another process, or in
+    Python that TensorFlow called; system errors about a file; full memory and full disks. All
+    others are bugs, such as a ValueError from NumPy.
     """
     if isinstance(error, MemoryError) or _is_exhausted(error) or quoted_errno(error) is not None:
         return True
-    if type(error).__module__.startswith("absl.flags"):  # a bad flag; not imported for this
+    if type(error).__module__.startswith("absl.flags"):  # a bad flag; by name: does not import absl
         return True
     if isinstance(error, OSError) and error.filename is not None:
         return True
@@ -29,19 +29,19 @@ def is_foreseen(error: BaseException) -> bool:
     if not isinstance(error, ValueError | OSError | FloatingPointError):
         return False
     if type(error.__cause__).__name__ in ("_RemoteTraceback", "RemoteTraceback"):
-        return _is_ours(*_last_frame(str(error.__cause__)))  # multiprocessing's: a text
+        return _is_ours(*_last_frame(str(error.__cause__)))  # of multiprocessing: only text
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and _is_ours(frames[-1].filename, frames[-1].line or "")
 
 
 def one_line(error: BaseException) -> str:
-    """Says what was wrong in one line; of a bug, that it is one."""
-    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    """Returns the message in one line; for a bug, with a request to report it."""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     if is_foreseen(error):
-        return _foreseen_text(error) + where
+        return _foreseen_text(error) + notes
     text = " ".join(str(error).split())[:1000]
-    remedy = "This is a bug of mapseg: please report it with all of this text"
-    return f"{type(error).__name__}: {text}{where}. {remedy}"
+    remedy = "This is a bug in mapseg: please report it with all of this text"
+    return f"{type(error).__name__}: {text}{notes}. {remedy}"
 
 
 def _foreseen_text(error: BaseException) -> str:
@@ -60,14 +60,14 @@ def _foreseen_text(error: BaseException) -> str:
 
 
 def _is_exhausted(error: BaseException) -> bool:
-    return type(error).__name__ == "ResourceExhaustedError"  # TensorFlow's, which is not imported
+    return type(error).__name__ == "ResourceExhaustedError"  # by name: does not import TensorFlow
 
 
 def _raised_within(error: BaseException) -> str:
-    """Returns the message of an error that Python raised which TensorFlow called; else empty."""
+    """Returns the message of an error in Python code that TensorFlow called; else empty."""
     text = " ".join(str(error).split())
-    found = re.search(r"(?:Value|OS|FileNotFound)Error: (.+?) Traceback \(most recent", text)
-    return found[1] if found else ""
+    match = re.search(r"(?:Value|OS|FileNotFound)Error: (.+?) Traceback \(most recent", text)
+    return match[1] if match else ""
 
 
 def _last_frame(text: str) -> tuple[str, str]:
@@ -77,7 +77,7 @@ def _last_frame(text: str) -> tuple[str, str]:
 
 
 def _is_ours(file: str, line: str) -> bool:
-    """Whether a line of a file is a `raise` statement of the project."""
+    """Whether a source line is a `raise` statement of the project."""
     path = Path(file).resolve()
     if _ROOT not in path.parents:
         return False

@@ -1,7 +1,6 @@
 """The one object a notebook needs: train, evaluate, predict, export, bound to one run folder.
 
-TensorFlow is imported by the methods that need it: what is wrong with a folder or an option is
-reported before.
+TensorFlow is imported by the methods that need it, after they have checked folders and options.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,19 +40,19 @@ class Estimator:
 
     @property
     def run(self) -> Run:
-        """What the folder is bound to.
+        """The run that the folder stores.
 
         Raises:
-          FileNotFoundError: nothing was trained here yet.
+          FileNotFoundError: the folder has no run yet.
         """
         return open_run(self.run_dir)
 
     def amended(self, options: Mapping[str, Any]) -> Run:
-        """The stored run with options of a later call.
+        """Returns the stored run with changed options.
 
         Raises:
-          FileNotFoundError: nothing was trained here yet.
-          ValueError: an option that makes the run what it is has another value.
+          FileNotFoundError: the folder has no run yet.
+          ValueError: an option that must not change has another value.
         """
         return amend_run(self.run, options)
 
@@ -66,18 +65,18 @@ class Estimator:
         stopping: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> None:
-        """Trains to `steps`, or goes on with what was begun; see `mapseg.training.loop.train`.
+        """Trains to `steps`, or resumes the stored run; see `mapseg.training.loop.train`.
 
         Args:
           records_dir: a folder made by `data_prep.build_records`.
           predicting: how whole images are evaluated: scales, flip and tile size.
           evaluating: evaluate on `eval_split` every `eval_steps` and at the end.
-          stopping: asked after each step; where true, saves and returns.
-          **options: fields of ModelConfig and TrainConfig; a later call needs only what it changes.
+          stopping: called after each step; if true, saves and returns.
+          **options: fields of ModelConfig and TrainConfig; a later call needs only new values.
 
         Raises:
-          FileNotFoundError: no such records, or initial weights that are unavailable.
-          ValueError: an option that is unknown, has a bad value or would make another run of it.
+          FileNotFoundError: no such records, or the initial weights are unavailable.
+          ValueError: an option is unknown, has a bad value, or must not change.
           FloatingPointError: the loss is not finite.
         """
         manifest = read_manifest(records_dir)
@@ -111,13 +110,13 @@ class Estimator:
           split: empty is the run's `eval_split`.
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
-          panels: how many pictures of image, prediction and ground truth are written.
-          again: where false, an earlier evaluation of the very same is read instead.
+          panels: number of pictures of image, prediction and ground truth to write.
+          again: if false, an earlier evaluation with the same inputs and options is read instead.
 
         Raises:
           FileNotFoundError: no such run, checkpoint or records.
-          ValueError: no such split, or records of other classes.
-          WriteError: the run folder cannot be written to, which is found before an image is scored.
+          ValueError: no such split, or the records have other classes.
+          WriteError: the run folder is not writable; checked before any image is scored.
         """
         run, config = self.run, config or PredictConfig()
         manifest = read_manifest(records_dir)
@@ -148,7 +147,7 @@ class Estimator:
         try:
             evaluation.write_evaluation(self.run_dir, split, scores, **facts)
         except OSError:
-            self._progress("\n".join(scores.lines()))  # they took long
+            self._progress("\n".join(scores.lines()))  # they took long to compute
             raise
         return scores
 
@@ -160,13 +159,13 @@ class Estimator:
         *,
         probability: bool = False,
     ) -> "Segmentation":
-        """Segments one frame, at its own size.
+        """Segments one frame at its own size.
 
         Args:
           frame: [H, W, 3] uint8 RGB.
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
-          probability: also return that of each pixel's class, which takes longer.
+          probability: also return the probability of each pixel's class, which takes longer.
 
         Returns:
           The ids [H, W] uint8, the mean confidence, and the scale of the network's input.
@@ -184,20 +183,20 @@ class Estimator:
         config: PredictConfig | None = None,
         checkpoint: str = "best",
     ) -> Path:
-        """Writes a SavedModel that needs TensorFlow alone.
+        """Writes a SavedModel that needs only TensorFlow.
 
         Args:
-          export_dir: new, empty or a former export; empty is `export` in the run folder.
+          export_dir: a new or empty folder, or a former export; default `export` in the run folder.
           config: scales, flip and tile size, which are fixed in the export.
           checkpoint: `best`, `latest` or a step.
 
         Returns:
-          Its folder.
+          The folder of the SavedModel.
 
         Raises:
           FileNotFoundError: no such run or checkpoint.
-          ValueError: the folder holds something else.
-          WriteError: it cannot be written.
+          ValueError: the folder holds other files.
+          WriteError: the SavedModel cannot be written.
         """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
         export_dir = Path(export_dir or self.run_dir / "export")
@@ -210,9 +209,9 @@ class Estimator:
         return export(run, predictor, export_dir)
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
-        """Keeps the last network, so that frames one by one do not load it again.
+        """Returns a predictor; the last one is cached, so that single frames do not load it again.
 
-        The weights file counts as it is: the folder may have been trained anew, to the same step.
+        The state of the weights file is compared: the run may be retrained to the same step.
         """
         weights_path = path / "weights.npz"
         facts = weights_path.stat() if weights_path.is_file() else None

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locked, checked, found below a folder."""
+"""Files: atomic writes, locks, checks before writing, and recursive listing."""
 
 import contextlib
 import errno
@@ -28,15 +28,15 @@ _REMEDIES = {
     errno.ENOTDIR: _NO_FOLDER,
     errno.EEXIST: _NO_FOLDER,
     errno.EISDIR: f"remove or rename the folder that has the file's name, {_AGAIN}",
-    errno.ENAMETOOLONG: f"a shorter name, or a folder with a shorter path, {_AGAIN}",
+    errno.ENAMETOOLONG: f"use a shorter name, or a folder with a shorter path, {_AGAIN}",
     errno.EFBIG: f"raise the limit of a file's size (ulimit -f) or name another folder, {_AGAIN}",
     errno.EMFILE: _TOO_MANY_OPEN,
     errno.ENFILE: _TOO_MANY_OPEN,
 }
-_OTHER_REMEDY = f"check the disk or the share that it lies on, or name another folder, {_AGAIN}"
-# What a library quotes of the system, such as TensorFlow in an error of its own classes.
+_OTHER_REMEDY = f"check the disk or the share that holds it, or name another folder, {_AGAIN}"
+# System error texts that libraries quote, such as TensorFlow in its own error classes.
 _QUOTED = {os.strerror(number): number for number in (*_REMEDIES, errno.ENOENT, errno.EIO)}
-# What flock says where the file system has no locks: Lustre, some NFS, some of FUSE.
+# Errors of flock on file systems without locks: Lustre, some NFS, some FUSE.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -44,7 +44,7 @@ class WriteError(OSError):
     """A file that cannot be written; the message names it, the cause and the remedy."""
 
     def __init__(self, number: int | None, message: str):
-        """Takes the number of the cause, of `errno`, and the whole message."""
+        """Stores the `errno` of the cause and the whole message."""
         super().__init__(number, message)
 
     def __str__(self) -> str:
@@ -53,10 +53,10 @@ class WriteError(OSError):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder that becomes `path` when the block succeeds.
+    """Yields a temporary path in the same folder, renamed to `path` when the block succeeds.
 
-    If the block raises, `path` is as it was and the temporary file is gone. Missing folders are
-    made. The temporary name keeps the suffix, since many writers choose the format by it.
+    If the block raises, `path` is unchanged and the temporary file is removed. Missing folders are
+    created. The temporary name keeps the suffix, since many writers choose the format by it.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with naming(path, partial):
@@ -71,7 +71,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_dir(path: Path) -> Iterator[Path]:
-    """The same for a folder; one that already has the name is replaced."""
+    """Does the same for a folder; an existing folder is replaced."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,13 +92,13 @@ def whole_dir(path: Path) -> Iterator[Path]:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Yields the files below a folder in order of their names, folders after files.
+    """Yields the files below a folder sorted by name, files before folders.
 
-    Links to folders are followed, but not back to a folder that they lie in. Hidden files and
+    Links to folders are followed, except back to a folder that contains them. Hidden files and
     folders are skipped.
 
     Raises:
-      OSError: a folder cannot be listed; what is in it would be missing without a word.
+      OSError: a folder cannot be listed; skipping it would lose files silently.
     """
     yield from _walk(root, frozenset())
 
@@ -109,8 +109,8 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     except OSError as error:
         raise OSError(
-            f"{folder}: the folder must be readable; got: {error.strerror}. Remedy: allow reading "
-            "it, or move it elsewhere"
+            f"{folder}: the folder must be readable; got: {error.strerror}. Remedy: make it "
+            "readable, or move it elsewhere"
         ) from error
     yield from (path for path in entries if not path.is_dir())
     for path in entries:
@@ -119,16 +119,16 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 
 def nearest_folder(goal: Path) -> Path:
-    """Returns a path that exists, or else the nearest one above it that does."""
+    """Returns a path if it exists, else its nearest existing parent."""
     goal = goal.absolute()
     return next(path for path in (goal, *goal.parents) if path.exists())
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses, before long work, a folder into which its results could not be written.
+    """Checks, before long work, that its results can be written to a folder.
 
-    A file is written there and removed again; where the folder is missing, in the nearest one above
-    it, so that nothing new stays behind.
+    Writes a file there and removes it; if the folder is missing, in its nearest existing parent, so
+    that nothing stays behind.
 
     Raises:
       WriteError: the folder is not writable, is a file, or its disk is full.
@@ -144,53 +144,53 @@ def check_writable(folder: Path) -> None:
 
 
 def expand_home(path: str) -> Path:
-    """Puts the home folder in the place of `~`; a name that only begins with it stays."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111, Path's raises where there is no home
+    """Expands a leading `~` to the home folder; a name such as `~backup` stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, Path's needs a home
 
 
 def name_text(path: Path | str) -> str:
-    """Returns a path as text that is the same in every locale: its bytes are taken for UTF-8.
+    """Decodes a path as UTF-8, whatever the locale.
 
-    Those that are not become surrogates, which cannot be encoded.
+    Bytes that are not UTF-8 become surrogates, which cannot be encoded.
     """
     return os.fsencode(path).decode(errors="surrogateescape")
 
 
 def printable(text: str | Path) -> str:
-    r"""Escapes what a UTF-8 table or terminal cannot show: `Z\xfcrich` for a name in Latin-1."""
+    r"""Escapes text for UTF-8 tables and terminals: `Z\xfcrich` for a name in Latin-1."""
     text = name_text(text) if isinstance(text, Path) else text
     escaped = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda c: repr(c[0])[1:-1], escaped)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file atomically."""
     with whole_file(path) as partial:
         partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all."""
+    """Writes a UTF-8 text file atomically."""
     write_bytes(path, text.encode())
 
 
 @contextmanager
 def locked(path: Path, refusal: str = "") -> Iterator[IO[str]]:
-    """Holds a lock file, and yields it; the lock ends with the process, however that ends.
+    """Locks a file and yields it; the lock ends with the process, even if that is killed.
 
-    On a file system without locks it holds nothing, and says so once for each folder.
+    On a file system without locks it only prints a warning, once per folder.
 
     Args:
-      path: the lock file; it stays.
-      refusal: the message where another process holds it; empty: wait until it does not.
+      path: the lock file; it is not removed.
+      refusal: the message if another process holds the lock; empty waits for it.
 
     Raises:
-      ValueError: another process holds it.
-      WriteError: the file cannot be made.
+      ValueError: another process holds the lock.
+      WriteError: the file cannot be created.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")  # what its holder has written there stays
+        file = path.open("a")  # keeps what the holder has written
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
@@ -206,24 +206,24 @@ def locked(path: Path, refusal: str = "") -> Iterator[IO[str]]:
 @functools.cache
 def _warn_without_locks(folder: Path, cause: str) -> None:
     show(
-        f"WARNING: {folder}: its file system has no locks ({cause}): nothing keeps a second "
-        "process from writing here at the same time. Start one at a time"
+        f"WARNING: {folder}: its file system has no locks ({cause}): nothing prevents a second "
+        "process from writing here at the same time. Run only one at a time"
     )
 
 
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Adds the file that was being written, the cause and the remedy to an error of the system.
+    """Turns a system error about the file being written into a WriteError with the remedy.
 
-    That is an OSError, or one of TensorFlow that quotes the system. An error of another file, such
-    as one that was read meanwhile, passes as it is.
+    A system error is an OSError, or an error of TensorFlow that quotes one. Errors about other
+    files, such as one being read, pass unchanged.
 
     Args:
       path: the file.
       partial: its temporary name.
 
     Raises:
-      WriteError: an error of the system with this file.
+      WriteError: a system error about this file.
     """
     try:
         yield
@@ -240,35 +240,35 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
 
 
 def write_error(path: Path, error: OSError) -> WriteError:
-    """Makes of what the system said an error that names the file and the remedy."""
+    """Builds a WriteError from a system error: the file, the cause and the remedy."""
     remedy = remedy_of(error.errno)
     text = f"{path}: cannot be written: {error.strerror or error}. Remedy: {remedy}"
     return WriteError(error.errno, text)
 
 
 def remedy_of(number: int | None) -> str:
-    """Returns what helps where a file cannot be written, by the number of the cause: a clause."""
+    """Returns the remedy for a failed write with this `errno`, as a clause."""
     return _REMEDIES.get(number or 0, _OTHER_REMEDY)
 
 
 def quoted_errno(error: BaseException) -> int | None:
-    """Returns the number of the system's error that TensorFlow's file systems quote, if they do.
+    """Returns the `errno` of the system error that a TensorFlow error quotes, if any.
 
-    Their class says little: a full disk, a quota and too many open files are all
-    ResourceExhaustedError, as is the memory of a device.
+    The class says little: a full disk, an exceeded quota, too many open files and full device
+    memory are all ResourceExhaustedError.
     """
     if not {"OpError", "ResourceExhaustedError"} & {kind.__name__ for kind in type(error).__mro__}:
-        return None  # by name: TensorFlow is not imported
-    quoted = re.search(rf"(?:^|[;:] )({'|'.join(map(re.escape, _QUOTED))})", str(error))
-    return _QUOTED[quoted[1]] if quoted else None
+        return None  # by name: does not import TensorFlow
+    match = re.search(rf"(?:^|[;:] )({'|'.join(map(re.escape, _QUOTED))})", str(error))
+    return _QUOTED[match[1]] if match else None
 
 
 def _is_of(error: OSError, path: Path, partial: Path) -> bool:
-    """Whether an error is of a file, its temporary one, what is in that, or a folder above."""
+    """Whether an error is about a path, its temporary path and contents, or a parent."""
     if error.filename is None:
-        return error.errno is not None  # else it was not the system that raised it
+        return error.errno is not None  # without one, not a system error
     if not isinstance(error.filename, str | bytes | os.PathLike):
-        return True  # a number: an open file
+        return True  # a file descriptor
     name = Path(os.fsdecode(error.filename))
     return name in (path, partial, *path.parents) or partial in name.parents
 

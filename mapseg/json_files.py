@@ -1,7 +1,7 @@
-"""Reads JSON that people write, and checks its objects field by field.
+"""Reads hand-written JSON, and checks its objects field by field.
 
-An error names the file, the place in it, and what is expected there: a text where a switch is meant
-would count as true, and a text where a list is meant would be read letter by letter.
+Errors name the file, the place in it and the expected type. Unchecked, a string in place of a
+boolean would count as true, and one in place of a list would be read character by character.
 """
 
 import codecs
@@ -17,7 +17,7 @@ _UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field must be: in words, and as a test."""
+    """The type of a field: its description, and a test of values."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -33,7 +33,7 @@ def _is_text(value: Any) -> bool:
 
 TEXT = Kind("text in quotes", _is_text)
 TEXTS = Kind(
-    'a list of texts, ["...", ...]', lambda v: isinstance(v, list) and all(map(_is_text, v))
+    'a list of strings, ["...", ...]', lambda v: isinstance(v, list) and all(map(_is_text, v))
 )
 SWITCH = Kind("true or false, without quotes", lambda v: isinstance(v, bool))
 BYTE = Kind("a whole number in 0-255", _is_byte)
@@ -51,12 +51,12 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file, with or without a byte-order mark.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not UTF-8, not JSON, or has a name twice in one object.
+      FileNotFoundError: no such file.
+      ValueError: it is not UTF-8, not JSON, or repeats a name in one object.
     """
     if not path.is_file():
-        what = "must be a regular file" if path.exists() else "no such file"
-        raise FileNotFoundError(f"{path}: {what}")
+        problem = "must be a regular file" if path.exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {problem}")
     data = path.read_bytes()
     if data.startswith(_UTF_16_OR_32) or b"\0" in data[:4]:
         raise ValueError(
@@ -78,9 +78,9 @@ def read_json(path: Path) -> Any:
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f'"{twice}" must be once in an object; got it twice: {str(pairs)[:200]}')
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f'"{repeated}" must occur once in an object; got {str(pairs)[:200]}')
     return dict(pairs)
 
 
@@ -96,12 +96,12 @@ def check_fields(
     Args:
       raw: parsed JSON.
       place: the file and where the object is in it, for messages.
-      required: by name of a field that must be there, what it must be.
-      optional: the same for fields that may be there.
-      closed: other fields are errors; else only those whose names look misspelt.
+      required: type of each required field, by name.
+      optional: type of each optional field, by name.
+      closed: refuse all other fields; else only those that look misspelt.
 
     Raises:
-      ValueError: a field that is missing, of another kind, or unknown.
+      ValueError: a field is missing, of another type, or unknown.
     """
     if not isinstance(raw, dict):
         raise ValueError(f"{place} must be an object, {{...}}; got {_shown(raw)}")
@@ -109,8 +109,8 @@ def check_fields(
     for name in raw.keys() - kinds.keys():
         alike = difflib.get_close_matches(name.lower(), kinds, n=1, cutoff=0.8)
         if closed or (alike and alike[0] not in raw):
-            meant = f"; perhaps {alike[0]} is meant" if alike else ""
-            raise ValueError(f"{place} must have the fields {', '.join(kinds)}; got {name}{meant}")
+            hint = f"; did you mean {alike[0]}?" if alike else ""
+            raise ValueError(f"{place} must have the fields {', '.join(kinds)}; got {name}{hint}")
     for name, kind in kinds.items():
         if name not in raw:
             if name in required:

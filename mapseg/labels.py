@@ -1,7 +1,7 @@
-"""Classes and label sets: which source id is which class, and what it trains as.
+"""Classes and label sets: the classes of a dataset, and how they are trained.
 
-A *class table* is the dataset's own list of labels, in the JSON schema of Mapillary Vistas. A
-*label set* says which of them are trained, as which train id; everything else is VOID.
+A *class table* is the dataset's list of classes, in the JSON schema of Mapillary Vistas. A *label
+set* maps the source ids that are trained to train ids, and all others to VOID.
 """
 
 import fnmatch
@@ -20,7 +20,7 @@ LABEL_SET_NAMES = ("all", "all_66", "lane_marking")
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class: its id in the map that it belongs to, and how to name, draw and score it."""
+    """One class: its source or train id, name and colour, and whether it is scored."""
 
     id: int
     name: str
@@ -40,17 +40,18 @@ class LabelClass:
 def parse_class_table(raw: Any, origin: str) -> tuple[LabelClass, ...]:
     """Checks a class table in the schema of the Vistas `config_*.json` files.
 
-    A label may carry an `id`; without one, its place in the list is its id, as in Vistas.
+    A label may have an `id`; the default is its position in the list, as in Vistas.
 
     Args:
       raw: the parsed JSON: `{"labels": [{"name": ..., "color": [r, g, b], "evaluate": ...}]}`.
-      origin: the file that it came from, for error messages.
+      origin: the file that it was read from, for error messages.
 
     Returns:
       The classes by ascending id.
 
     Raises:
-      ValueError: a label without name or colour, a field of another kind, an id or name used twice.
+      ValueError: a label lacks a name or colour, a field has another type, or an id or name is
+        used twice.
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("labels"), list) or not raw["labels"]:
         raise ValueError(
@@ -58,25 +59,29 @@ def parse_class_table(raw: Any, origin: str) -> tuple[LabelClass, ...]:
             '"evaluate": true}, ...]}, as in the config_v1.2.json of Vistas'
         )
     classes = []
-    for place, label in enumerate(raw["labels"]):
-        where = f"{origin}: label {place}"
+    for position, label in enumerate(raw["labels"]):
+        where = f"{origin}: label {position}"
         check_fields(label, where, {"name": TEXT, "color": COLOR}, {"id": BYTE, "evaluate": SWITCH})
-        class_id = label.get("id", place)
+        class_id = label.get("id", position)
         if class_id > VOID:
-            raise ValueError(f"{where} must have an id in 0-255; got its place as its id")
+            raise ValueError(
+                f"{where}: id must be in 0-255; got {class_id}, its position in the list"
+            )
         red, green, blue = label["color"]
         color, evaluate = (red, green, blue), label.get("evaluate", True)
         if not label["name"].isprintable():
             raise ValueError(
                 f"{where}: name must be printable text; got {label['name']!r}. Remedy: a name "
-                "without line breaks and control characters"
+                "without line breaks or control characters"
             )
         classes.append(LabelClass(class_id, label["name"], color, evaluate))
-    for what in ("id", "name"):
-        values = [getattr(c, what) for c in classes]
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise ValueError(f"{origin}: every label's {what} must be its own; twice: {twice}")
+    for field in ("id", "name"):
+        values = [getattr(c, field) for c in classes]
+        repeated = sorted({v for v in values if values.count(v) > 1})
+        if repeated:
+            raise ValueError(
+                f"{origin}: every label's {field} must be unique; got {repeated} twice"
+            )
     return tuple(sorted(classes, key=lambda c: c.id))
 
 
@@ -84,7 +89,7 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
     """Reads a class table file; see `parse_class_table`.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: no such file.
       ValueError: it is not JSON in UTF-8, or not in the schema.
     """
     return parse_class_table(read_json(path), str(path))
@@ -92,12 +97,12 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes that a model is trained on, and the way from source ids to train ids.
+    """The classes that a model is trained on, and the mapping from source ids to train ids.
 
     Attributes:
       name: as given on the command line.
       classes: by train id, without gaps: `classes[i].id == i`.
-      source_to_train: 256 entries; VOID where a source id is not trained.
+      source_to_train: 256 train ids, by source id; VOID if that is not trained.
     """
 
     name: str
@@ -135,11 +140,11 @@ class LabelSet:
         return palette
 
     def count(self, pixels: Mapping[str, int], source: Sequence[LabelClass]) -> np.ndarray:
-        """Adds up the pixels of each class.
+        """Sums the pixels of each class.
 
         Args:
-          pixels: by name of source class, as manifests have them.
-          source: the class table that the names are of.
+          pixels: by name of the source class, as in manifests.
+          source: the class table with these names.
 
         Returns:
           [classes] int64.
@@ -150,7 +155,7 @@ class LabelSet:
         return counts[: len(self.classes)]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` reads back."""
+        """Returns the JSON object that `from_json` reads."""
         return {
             "name": self.name,
             "classes": [c.to_json() for c in self.classes],
@@ -162,14 +167,14 @@ class LabelSet:
         """Rebuilds a label set that `to_json` wrote.
 
         Raises:
-          ValueError: it is another thing; the message names `origin` and the place.
+          ValueError: not a label set; the message names `origin` and the place.
         """
         try:
             classes = parse_class_table({"labels": raw["classes"]}, origin)
             name, train_ids = str(raw["name"]), tuple(raw["source_to_train"])
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{origin}: must be a label set that mapseg wrote; got {error!r} in reading it"
+                f"{origin}: must be a label set that mapseg wrote; reading it raised {error!r}"
             ) from error
         known = {*range(len(classes)), VOID}
         if len(train_ids) != VOID + 1 or not known.issuperset(train_ids):
@@ -187,27 +192,27 @@ class LabelSet:
         """
         chosen = np.zeros(256, bool)
         for name in names:
-            hits = [c.id for c in self.classes if fnmatch.fnmatchcase(c.name, name)]
-            if not hits:
+            ids = [c.id for c in self.classes if fnmatch.fnmatchcase(c.name, name)]
+            if not ids:
                 raise ValueError(
                     f"classes must be names of this label set ({', '.join(self.names)}); got {name}"
                 )
-            chosen[hits] = True
+            chosen[ids] = True
         return chosen
 
 
 def make_label_set(table: Sequence[LabelClass], name: str) -> LabelSet:
     """Builds a label set over a class table.
 
-    `all` trains every evaluated class. `all_66` is what was done in 2018 on Vistas v1.2: the
+    `all` trains every evaluated class. `all_66` is for runs as in 2018 on Vistas v1.2: the
     unevaluated "unlabeled" is trained as a 66th class. `lane_marking` trains lane markings (1)
     against the rest (0). Any other name is a JSON file of groups::
 
         {"classes": [{"name": "flat", "color": [128, 64, 128], "sources": ["*--flat--*"]}, ...],
          "others": "flat"}
 
-    where `sources` are names or shell patterns of the table and `others`, if given, takes every
-    source that no group names; without it they are VOID.
+    `sources` are names in the table, or shell patterns. The class that `others` names contains all
+    sources that no class lists; without `others` these are VOID.
 
     Args:
       table: the source classes.
@@ -218,7 +223,7 @@ def make_label_set(table: Sequence[LabelClass], name: str) -> LabelSet:
 
     Raises:
       FileNotFoundError: the JSON file does not exist.
-      ValueError: an unknown name, or a set that this table cannot give.
+      ValueError: an unknown name, or a set that does not fit this table.
     """
     if name == "all":
         return _renumbered(name, [c for c in table if c.evaluate])
@@ -267,8 +272,8 @@ def _lane_marking(table: Sequence[LabelClass]) -> LabelSet:
 def _grouped(table: Sequence[LabelClass], path: Path) -> LabelSet:
     raw = read_json(path)
     check_fields(raw, f"{path}: a label set", {"classes": OBJECTS}, {"others": TEXT}, closed=True)
-    for place, entry in enumerate(raw["classes"]):
-        where = f"{path}: class {place}"
+    for position, entry in enumerate(raw["classes"]):
+        where = f"{path}: class {position}"
         kinds = {"sources": TEXTS, "evaluate": SWITCH}
         check_fields(entry, where, {"name": TEXT, "color": COLOR}, kinds, closed=True)
         if "sources" not in entry and entry["name"] != raw.get("others"):
@@ -277,15 +282,15 @@ def _grouped(table: Sequence[LabelClass], path: Path) -> LabelSet:
     train_ids: dict[int, int] = {}
     for group, entry in zip(classes, raw["classes"], strict=True):
         for pattern in entry.get("sources", []):
-            hits = [c for c in table if fnmatch.fnmatchcase(c.name, pattern)]
-            if not hits:
+            matches = [c for c in table if fnmatch.fnmatchcase(c.name, pattern)]
+            if not matches:
                 raise ValueError(
                     f"{path}: sources of {group.name} must name labels of the records; "
                     f"{pattern!r} matches none"
                 )
-            for hit in hits:
-                if train_ids.setdefault(hit.id, group.id) != group.id:
-                    raise ValueError(f"{path}: {hit.name} must be in one class; it is in two")
+            for c in matches:
+                if train_ids.setdefault(c.id, group.id) != group.id:
+                    raise ValueError(f"{path}: {c.name} must be in one class; it is in two")
     if "others" in raw:
         names = [c.name for c in classes]
         if raw["others"] not in names:

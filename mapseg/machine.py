@@ -1,4 +1,4 @@
-"""What the machine offers: cores, GPUs and memory."""
+"""The cores, GPUs and memory of the machine."""
 
 import contextlib
 import ctypes
@@ -19,8 +19,8 @@ class Gpu:
     """A GPU as TensorFlow sees it.
 
     Attributes:
-      name: of its model.
-      capability: (major, minor) of what it can compute; (0, 0) where that is not known.
+      name: of the GPU model.
+      capability: (major, minor) compute capability; (0, 0) if unknown.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class DriverReport:
-    """What the driver says of a GPU: its own version, and the GPU's memory, all programs' use."""
+    """The driver's version, and the memory of a GPU: used by all programs, and total."""
 
     version: str
     used_mb: int
@@ -37,20 +37,20 @@ class DriverReport:
 
 
 def cores() -> int:
-    """Returns how many processor cores this process may use: of the machine, and of its container.
+    """Returns how many cores this process may use, by its affinity and its container's quota.
 
-    Threads beyond a container's quota would only be halted for a part of each tenth of a second.
+    With more threads than the quota allows, all are halted for a part of each tenth of a second.
     """
-    whole = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else whole
+    all_cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
     return max(math.ceil(min([allowed, *_cpu_quotas()])), 1)
 
 
 def _cpu_quotas() -> list[float]:
-    """Returns the cores that control groups, v1 or v2, allow this process."""
+    """Returns the limits on cores of this process's control groups, v1 or v2."""
     quotas = []
     for folder in _control_groups("cpu"):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or none with a limit
+        with contextlib.suppress(OSError, ValueError):  # no such group, or no limit
             quota, period = (folder / "cpu.max").read_text().split()  # v2; "max" is no limit
             quotas.append(int(quota) / int(period))
         with contextlib.suppress(OSError, ValueError):
@@ -63,9 +63,9 @@ def _cpu_quotas() -> list[float]:
 
 
 def _control_groups(controller: str) -> list[Path]:
-    """Returns the folders of this process's control groups, and of those around them."""
+    """Returns the folders of this process's control groups and their parents."""
     mount = Path("/sys/fs/cgroup")
-    groups = [(mount, "/"), (mount / controller, "/")]  # a container sees its own as the root
+    groups = [(mount, "/"), (mount / controller, "/")]  # a container sees its own group as the root
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
@@ -73,11 +73,11 @@ def _control_groups(controller: str) -> list[Path]:
                 groups.append((mount, group))
             elif controller in controllers.split(","):
                 groups.append((mount / controller, group))
-    found = []
+    folders = []
     for folder, group in groups:
         inner = folder / group.lstrip("/")
-        found += [inner, *(outer for outer in inner.parents if folder in (outer, *outer.parents))]
-    return found
+        folders += [inner, *(outer for outer in inner.parents if folder in (outer, *outer.parents))]
+    return folders
 
 
 def gpus() -> list[Gpu]:
@@ -87,18 +87,18 @@ def gpus() -> list[Gpu]:
     devices = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(device) for device in devices]
     return [
-        Gpu(found.get("device_name", "GPU"), found.get("compute_capability", (0, 0)))
-        for found in details
+        Gpu(detail.get("device_name", "GPU"), detail.get("compute_capability", (0, 0)))
+        for detail in details
     ]
 
 
 def has_nvidia_driver() -> bool:
-    """Says whether this machine has an NVIDIA driver, and so a GPU, seen by TensorFlow or not."""
+    """Whether this machine has an NVIDIA driver, and so a GPU, visible to TensorFlow or not."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
 def driver_reports() -> list[DriverReport]:
-    """Asks the driver about each GPU of the machine; none where it does not answer."""
+    """Queries nvidia-smi for each GPU of the machine; empty if it fails."""
     query = "--query-gpu=driver_version,memory.used,memory.total"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
@@ -112,10 +112,10 @@ def driver_reports() -> list[DriverReport]:
 
 
 def hidden_gpu(reports: Sequence[DriverReport] = ()) -> str:
-    """Says that the machine has a GPU which TensorFlow cannot see, and the remedy; else empty.
+    """Returns a message if the machine has a GPU that TensorFlow cannot see; else empty.
 
     Args:
-      reports: of the driver, if it was asked.
+      reports: from `driver_reports`, if available.
     """
     if gpus() or not (reports or has_nvidia_driver()):
         return ""
@@ -127,10 +127,10 @@ def hidden_gpu(reports: Sequence[DriverReport] = ()) -> str:
 
 
 def available_bytes() -> int:
-    """Returns how much more memory this process may take: of the machine, and of its container."""
+    """Returns how much more memory this process may use, on the machine and in its container."""
     try:
-        found = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-        available = int(found[0]) * 1024
+        kilobytes = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+        available = int(kilobytes[0]) * 1024
     except (OSError, IndexError):
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for group in _control_groups("memory"):
@@ -138,7 +138,7 @@ def available_bytes() -> int:
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # v1
         ):
-            with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit
+            with contextlib.suppress(OSError, ValueError):  # no such group, or no limit
                 limit = int((group / limit_name).read_text())
                 stat = (group / "memory.stat").read_text()
                 cached = re.findall(r"^(?:total_)?inactive_file (\d+)", stat, re.M)
@@ -148,13 +148,13 @@ def available_bytes() -> int:
 
 
 def taken_bytes(which: Literal["current", "peak"]) -> int:
-    """Returns the memory that TensorFlow took of the first GPU, or without one the process took.
+    """Returns the memory in use: by TensorFlow on the first GPU, or without a GPU by the process.
 
     Args:
-      which: that of now, or the most since the start or `reset_peak`.
+      which: the current use, or the peak since the start or `reset_peak`.
 
     Returns:
-      Bytes; 0 for a process whose system does not tell.
+      Bytes; 0 if the system does not report it.
     """
     if gpus():
         import tensorflow as tf
@@ -162,25 +162,25 @@ def taken_bytes(which: Literal["current", "peak"]) -> int:
         return int(tf.config.experimental.get_memory_info("GPU:0")[which])
     name = {"current": "VmRSS", "peak": "VmHWM"}[which]
     with contextlib.suppress(OSError):
-        found = re.findall(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[0]) * 1024
+        kilobytes = re.findall(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(kilobytes[0]) * 1024
     return 0
 
 
 def reset_peak() -> None:
-    """Lets the peak of `taken_bytes` begin with what is taken now, where the system can."""
+    """Resets the peak of `taken_bytes` to the current use, if the system supports it."""
     if gpus():
         import tensorflow as tf
 
         tf.config.experimental.reset_memory_stats("GPU:0")
     else:
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what was given back counts as free
+            ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def gpu_limit_bytes() -> int:
-    """Returns the most that TensorFlow may take of each GPU; 0 where there is none."""
+    """Returns how much of each GPU's memory TensorFlow may use; 0 without a GPU."""
     import tensorflow as tf
 
     limits = []

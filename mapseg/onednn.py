@@ -1,7 +1,7 @@
 """oneDNN in TensorFlow's operations on a CPU: on unless the user or a run decides otherwise.
 
-TensorFlow itself turns it on only where the CPU has AVX-512, but it helps elsewhere too. It changes
-the last bits of a result, so a run stores whether it was begun with it, and resumes so.
+TensorFlow turns it on by default only on CPUs with AVX-512, but it is faster on others too. It
+changes the last bits of a result, so a run stores its setting and resumes with the same.
 """
 
 import os
@@ -11,11 +11,11 @@ import warnings
 
 VARIABLE = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow reads it once, when it is imported
 
-_state = {"is_ours": False}  # whether the variable was set here
+_state = {"is_ours": False}  # whether this module set the variable
 
 
 def turn_on() -> None:
-    """Turns oneDNN on, before TensorFlow is imported and unless the user has decided."""
+    """Turns oneDNN on unless the user has chosen; must come before TensorFlow is imported."""
     if VARIABLE in os.environ:
         return
     if "tensorflow" not in sys.modules:
@@ -23,53 +23,54 @@ def turn_on() -> None:
         _state["is_ours"] = True
     elif platform.machine() in ("x86_64", "AMD64") and not is_on():
         warnings.warn(
-            "TensorFlow was imported before mapseg: oneDNN, with which a CPU predicts and trains "
-            f"faster, stays off. Remedy: import mapseg first, or set {VARIABLE}=1",
+            "TensorFlow was imported before mapseg: oneDNN, which makes training and "
+            "prediction on a CPU faster, stays off. Remedy: import mapseg first, or set "
+            f"{VARIABLE}=1",
             stacklevel=3,
         )
 
 
 def use_stored(stored: bool | None) -> None:
-    """Chooses what a run was begun with, as long as TensorFlow is not imported.
+    """Applies the setting that a run began with, unless TensorFlow is already imported.
 
     Args:
-      stored: None for a run of a version that left the choice to TensorFlow.
+      stored: the setting; None for a run of a version that left it to TensorFlow.
     """
     if "tensorflow" in sys.modules:
         return
-    asked = os.environ.get(VARIABLE)
+    requested = os.environ.get(VARIABLE)
     if stored is None:
         if _state["is_ours"]:
             os.environ.pop(VARIABLE, None)
         return
     os.environ[VARIABLE] = str(int(stored))
-    if asked in ("0", "1") and asked != os.environ[VARIABLE] and not _state["is_ours"]:
+    if requested in ("0", "1") and requested != os.environ[VARIABLE] and not _state["is_ours"]:
         warnings.warn(
-            f"this run was begun with oneDNN {_word(stored)} and resumes so; {VARIABLE}={asked} is "
-            "ignored",
+            f"this run began with oneDNN {_word(stored)} and resumes with it {_word(stored)}; "
+            f"{VARIABLE}={requested} is ignored",
             stacklevel=3,
         )
 
 
 def is_on() -> bool:
-    """Says whether TensorFlow, which this imports, uses oneDNN."""
-    from tensorflow.python.util import _pywrap_util_port  # no public function tells
+    """Returns whether TensorFlow uses oneDNN; imports TensorFlow."""
+    from tensorflow.python.util import _pywrap_util_port  # there is no public function
 
     return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def difference(stored: bool | None) -> str:
-    """Says that a run resumes with another choice than it was begun with, and why; else empty.
+    """Returns a message if a run resumes with another setting than it began with; else empty.
 
     Args:
-      stored: None is the choice that TensorFlow makes.
+      stored: the run's setting; None leaves it to TensorFlow.
     """
     if stored is None or stored == is_on():
         return ""
     return (
-        f"this run was begun with oneDNN {_word(stored)} and resumes with it "
-        f"{_word(not stored)}, so its last bits will be others: TensorFlow was imported before the "
-        f"run was opened, or has no oneDNN here. Remedy: a new process with {VARIABLE}={stored:d}"
+        f"this run began with oneDNN {_word(stored)} and resumes with it {_word(not stored)}, so "
+        "the last bits of its results will differ: TensorFlow was imported before the run was "
+        f"opened, or has no oneDNN here. Remedy: start a new process with {VARIABLE}={stored:d}"
     )
 
 

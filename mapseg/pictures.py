@@ -1,4 +1,4 @@
-"""Pictures of label maps: in colour, over their image, in panels with a legend; PNG and JPEG."""
+"""Pictures of label maps: coloured, as overlays, in panels with a legend; PNG and JPEG files."""
 
 import functools
 import io
@@ -16,10 +16,10 @@ from mapseg.labels import VOID, LabelSet
 
 PICTURE_PX = 900  # longest side of a picture in a panel; small ones are enlarged to half of it
 _JPEG_QUALITY = 92
-_JPEG_MAX_PX = 65_500  # of libjpeg; the format has room for 65,535
+_JPEG_MAX_PX = 65_500  # limit of libjpeg; the format allows 65,535
 _INK, _RIM = (25, 25, 25), (140, 140, 140)
 
-Entry = tuple[str, tuple[int, int, int]]  # what a legend shows: name and colour
+Entry = tuple[str, tuple[int, int, int]]  # of a legend: name and colour
 
 
 def colorize(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -44,14 +44,14 @@ def overlay(
 ) -> np.ndarray:
     """Tints an image with the colours of its classes.
 
-    With a choice of classes the rest of the image is dimmed to half its brightness: a white tint
-    on a white lane marking would not show otherwise, nor would a marking that was missed.
+    If only some classes are drawn, the rest of the image is dimmed to half its brightness.
+    Otherwise neither a white tint on a white lane marking nor a missed marking would be visible.
 
     Args:
       image: [H, W, 3] uint8 RGB.
       ids: [H, W] uint8; VOID is never tinted.
       palette: [256, 3] uint8 RGB by id.
-      drawn: [256] bool, the ids to tint; None tints all.
+      drawn: [256] bool by id, whether to tint it; None tints all.
       alpha: share of the class colour, 0-1.
 
     Returns:
@@ -65,27 +65,27 @@ def overlay(
 
 def panel(
     image: np.ndarray,
-    guess: np.ndarray,
+    prediction: np.ndarray,
     label_set: LabelSet,
     label: np.ndarray | None = None,
     drawn: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Sets image, prediction and ground truth side by side, the legend of their classes beneath.
+    """Draws image, prediction and ground truth side by side, with a legend of their classes below.
 
     Pictures are shrunk to `PICTURE_PX`, or enlarged towards half of it, so that the legend is in
-    proportion to frames of any size.
+    proportion for frames of any size.
 
     Args:
       image: [H, W, 3] uint8 RGB.
-      guess: [H, W] uint8 train ids.
+      prediction: [H, W] uint8 train ids.
       label_set: names and colours.
-      label: [H, W] uint8 train ids or VOID, the ground truth; without it there are two pictures.
-      drawn: [256] bool, the ids to draw, all others black; None draws all.
+      label: [H, W] uint8 train ids or VOID, the ground truth; None draws two pictures.
+      drawn: [256] bool by id, whether to draw it, else black; None draws all.
 
     Returns:
       [h, w, 3] uint8 RGB.
     """
-    maps = [guess] if label is None else [guess, label]
+    maps = [prediction] if label is None else [prediction, label]
     palette = label_set.palette
     if drawn is not None:
         palette[~drawn] = 0
@@ -175,12 +175,12 @@ def _font(text_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Writes a PNG, whole or not at all.
+    """Writes a PNG atomically.
 
     Args:
-      path: the file; its folder is made.
+      path: the file; its folder is created.
       image: [H, W, 3] uint8 RGB, or with a palette [H, W] uint8 ids.
-      palette: [256, 3] uint8 RGB: the pixel's index stays the id, the palette colours it.
+      palette: [256, 3] uint8 RGB by id; pixels stay ids, which the palette colours.
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
     if palette is not None:
@@ -191,16 +191,16 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
 
 
 def write_jpg(path: Path, image: np.ndarray) -> None:
-    """Writes a JPEG of an [H, W, 3] uint8 RGB image, whole or not at all; its folder is made.
+    """Writes a JPEG of an [H, W, 3] uint8 RGB image atomically; its folder is created.
 
     Raises:
-      ValueError: it is too large for a JPEG.
+      ValueError: the image is too large for a JPEG.
     """
     height, width = image.shape[:2]
     if max(height, width) > _JPEG_MAX_PX:
         raise ValueError(
             f"{path}: the sides of a JPEG must be at most {_JPEG_MAX_PX:,} px; got {height} x "
-            f"{width}. Remedy: smaller images, or do without this picture"
+            f"{width}. Remedy: use smaller images, or turn this picture off"
         )
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     written, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)

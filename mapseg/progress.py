@@ -1,4 +1,4 @@
-"""Words for people while work goes on: durations, numbers of bytes, a rate now and then."""
+"""Progress output: durations, numbers of bytes, rates and remaining time."""
 
 import sys
 import threading
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 REPORT_SECS = 3.0
-_TELL_SECS = 10.0
-_LEFT = " left"  # ends a line of a reporter
+_ELAPSED_SECS = 10.0
+_LEFT = " left"  # ends a reporter's line
 
 
 def duration(secs: float) -> str:
-    """Writes a time for people: 45s, 12m05s, 3h20m."""
+    """Formats a duration: 45s, 12m05s, 3h20m."""
     minutes, rest = divmod(round(secs), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -21,7 +21,7 @@ def duration(secs: float) -> str:
 
 
 def amount(size: float) -> str:
-    """Writes a number of bytes for people: 61.2 GB, 3.4 MB, 0.7 kB."""
+    """Formats a number of bytes: 61.2 GB, 3.4 MB, 0.7 kB."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
     return f"{size / unit:.1f} {name}"
 
@@ -29,13 +29,13 @@ def amount(size: float) -> str:
 def make_reporter(
     before: int, total: int, what: str, progress: Callable[[str], None]
 ) -> Callable[[int], None]:
-    """Makes a function to call with the number done, often; it reports every 3 s.
+    """Returns a function to call often with the number of finished items; it reports every 3 s.
 
     Args:
-      before: how many were done before.
-      total: how many there are, those included.
-      what: is counted, such as pairs.
-      progress: gets a line with the rate and the time left.
+      before: number of items finished earlier.
+      total: number of all items, including those.
+      what: name of the items, such as pairs.
+      progress: called with a line with the rate and the time left.
     """
     started = time.monotonic()
     last = started
@@ -55,27 +55,27 @@ def make_reporter(
 
 @contextmanager
 def telling(what: str, progress: Callable[[str], None]) -> Iterator[None]:
-    """Says that something goes on which cannot tell how far it is, and how long it took."""
+    """Reports the elapsed time of work without measurable progress, and its duration."""
     started, ended = time.monotonic(), threading.Event()
 
-    def tell() -> None:
-        while not ended.wait(_TELL_SECS):
+    def report_elapsed() -> None:
+        while not ended.wait(_ELAPSED_SECS):
             progress(f"{what}: {duration(time.monotonic() - started)} so far")
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    reporter = threading.Thread(target=report_elapsed, daemon=True)
+    reporter.start()
     try:
         progress(f"{what} ...")
         yield
     finally:
         ended.set()
-        teller.join()
+        reporter.join()
     progress(f"{what} took {duration(time.monotonic() - started)}")
 
 
 def show(text: str) -> None:
-    """Shows a line on the error output; on a terminal a reporter's is replaced by the next line."""
-    if sys.stderr is None:  # it is closed
+    """Prints a line to stderr; on a terminal the next line replaces that of a reporter."""
+    if sys.stderr is None:  # stderr is closed
         return
     end = "\r" if sys.stderr.isatty() and text.endswith(_LEFT) else "\n"
     print(f"{text:<79}" if sys.stderr.isatty() else text, end=end, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What comes before the work: UTF-8, and a TensorFlow that does not say at length what it lacks."""
+"""Program start: UTF-8 mode, and a quiet start of TensorFlow."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from types import ModuleType
 
 from mapseg import machine, onednn
 
-# What is said where there is no driver. TF_CPP_MIN_LOG_LEVEL comes too late for the first of it.
+# Log lines without a driver. TF_CPP_MIN_LOG_LEVEL takes effect too late for the first of them.
 _NOISE = (
     r"^I\d{4} |All log messages before absl::InitializeLog|[Cc]ould not find cuda drivers|"
     r"failed call to cuInit|Unable to register cu(DNN|FFT|BLAS) factory|TF-TRT Warning|"
@@ -31,26 +31,26 @@ for line in sys.stdin.buffer:
 
 
 def use_utf8() -> None:
-    """Begins this program anew in Python's UTF-8 mode, where the locale has another encoding.
+    """Restarts this program in Python's UTF-8 mode if the locale has another encoding.
 
-    Else names of files would be other texts than those that are stored in records and tables, and
-    that TensorFlow makes bytes of.
+    Otherwise file names would be decoded differently from those stored in records and tables, and
+    from the encoding that TensorFlow uses.
     """
     if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions:
         return
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    onednn.use_stored(None)  # the new program is to tell the user's choice from mapseg's
+    onednn.use_stored(None)  # the new process must not take mapseg's choice for the user's
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def quiet_tensorflow() -> None:
-    """Lets TensorFlow start quietly, where this machine has no NVIDIA driver.
+    """Makes TensorFlow start quietly if this machine has no NVIDIA driver.
 
-    To be called before TensorFlow is imported, which need not ever happen. Where there is a driver
-    nothing is hidden: these lines then say why a GPU is not used. TF_CPP_MIN_LOG_LEVEL, where the
-    user has set it, stays; 0 and 1 ask for all that there is.
+    Must be called before TensorFlow is imported; does not import it. With a driver nothing is
+    hidden: the lines then say why a GPU is not used. If the user has set TF_CPP_MIN_LOG_LEVEL, it
+    stays; 0 and 1 show all lines.
     """
     if machine.has_nvidia_driver() or shutil.which("nvidia-smi") or "tensorflow" in sys.modules:
         return
@@ -59,7 +59,7 @@ def quiet_tensorflow() -> None:
 
 
 class _QuietFinder(MetaPathFinder):
-    """Finds TensorFlow as Python does, and filters the error output while it is imported."""
+    """Finds TensorFlow as Python does, and filters stderr during its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -75,7 +75,7 @@ class _QuietFinder(MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             with _filtered_errors():
                 execute(module)
-                module.config.list_physical_devices()  # says the rest
+                module.config.list_physical_devices()  # prints the remaining lines
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -83,13 +83,13 @@ class _QuietFinder(MetaPathFinder):
 
 @contextmanager
 def _filtered_errors() -> Iterator[None]:
-    """Drops the noise from the error output of this process, libraries included.
+    """Drops the noise from stderr of this process, including output of libraries.
 
-    Another process filters it: what is said before a crash is shown all the same.
+    A separate process filters it, so that output before a crash is still shown.
     """
     try:
         real = os.dup(2)
-    except OSError:  # it is closed
+    except OSError:  # stderr is closed
         yield
         return
     command = [sys.executable, "-I", "-S", "-c", _FILTER, _NOISE]

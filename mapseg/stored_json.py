@@ -1,6 +1,6 @@
-"""Reads and checks the JSON that mapseg writes: what differs was damaged, or changed by hand.
+"""Reads and checks JSON that mapseg writes: a mismatch means damage, or a change by hand.
 
-What people write is read by `json_files`.
+Hand-written JSON is read by `json_files`.
 """
 
 import hashlib
@@ -14,41 +14,42 @@ def read_stored_json(path: Path, remedy: str) -> Any:
 
     Args:
       path: the file.
-      remedy: where it is damaged; a clause.
+      remedy: for a damaged file; a clause.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not JSON in UTF-8; the message has the place.
+      ValueError: not JSON in UTF-8; the message names the place.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise ValueError(
-            f"{path}: must be JSON, as it was written; got at {place}. Remedy: {remedy}"
+            f"{path}: must be JSON, as mapseg wrote it; error in {place}. Remedy: {remedy}"
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: must be UTF-8, as it was written; byte {error.start} is not. Remedy: {remedy}"
+            f"{path}: must be UTF-8, as mapseg wrote it; byte {error.start} is not. "
+            f"Remedy: {remedy}"
         ) from error
 
 
 def read_field(raw: Any, name: str, kind: type, origin: Path, remedy: str) -> Any:
-    """Returns a field of a JSON object, if it is of its type.
+    """Returns a field of a JSON object after checking its type.
 
     Args:
-      raw: the object, as it was read.
+      raw: the parsed JSON.
       name: of the field.
-      kind: bool, int, float (which a whole number is too), str, list or dict.
-      origin: the file that it came from.
-      remedy: where it is damaged; a clause.
+      kind: bool, int, float (accepts whole numbers too), str, list or dict.
+      origin: the file that it was read from.
+      remedy: for a damaged file; a clause.
 
     Raises:
-      ValueError: no object, no such field, or a value of another type.
+      ValueError: not an object, no such field, or a value of another type.
     """
     if not isinstance(raw, dict) or name not in raw:
-        got = "nothing of that name" if isinstance(raw, dict) else f"{raw!r:.100}"
-        raise ValueError(f"{origin}: {name} must be there; got {got}. Remedy: {remedy}")
+        got = "no such field" if isinstance(raw, dict) else f"{raw!r:.100}"
+        raise ValueError(f"{origin}: {name} must be present; got {got}. Remedy: {remedy}")
     value = raw[name]
     if not is_of_type(value, kind):
         raise ValueError(
@@ -61,25 +62,25 @@ TYPE_NAMES: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     list: "a list",
     dict: "an object",
 }
 
 
 def is_of_type(value: Any, kind: type) -> bool:
-    """Whether a value of JSON is of a type; true is no number, and a whole number is a float."""
+    """Whether a JSON value has a type; true is not a number, a whole number is also a float."""
     kinds = (int, float) if kind is float else (kind,)
     return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
 
 
 def with_sha256(raw: dict[str, Any]) -> dict[str, Any]:
-    """Adds to JSON the checksum of its fields, as the last of them."""
+    """Returns a JSON object with a checksum of its fields as the last field."""
     return {**raw, "sha256": hashlib.sha256(json.dumps(raw).encode()).hexdigest()}
 
 
 def read_checked_json(path: Path) -> dict[str, Any] | None:
-    """Reads what `with_sha256` made; None where there is no such file, or it is damaged."""
+    """Reads a JSON object with a checksum; None if the file is missing or damaged."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -88,7 +89,7 @@ def read_checked_json(path: Path) -> dict[str, Any] | None:
 
 
 def has_sha256(raw: Any) -> bool:
-    """Returns whether JSON is as `with_sha256` made it."""
+    """Whether a JSON object has the checksum of its fields."""
     if not isinstance(raw, dict):
         return False
     return raw == with_sha256({name: raw[name] for name in raw if name != "sha256"})

@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-# Tests run on the CPU: results are the same everywhere, and a GPU stays free.
+# Tests run on the CPU: results are the same everywhere, and the GPU stays free.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -69,10 +69,10 @@ def make_tiny_records(root, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def alike():
-    """Resets random seeds and Keras's precision before every test.
+def reset_seeds_and_precision():
+    """Resets random seeds and Keras's precision, so that tests do not depend on their order.
 
-    Fixtures of a module or session run before it, so those that build networks set a seed.
+    Fixtures of a module or session run earlier: those that build networks must set a seed.
     """
     import keras
 
@@ -86,7 +86,7 @@ def contents(folder):
 
 @pytest.fixture(scope="session")
 def records_dir(tmp_path_factory):
-    """Records that all tests share, next to their source `vistas`; tests must not change them."""
+    """Records shared by all tests, next to their source `vistas`; tests must not change them."""
     root = tmp_path_factory.mktemp("tiny")
     records_dir = make_tiny_records(root)
     before = contents(root)
@@ -96,7 +96,7 @@ def records_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_dir(records_dir, tmp_path_factory):
-    """A run that was trained for four steps and evaluated; tests share and must not change it."""
+    """A run trained for four steps and evaluated, shared by all tests; they must not change it."""
     from mapseg.estimator import Estimator
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
@@ -108,13 +108,13 @@ def run_dir(records_dir, tmp_path_factory):
 
 @pytest.fixture
 def own_run_dir(run_dir, tmp_path):
-    """A copy of `run_dir` that a test may change."""
+    """A copy of that run for one test, which may change it."""
     return shutil.copytree(run_dir, tmp_path / "own_run")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Replaces the configured network by one of two layers."""
+    """Replaces the network by one of two layers."""
     from take_steps import SmallState
 
     from mapseg.training import state
@@ -123,9 +123,9 @@ def small(monkeypatch):
 
 
 def free_ports(count):
-    """Returns free ports of this machine, outside the range of outgoing connections.
+    """Returns free ports of this machine, outside the range for outgoing connections.
 
-    They do not depend on the test's seed, because other tests may draw ports at the same time.
+    They are drawn without the test's seed, since other processes may be drawing at the same time.
     """
     ports, draw = [], random.SystemRandom()
     while len(ports) < count:
@@ -140,7 +140,7 @@ def free_ports(count):
 
 
 def connected(address):
-    """Returns a connection to a worker as soon as it listens."""
+    """Connects to a worker as soon as it listens."""
     host, _, port = address.rpartition(":")
     while True:
         try:
@@ -150,15 +150,15 @@ def connected(address):
 
 
 def tf_config(ports, index):
-    """Returns the environment of a worker on this machine."""
+    """Returns the environment variable of a worker on this machine."""
     workers = [f"127.0.0.1:{port}" for port in ports]
     task = {"type": "worker", "index": index}
     return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task})}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-random-order shuffles, if enabled
+@pytest.hookimpl(tryfirst=True)  # before pytest-random-order shuffles, if it is enabled
 def pytest_collection_modifyitems(items):
-    """Runs the slow files first, so that two workers finish at about the same time."""
+    """Runs the long files first, so that parallel workers finish at the same time."""
     long = (
         "test_workers",
         "test_loop",

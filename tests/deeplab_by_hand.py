@@ -1,4 +1,4 @@
-"""Writes checkpoints in the format of TF DeepLab."""
+"""Checkpoints in the format of TF DeepLab."""
 
 import tensorflow as tf
 

@@ -1,10 +1,10 @@
-"""Runs training steps of a small network on one or more devices and writes losses and variables.
+"""Takes training steps of a small network on some devices and writes the results.
 
     python tests/take_steps.py one_device|mirrored|multi_worker OUT.npz
 
-`mirrored` splits the CPU into two devices; `multi_worker` is run twice, with TF_CONFIG. The arrays
-of each case of CASES must not depend on the devices, except for the loss of `own_norm` and for
-`sync_norm_in_parts`, whose parts contain other crops.
+Mirrored splits the CPU into two devices; multi_worker is run twice, with TF_CONFIG. The arrays of
+each case of CASES must not depend on the devices, except for the loss of `own_norm`, and for
+`sync_norm_in_parts`, whose parts have other crops.
 """
 
 import sys
@@ -63,16 +63,16 @@ class SmallState:
         )
 
     def arrays(self):
-        values = [*self.model.variables]
+        arrays = [*self.model.variables]
         wrapped = getattr(self.optimizer, "_optimizer", None)  # Lookahead's
         for optimizer in (self.optimizer, *([wrapped] if wrapped is not None else [])):
             variables = optimizer.variables
-            values += variables() if callable(variables) else variables
-        return [np.array(v) for v in values]
+            arrays += variables() if callable(variables) else variables
+        return [np.array(v) for v in arrays]
 
 
 def small_batch(rows=2):
-    """Returns a batch; a large one has no labels on its first image, so that parts differ."""
+    """A batch; with over two rows its first image has no labels, so that devices differ."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, [rows, 8, 8, 3], np.uint8)
     label = image[..., 0] // 86
@@ -82,18 +82,18 @@ def small_batch(rows=2):
 
 
 def share(workers, batch):
-    """Returns an endless iterator of this process's part of a batch, for its devices."""
+    """Repeats this process's part of a batch, split over its devices."""
     local = workers.replicas // workers.count
     rows = len(batch[0]) // workers.count
-    local_rows = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
-    parts = tf.data.Dataset.from_tensor_slices(tuple(local_rows)).batch(rows // local).repeat()
+    local_batch = [x[workers.index * rows : (workers.index + 1) * rows] for x in batch]
+    parts = tf.data.Dataset.from_tensor_slices(tuple(local_batch)).batch(rows // local).repeat()
     if workers.replicas == 1:
         return iter(parts)
     return iter(workers.strategy.distribute_datasets_from_function(lambda _: parts))
 
 
 def take(workers, name, config):
-    """Runs a case; returns its losses and variables."""
+    """Trains a case; returns the losses and the variables."""
     with workers.strategy.scope():
         state = SmallState(config)
     batches = share(workers, small_batch(4))
@@ -112,7 +112,7 @@ def take(workers, name, config):
 
 
 def overflow(workers, state, steps, batches):
-    """Makes only the second half of the batch overflow; no device may change, hang or differ."""
+    """Only the second half of the batch overflows; no device may update, hang or differ."""
     image, label = small_batch(4)
     label = label.numpy()
     label[:2] = 255

@@ -1,4 +1,4 @@
-"""The examples of docs/api.md run, one after the other, as a script would run them."""
+"""The examples of docs/api.md run in order, as in a script."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture
 def trained(run_dir, records_dir, tmp_path, monkeypatch):
-    """A folder that has the page's records and its run, and a run that is trained in no time."""
+    """A folder with the page's records and run; training is replaced by a short one."""
     shutil.copytree(run_dir, tmp_path / "runs" / "first")
     (tmp_path / "records").symlink_to(records_dir)
     monkeypatch.chdir(tmp_path)
@@ -35,6 +35,6 @@ def test_the_examples_run():
     assert names["scores"].confusion.sum() > 0
 
 
-def test_every_section_has_its_example():
+def test_every_section_has_an_example():
     assert len(EXAMPLES) >= PAGE.count("\n## ")
     assert all(2 <= len(example.strip().splitlines()) <= 4 for example in EXAMPLES)

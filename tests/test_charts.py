@@ -7,7 +7,7 @@ import pytest
 from mapseg import charts
 
 
-def test_smoothed_is_worked_by_hand():
+def test_smoothed_by_hand():
     # 1st: 0.5 * 2 / 0.5 = 2; 2nd: (0.5 * 1 + 0.5 * 4) / 0.75; 3rd: (0.5 * 2.5 + 0.5 * 8) / 0.875
     np.testing.assert_allclose(charts.smoothed([2, 4, 8], 0.5), [2, 2.5 / 0.75, 5.25 / 0.875])
     np.testing.assert_array_equal(charts.smoothed([2, 4, 8], 0), [2, 4, 8])
@@ -15,13 +15,13 @@ def test_smoothed_is_worked_by_hand():
     assert charts.smoothed([], 0.9).shape == (0,)
 
 
-def test_smoothed_passes_over_what_is_not_finite():
+def test_smoothed_skips_non_finite_values():
     result = charts.smoothed([np.nan, 2, np.inf, 4, -np.inf], 0.5)
     np.testing.assert_allclose(result, [np.nan, 2, 2, 2.5 / 0.75, 2.5 / 0.75])
 
 
 @pytest.mark.parametrize("weight", [1, -0.1])
-def test_smoothed_refuses_a_weight_that_is_none(weight):
+def test_smoothed_refuses_a_weight_out_of_range(weight):
     with pytest.raises(ValueError, match="weight must be"):
         charts.smoothed([1.0], weight)
 

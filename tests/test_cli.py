@@ -22,7 +22,7 @@ def test_init_checkpoint_is_another_name_of_init_from():
     assert cli.given(values, TrainConfig) == {"init_from": "deeplab/model.ckpt"}
 
 
-def test_explicit_flags_win_over_a_flag_file_wherever_it_stands():
+def test_explicit_flags_override_a_flag_file_in_any_order():
     first = cli._flag_files_first
     assert first(["p", "--steps=9", "--flagfile=f"]) == ["p", "--flagfile=f", "--steps=9"]
     assert first(["p", "--a", "-flagfile", "f", "--b"]) == ["p", "--flagfile=f", "--a", "--b"]
@@ -40,7 +40,7 @@ def test_explicit_flags_win_over_a_flag_file_wherever_it_stands():
         (["train_main.py", "--mode=dance"], "mode"),
         (["train_main.py", "--flagfile=none.flags"], "none.flags"),
         (["infer_main.py", "--run_dir=r"], "frames must be given"),
-        (["infer_main.py", "--frames=f"], "run_dir, perhaps with checkpoint, or init_checkpoint"),
+        (["infer_main.py", "--frames=f"], "either run_dir, optionally with checkpoint, or"),
         (["infer_main.py", "--run_dir=r", "--init_checkpoint=c"], "run_dir=r, init_checkpoint=c"),
         (["infer_main.py", "--init_checkpoint=c", "--checkpoint=best"], "init_checkpoint=c"),
         (["infer_main.py", "--run_dir=r", "--frames=x", "--out_dir=o", "--every=0"], "every"),
@@ -55,19 +55,19 @@ def test_a_bad_call_is_one_line_and_exit_code_1(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_a_flag_file_gives_way_to_the_command_line(tmp_path):
+def test_the_command_line_overrides_a_flag_file(tmp_path):
     (tmp_path / "f.flags").write_text("# a comment\n--steps=5\n--seed=7\n--noflip\n")
-    found = {}
+    options = {}
 
     def remember(values):
-        found.update(cli.given(values, TrainConfig))
+        options.update(cli.given(values, TrainConfig))
         return 0
 
     values = flags.FlagValues()
     cli.define_flags(values, TrainConfig)
     argv = ["program", "--steps=9", f"--flagfile={tmp_path / 'f.flags'}"]
     assert cli.run(remember, values, argv, "about") == 0
-    assert found == {"steps": 9, "seed": 7, "flip": False}
+    assert options == {"steps": 9, "seed": 7, "flip": False}
 
 
 def test_help_lists_every_option():
@@ -76,7 +76,7 @@ def test_help_lists_every_option():
         assert name in done.stdout
 
 
-def test_the_first_signal_asks_to_stop_and_the_handlers_come_back():
+def test_the_first_signal_requests_a_stop_and_the_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with cli.stop_on_signal() as stopping:
         assert not stopping()
@@ -86,8 +86,8 @@ def test_the_first_signal_asks_to_stop_and_the_handlers_come_back():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_are_heard_where_python_is_not(number, code):
-    """A lock that is taken twice waits for ever, whatever signal comes, like TensorFlow may."""
+def test_signals_are_received_while_python_is_blocked(number, code):
+    """Locking a mutex twice blocks forever, regardless of signals, as TensorFlow may."""
     program = """
 import ctypes, sys
 from mapseg import cli

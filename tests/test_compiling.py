@@ -21,7 +21,7 @@ print(double(tf.zeros([3])).numpy().tolist(), os.environ["XLA_FLAGS"])
 
 
 @pytest.mark.addons
-def test_what_was_compiled_is_found_again(tmp_path):
+def test_a_compiled_program_is_read_from_the_cache(tmp_path):
     folder = tmp_path / "my cache"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}
 
@@ -42,19 +42,19 @@ def test_what_was_compiled_is_found_again(tmp_path):
     assert compile_once() == first  # read, not written again
 
 
-def test_it_must_come_before_tensorflow(tmp_path):
+def test_the_cache_must_be_set_up_before_tensorflow(tmp_path):
     with pytest.raises(RuntimeError, match="before TensorFlow"):
         use_compile_cache(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         use_compile_cache(tmp_path / "file" / "cache")
 
 
-def test_the_default_is_among_the_users_caches(monkeypatch):
+def test_the_default_is_in_the_users_cache_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert default_cache_dir() == Path("/caches/mapseg/compiled")

@@ -38,7 +38,7 @@ def short(monkeypatch):
 
 @pytest.fixture
 def cheap(monkeypatch):
-    """Leaves the checks out that need a network."""
+    """Leaves out the checks that need a network."""
     monkeypatch.setattr(doctor, "CHECKS", doctor.CHECKS[:-5])
 
 
@@ -48,17 +48,17 @@ def call(capsys, *arguments):
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     lines = [line for line in out.splitlines() if not line.startswith(" ")]
-    found = {}
+    findings = {}
     for line in lines:
         level, rest = line.split(maxsplit=1)
         name, _, text = rest.partition(": ")
-        found[name] = (level, text)
-    assert list(found) == [name for name, _, _ in doctor.CHECKS]
-    return code, found
+        findings[name] = (level, text)
+    assert list(findings) == [name for name, _, _ in doctor.CHECKS]
+    return code, findings
 
 
-def levels(found, level):
-    return [name for name, (its, _) in found.items() if its == level]
+def levels(findings, level):
+    return [name for name, (its_level, _) in findings.items() if its_level == level]
 
 
 def contents(folder):
@@ -73,7 +73,7 @@ def first_keys(records_dir):
 
 
 def fake_step(monkeypatch, answer):
-    """Puts `answer(crops)` in the place of the compiled step."""
+    """Replaces the compiled step by `answer(crops)`."""
 
     def make_step(state, config, strategy, class_pixels):
         return lambda image, label: answer(len(image))
@@ -83,41 +83,41 @@ def fake_step(monkeypatch, answer):
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("together", [True, False])
-def test_one_of_several_workers_is_judged_by_what_batch_norms_see_of_all(
+def test_batch_norm_is_checked_over_the_crops_of_all_workers(
     records_dir, capsys, monkeypatch, together
 ):
     for name, value in tf_config([1, 2], 0).items():
         monkeypatch.setenv(name, value)
     options = [f"--sync_batch_norm={str(together).lower()}", "--batch_size=2"]
-    _, found = call(capsys, f"--records_dir={records_dir}", *options)
-    level, text = found["network"]
+    _, findings = call(capsys, f"--records_dir={records_dir}", *options)
+    level, text = findings["network"]
     assert (level, "as one of 2 workers" in text, "two crops or more" in text) == (
         ("ok", True, False) if together else ("FAIL", False, True)
     )
 
 
 @pytest.mark.usefixtures("small")
-def test_a_sound_case_passes_every_check_and_nothing_is_written(records_dir, tmp_path, capsys):
+def test_a_good_case_passes_every_check_and_nothing_is_written(records_dir, tmp_path, capsys):
     before = contents(records_dir)
     run_dir = tmp_path / "run"
     arguments = (f"--records_dir={records_dir}", f"--run_dir={run_dir}", "--optimizer=adamw")
-    code, found = call(capsys, *arguments)
-    assert code == 0, found
+    code, findings = call(capsys, *arguments)
+    assert code == 0, findings
     reading_may_be_slower = {"speed"}  # than steps of crops so small
-    assert set(found) - set(levels(found, "ok")) <= reading_may_be_slower
+    assert set(findings) - set(levels(findings, "ok")) <= reading_may_be_slower
     assert not run_dir.exists()
     assert contents(records_dir) == before
-    assert "6 samples to train on" in found["records"][1]
-    assert "3 classes" in found["ids"][1]
-    assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 devices" in found["network"][1]
-    assert found["step"][1].startswith("loss 1.")
-    assert "all gradients finite" in found["step"][1]
-    assert "for 4 steps" in found["speed"][1]
-    assert found["largest batch"][1].startswith("2 crops fit")
+    assert "6 samples to train on" in findings["records"][1]
+    assert "3 classes" in findings["ids"][1]
+    assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 devices" in findings["network"][1]
+    assert findings["step"][1].startswith("loss 1.")
+    assert "all gradients finite" in findings["step"][1]
+    assert "for 4 steps" in findings["speed"][1]
+    assert findings["largest batch"][1].startswith("2 crops fit")
 
 
 @pytest.mark.usefixtures("small")
-def test_a_run_goes_on_from_its_checkpoint_and_stays_as_it_is(
+def test_a_run_resumes_from_its_checkpoint_and_is_not_changed(
     records_dir, tmp_path, capsys, monkeypatch
 ):
     run_dir = tmp_path / "run"
@@ -130,26 +130,26 @@ def test_a_run_goes_on_from_its_checkpoint_and_stays_as_it_is(
     fake_step(monkeypatch, lambda crops: (tf.constant(1.5), tf.constant(True)))
 
     folders = (f"--records_dir={records_dir}", f"--run_dir={run_dir}", "--steps=10")
-    code, found = call(capsys, *folders)
+    code, findings = call(capsys, *folders)
     assert code == 0
-    assert "goes on from step 7 of 10" in found["run folder"][1]
-    assert found["weights"] == ("ok", "those of step 7")
-    assert "loss 1.5000" in found["step"][1]
-    assert "for 3 steps" in found["speed"][1]
+    assert "resumes from step 7 of 10" in findings["run folder"][1]
+    assert findings["weights"] == ("ok", "from the checkpoint of step 7")
+    assert "loss 1.5000" in findings["step"][1]
+    assert "for 3 steps" in findings["speed"][1]
 
-    code, found = call(capsys, *folders, "--batch_size=4")
+    code, findings = call(capsys, *folders, "--batch_size=4")
     assert code == 1
-    assert levels(found, "FAIL") == ["run folder"]
-    assert levels(found, "skip") == ["network", "disk", "step", "speed", "largest batch"]
-    assert "batch_size=2 is stored, batch_size=4 is requested" in found["run folder"][1]
+    assert levels(findings, "FAIL") == ["run folder"]
+    assert levels(findings, "skip") == ["network", "disk", "step", "speed", "largest batch"]
+    assert "batch_size=2 is stored, batch_size=4 is asked" in findings["run folder"][1]
 
-    _, found = call(capsys, *folders, "--steps=5")
-    assert "steps must not be below the saved ones, 7; got 5" in found["run folder"][1]
+    _, findings = call(capsys, *folders, "--steps=5")
+    assert "steps must not be below the saved ones, 7; got 5" in findings["run folder"][1]
 
     (run.checkpoints_dir / "step-00000007" / "state.index").write_bytes(b"broken")
-    code, found = call(capsys, *folders)
-    assert levels(found, "FAIL") == ["network"]
-    assert "step-00000007" in found["network"][1]
+    code, findings = call(capsys, *folders)
+    assert levels(findings, "FAIL") == ["network"]
+    assert "step-00000007" in findings["network"][1]
     (run.checkpoints_dir / "step-00000007" / "state.index").unlink()
     assert set(contents(run_dir)) < set(before)  # and nothing new
 
@@ -173,7 +173,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_stays_as_it_is(
         ),
     ],
 )
-def test_a_failure_is_one_line_and_other_checks_go_on(
+def test_a_failure_is_one_line_and_other_checks_still_run(
     arguments, failing, message, skipped, records_dir, tmp_path, capsys
 ):
     (tmp_path / "file").write_text("")
@@ -181,35 +181,35 @@ def test_a_failure_is_one_line_and_other_checks_go_on(
     (tmp_path / "full" / "letter.txt").write_text("")
     arguments = [a.replace("TMP", str(tmp_path)) for a in arguments]
     before = contents(tmp_path)
-    code, found = call(capsys, f"--records_dir={records_dir}", *arguments)
+    code, findings = call(capsys, f"--records_dir={records_dir}", *arguments)
     assert code == 1
-    assert levels(found, "FAIL") == [failing]
-    assert message in found[failing][1]
-    assert levels(found, "skip") == skipped
+    assert levels(findings, "FAIL") == [failing]
+    assert message in findings[failing][1]
+    assert levels(findings, "skip") == skipped
     assert contents(tmp_path) == before
 
 
 @pytest.mark.usefixtures("cheap")
-def test_without_good_flags_what_needs_them_is_skipped(records_dir, capsys):
-    code, found = call(capsys, f"--records_dir={records_dir}", "--batch_size=0")
+def test_bad_flags_skip_the_checks_that_need_them(records_dir, capsys):
+    code, findings = call(capsys, f"--records_dir={records_dir}", "--batch_size=0")
     assert code == 1
-    assert found["flags"] == ("FAIL", "batch_size must be positive; got 0")
-    assert levels(found, "ok") == ["versions", "GPU"]
-    assert found["memory"] == ("skip", "needs flags")
+    assert findings["flags"] == ("FAIL", "batch_size must be positive; got 0")
+    assert levels(findings, "ok") == ["versions", "GPU"]
+    assert findings["memory"] == ("skip", "needs flags")
 
 
 @pytest.mark.usefixtures("cheap")
-def test_a_package_that_cannot_be_imported_is_told_first(records_dir, capsys, monkeypatch):
+def test_a_package_that_cannot_be_imported_is_reported_first(records_dir, capsys, monkeypatch):
     def refuse(name):
         raise ImportError("tensorflow must be 2.21 or newer")
 
     monkeypatch.setattr(environment.importlib, "import_module", refuse)
-    code, found = call(capsys, f"--records_dir={records_dir}")
+    code, findings = call(capsys, f"--records_dir={records_dir}")
     assert code == 1
-    assert found["versions"][0] == "FAIL"
-    assert found["versions"][1].startswith("tensorflow must be 2.21 or newer. Remedy: ")
-    assert levels(found, "ok") == ["flags", "records"]
-    assert found["GPU"] == ("skip", "needs versions")
+    assert findings["versions"][0] == "FAIL"
+    assert findings["versions"][1].startswith("tensorflow must be 2.21 or newer. Remedy: ")
+    assert levels(findings, "ok") == ["flags", "records"]
+    assert findings["GPU"] == ("skip", "needs versions")
 
 
 @pytest.mark.usefixtures("cheap")
@@ -217,10 +217,10 @@ def test_a_shard_that_is_missing_is_named(records_dir, tmp_path, capsys):
     shutil.copytree(records_dir, tmp_path / "records")
     shard = next((tmp_path / "records").glob("training-*.tfrecord"))
     shard.unlink()
-    code, found = call(capsys, f"--records_dir={tmp_path / 'records'}")
+    code, findings = call(capsys, f"--records_dir={tmp_path / 'records'}")
     assert code == 1
-    assert found["records"][0] == "FAIL"
-    assert str(shard) in found["records"][1]
+    assert findings["records"][0] == "FAIL"
+    assert str(shard) in findings["records"][1]
 
 
 @pytest.mark.usefixtures("cheap")
@@ -228,10 +228,10 @@ def test_an_id_that_is_not_in_the_class_table_is_named(records_dir, tmp_path, ca
     shutil.copytree(records_dir, tmp_path / "records")
     manifest = read_manifest(tmp_path / "records")
     write_manifest(replace(manifest, classes=manifest.classes[:3]))
-    _, found = call(capsys, f"--records_dir={tmp_path / 'records'}")
-    assert found["ids"][0] == "FAIL"
-    assert "training-" in found["ids"][1]
-    assert "ids must be in the class table; got [3]" in found["ids"][1]
+    _, findings = call(capsys, f"--records_dir={tmp_path / 'records'}")
+    assert findings["ids"][0] == "FAIL"
+    assert "training-" in findings["ids"][1]
+    assert "ids must be in the class table; got [3]" in findings["ids"][1]
 
 
 @pytest.mark.usefixtures("cheap")
@@ -239,38 +239,38 @@ def test_a_batch_without_labelled_pixels_is_a_warning(records_dir, tmp_path, cap
     groups = [{"name": name, "color": [1, 2, 3], "sources": []} for name in ("one", "other")]
     (tmp_path / "set.json").write_text(json.dumps({"classes": groups}))
     arguments = (f"--records_dir={records_dir}", f"--label_set={tmp_path / 'set.json'}")
-    code, found = call(capsys, *arguments)
+    code, findings = call(capsys, *arguments)
     assert code == 0
-    assert levels(found, "WARN") == ["batch"]
+    assert levels(findings, "WARN") == ["batch"]
     keys = first_keys(records_dir)
-    assert ", ".join(keys) in found["batch"][1]
+    assert ", ".join(keys) in findings["batch"][1]
 
 
 @pytest.mark.usefixtures("small")
-def test_what_does_not_fit_is_halved_until_it_does(capsys, monkeypatch):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(capsys, monkeypatch):
     def answer(crops):
         if crops > 2:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
         return tf.constant(1.0), tf.constant(True)
 
     fake_step(monkeypatch, answer)
-    code, found = call(capsys, "--batch_size=8")
+    code, findings = call(capsys, "--batch_size=8")
     assert code == 1
-    assert levels(found, "FAIL") == ["largest batch"]
-    assert "batch_size=8 does not fit" in found["largest batch"][1]
-    assert "2 fit" in found["largest batch"][1]
-    assert levels(found, "skip") == ["records", "ids", "batch"]
-    assert "a synthetic batch" in found["step"][1]
+    assert levels(findings, "FAIL") == ["largest batch"]
+    assert "batch_size=8 does not fit" in findings["largest batch"][1]
+    assert "2 fit" in findings["largest batch"][1]
+    assert levels(findings, "skip") == ["records", "ids", "batch"]
+    assert "a synthetic batch" in findings["step"][1]
 
 
 @pytest.mark.usefixtures("small")
 def test_a_loss_that_is_not_finite_names_the_samples(records_dir, capsys, monkeypatch):
     fake_step(monkeypatch, lambda crops: (tf.constant(np.nan), tf.constant(False)))
-    code, found = call(capsys, f"--records_dir={records_dir}")
+    code, findings = call(capsys, f"--records_dir={records_dir}")
     assert code == 1
-    assert levels(found, "FAIL") == ["step"]
-    assert ", ".join(first_keys(records_dir)) in found["step"][1]
-    assert levels(found, "skip") == ["speed", "largest batch"]
+    assert levels(findings, "FAIL") == ["step"]
+    assert ", ".join(first_keys(records_dir)) in findings["step"][1]
+    assert levels(findings, "skip") == ["speed", "largest batch"]
 
 
 def make_case(*arguments, **known):
@@ -306,13 +306,13 @@ def test_the_largest_batch_by_hand(monkeypatch):
         trial.time_steps()
         return steps.check_largest_batch(make_case(config=config, trial=trial))
 
-    assert examine(1) == Finding("ok", "4 crops fit; about 10 would; a crop takes 750.0 MB")
+    assert examine(1) == Finding("ok", "4 crops fit; the limit is about 10; a crop takes 750.0 MB")
     # Two GPUs of 11 GB take two crops each: 1.5 GB a crop.
     monkeypatch.setattr(machine, "gpus", lambda: [GPU, GPU])
     monkeypatch.setattr(machine, "gpu_limit_bytes", lambda: 11e9)
-    assert examine(2) == Finding("ok", "4 crops fit; about 13 would; a crop takes 1.5 GB")
+    assert examine(2) == Finding("ok", "4 crops fit; the limit is about 13; a crop takes 1.5 GB")
     monkeypatch.setattr(machine, "gpu_limit_bytes", lambda: 0)
-    assert "not known" in examine(2).text
+    assert "unknown" in examine(2).text
 
 
 def test_each_device_gets_its_own_crops():
@@ -321,8 +321,8 @@ def test_each_device_gets_its_own_crops():
 
     strategy = SimpleNamespace(experimental_distribute_values_from_function=distribute)
     trial = Trial(None, TrainConfig(), SimpleNamespace(replicas=3, strategy=strategy))
-    found = trial.on_devices(np.arange(6))
-    assert [share.numpy().tolist() for share in found] == [[0, 1], [2, 3], [4, 5]]
+    shares = trial.on_devices(np.arange(6))
+    assert [share.numpy().tolist() for share in shares] == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
     monkeypatch.setattr(machine, "reset_peak", lambda: None)
     monkeypatch.setattr(machine, "taken_bytes", lambda which: 1e9)
     now = SimpleNamespace(perf_counter=lambda: next(clock) * 10 / 6)
-    monkeypatch.setattr(trying, "time", now)  # looked at 7 times: 6 intervals, 10 s for 5 steps
+    monkeypatch.setattr(trying, "time", now)  # read 7 times: 6 intervals, 10 s for 5 steps
     config = TrainConfig(batch_size=4, steps=3700)
     trial = make_trial(config)
     trial._step = lambda: (tf.constant(1.0), tf.constant(True))
@@ -351,7 +351,7 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
     assert f"{time_left} for 3600 steps" in finding.text
 
 
-def test_a_gpu_that_is_not_seen_or_busy_is_a_warning(monkeypatch):
+def test_a_hidden_or_busy_gpu_is_a_warning(monkeypatch):
     report = DriverReport("550.1", used_mb=9000, total_mb=80000)
     monkeypatch.setattr(machine, "driver_reports", lambda: [report])
     hidden = environment.check_gpu(make_case())
@@ -373,7 +373,7 @@ def test_a_gpu_that_is_not_seen_or_busy_is_a_warning(monkeypatch):
         ([GPU], "float32", "ok"),
     ],
 )
-def test_a_precision_that_the_device_has_not_is_a_warning(gpus, precision, level, monkeypatch):
+def test_a_precision_without_hardware_support_is_a_warning(gpus, precision, level, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: gpus)
     case = make_case(train=TrainConfig(precision=precision))
     assert options.check_precision(case).level == level
@@ -390,7 +390,7 @@ def test_too_little_memory_is_a_warning(monkeypatch):
     assert (finding.level, "about 5.1 GB" in finding.text) == ("WARN", True)
 
 
-def test_weights_of_the_cache_are_found_and_none_are_downloaded(tmp_path, monkeypatch):
+def test_cached_weights_are_found_and_none_are_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     case = make_case(model=ModelConfig(encoder="resnet50"))
     finding = options.check_weights(case)
@@ -405,7 +405,9 @@ def test_weights_of_the_cache_are_found_and_none_are_downloaded(tmp_path, monkey
     assert case.weights_at_hand
 
 
-def test_the_network_is_that_of_the_options_and_its_checkpoints_have_room(tmp_path, monkeypatch):
+def test_the_network_matches_the_options_and_its_checkpoints_must_fit_on_the_disk(
+    tmp_path, monkeypatch
+):
     flags = [*FLAGS, "--optimizer=adamw", "--keep_checkpoints=2", f"--run_dir={tmp_path / 'run'}"]
     case = make_case(*flags)
     options.check_flags(case)
@@ -429,11 +431,11 @@ def test_the_network_is_that_of_the_options_and_its_checkpoints_have_room(tmp_pa
     assert (room(0.9).level, str(tmp_path) in room(0.9).text) == ("FAIL", True)
 
 
-def test_all_flags_of_training_are_taken():
+def test_all_flags_of_training_are_accepted():
     assert set(train_main.define_flags()) <= set(doctor.define_flags())
 
 
-def test_flag_files_of_training_are_taken_as_they_are():
+def test_flag_files_of_training_are_accepted_unchanged():
     paths = sorted((ROOT / "experiments").glob("*.flags"))
     assert paths
     for path in paths:
@@ -465,11 +467,11 @@ def test_another_tensorflow_or_keras_is_one_line(setting, message, tmp_path):
 
 
 @pytest.mark.usefixtures("small")
-def test_without_a_run_folder_this_folder_is_none(run_dir, capsys, monkeypatch):
+def test_without_run_dir_the_current_folder_is_not_taken_for_a_run(run_dir, capsys, monkeypatch):
     monkeypatch.chdir(run_dir)  # another network's checkpoints lie here
     monkeypatch.setattr(doctor, "CHECKS", doctor.CHECKS[:-4])  # the small network has too few ids
-    _, found = call(capsys)
-    assert found["network"][0] == "ok"
+    _, findings = call(capsys)
+    assert findings["network"][0] == "ok"
 
 
 def test_a_package_that_is_missing_is_a_finding():

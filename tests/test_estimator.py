@@ -26,19 +26,19 @@ def test_a_notebook_can_train_evaluate_and_predict(records_dir, own_run_dir):
     assert (written["scale"], written["scales"]) == ("auto", "1,2")
 
     image, _ = tiny_scene(np.random.default_rng(9))
-    found = estimator.predict(image)
-    assert found.ids.shape == (60, 80)
+    prediction = estimator.predict(image)
+    assert prediction.ids.shape == (60, 80)
     probability = estimator.predict(image, probability=True).probability
     assert probability.shape == (60, 80)
     assert 1 / 3 <= probability.min() <= probability.max() <= 1
-    assert 1 / 3 <= found.confidence <= 1
-    assert found.scale == 1
-    again = Estimator(own_run_dir).predict(image)  # loads the network anew
-    np.testing.assert_array_equal(again.ids, found.ids)
+    assert 1 / 3 <= prediction.confidence <= 1
+    assert prediction.scale == 1
+    again = Estimator(own_run_dir).predict(image)  # loads the network again
+    np.testing.assert_array_equal(again.ids, prediction.ids)
 
 
-def test_evaluation_at_the_end_of_training_is_that_of_the_estimator(records_dir, own_run_dir):
-    """The weights file holds what was trained: the same scores come from it."""
+def test_training_and_estimator_evaluate_to_the_same_scores(records_dir, own_run_dir):
+    """The weights file holds the trained weights, so its scores are the same."""
     trained = json.loads((own_run_dir / "evaluation" / "validation.json").read_text())
     assert (trained["scale"], trained["scales"], trained["flip_average"]) == ("auto", "1", False)
     scores = Estimator(own_run_dir, progress=print).evaluate(records_dir)
@@ -51,11 +51,11 @@ def test_before_training_there_is_no_run(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["evaluation", "evaluation/panels"])
-def test_a_run_folder_that_cannot_be_written_to_is_named_before_the_work(
+def test_an_unwritable_run_folder_is_reported_before_the_work(
     place, records_dir, own_run_dir, monkeypatch
 ):
     def work(*_, **__):
-        raise AssertionError("it must not begin")
+        raise AssertionError("it must not start")
 
     monkeypatch.setattr(evaluation, "evaluate", work)
     shutil.rmtree(own_run_dir / place)

@@ -1,4 +1,4 @@
-"""Situations that people met: each gives the right result, or one clear line."""
+"""Situations from practice: each has the right result, or one clear message."""
 
 import os
 import subprocess
@@ -78,9 +78,9 @@ def test_a_flag_file_of_another_encoding_is_named(tmp_path, capsys, text):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("", "plot_path must be given"), ("a.jpg", "as a PNG")]
+    ("path", "message"), [("", "plot_path must be given"), ("a.jpg", "a chart must be a .png file")]
 )
-def test_a_chart_that_is_no_png_is_refused(run_dir, tmp_path, capsys, path, message):
+def test_a_chart_that_is_not_a_png_is_refused(run_dir, tmp_path, capsys, path, message):
     path = path and tmp_path / path
     arguments = ["--mode=plot", f"--runs={run_dir}", f"--plot_path={path}"]
     assert train_main.main(["train_main.py", *arguments]) == 1
@@ -96,7 +96,7 @@ def test_records_among_the_images_are_refused(records_dir, capsys):
     assert not inside.exists()
 
 
-def test_a_tilde_in_a_flag_is_the_home(records_dir, tmp_path):
+def test_a_tilde_in_a_flag_is_the_home_folder(records_dir, tmp_path):
     done = run(
         f"--vistas_dir={vistas(records_dir)}",
         "--records_dir=~/records",
@@ -107,7 +107,7 @@ def test_a_tilde_in_a_flag_is_the_home(records_dir, tmp_path):
     assert (tmp_path / "records" / "manifest.json").is_file()
 
 
-def test_a_conversion_ends_though_nobody_reads_or_hears_it(records_dir, tmp_path):
+def test_a_conversion_finishes_with_closed_or_full_outputs(records_dir, tmp_path):
     """As in `build_records | true` and `build_records 2>&-`."""
     command = [sys.executable, "-m", "data_prep.build_records", "--workers=1"]
     source = f"--vistas_dir={vistas(records_dir)}"
@@ -120,13 +120,13 @@ def test_a_conversion_ends_though_nobody_reads_or_hears_it(records_dir, tmp_path
         assert (tmp_path / name / "manifest.json").is_file()
 
 
-def test_an_empty_label_is_called_so(tmp_path):
+def test_an_empty_label_is_reported_as_empty(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=r"a\.png: .*got an empty file.*Remedy"):
         read_label(tmp_path / "a.png", tuple(parse_class_table({"labels": LABELS}, "t")))
 
 
-def test_a_pipe_among_the_images_is_called_so(tmp_path):
+def test_a_pipe_among_the_images_is_reported(tmp_path):
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
@@ -135,12 +135,12 @@ def test_a_pipe_among_the_images_is_called_so(tmp_path):
     assert "got a pipe, socket or device" in left_out["b"]
 
 
-def test_a_split_name_that_no_file_can_have_is_refused(tmp_path):
+def test_a_split_name_too_long_for_a_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at most 200"):
         SourceSplit("a" * 250, tmp_path, tmp_path, ())
 
 
-def test_a_list_that_names_a_folder_says_so(tmp_path):
+def test_a_folder_in_a_list_of_frames_is_reported(tmp_path):
     (tmp_path / "frames").mkdir()
     (tmp_path / "list.txt").write_text("frames\n")
     with pytest.raises(FileNotFoundError, match="a folder or device, not a file"):

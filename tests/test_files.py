@@ -17,7 +17,7 @@ from mapseg.files import (
 )
 
 
-def test_a_file_appears_whole(tmp_path):
+def test_a_file_is_written_atomically(tmp_path):
     path = tmp_path / "new" / "a.txt"
     with whole_file(path) as partial:
         partial.write_text("half")
@@ -37,7 +37,7 @@ def test_a_failure_leaves_the_former_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_written_atomically(tmp_path):
     path = tmp_path / "d"
     with whole_dir(path) as partial:
         (partial / "a").write_text("1")
@@ -67,18 +67,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_walk_takes_links_but_no_loops_and_nothing_hidden(tmp_path):
+def test_walk_follows_links_but_no_loops_and_skips_hidden_files(tmp_path):
     for name in ("b/2.png", "a/1.png", ".hidden/3.png", "a/.4.png"):
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / name).touch()
     (tmp_path / "root" / "b" / "loop").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "c").symlink_to(tmp_path / "root" / "a")
     (tmp_path / "root" / "dead.png").symlink_to(tmp_path / "nothing")
-    found = [path.relative_to(tmp_path / "root").as_posix() for path in walk(tmp_path / "root")]
-    assert found == ["dead.png", "a/1.png", "b/2.png", "c/1.png"]
+    paths = [path.relative_to(tmp_path / "root").as_posix() for path in walk(tmp_path / "root")]
+    assert paths == ["dead.png", "a/1.png", "b/2.png", "c/1.png"]
 
 
-def test_a_folder_is_tried_without_leaving_anything(tmp_path):
+def test_check_writable_leaves_nothing_behind(tmp_path):
     check_writable(tmp_path / "a" / "b")
     check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +90,7 @@ def test_a_folder_is_tried_without_leaving_anything(tmp_path):
         check_writable(Path("/proc/none"))
 
 
-def test_a_path_is_the_same_text_whatever_the_locale():
+def test_a_path_is_the_same_text_in_every_locale():
     assert name_text(Path("Zürich")) == "Zürich"
     assert printable(Path("Zürich")) == printable("Zürich") == "Zürich"
     assert printable(os.fsdecode(b"Z\xfcrich\n")) == r"Z\xfcrich\n"

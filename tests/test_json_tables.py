@@ -1,4 +1,4 @@
-"""JSON that people write: what is wrong with it is named with the file, the place and the kind."""
+"""Hand-written JSON: errors name the file, the place and the expected type."""
 
 import codecs
 import json
@@ -42,11 +42,11 @@ def write(path, raw):
         ({"color": ["1", 2, 3]}, "color must be [r, g, b], three whole numbers in 0-255; got ["),
         ({"name": 5}, "name must be text in quotes; got 5"),
         ({"name": " "}, 'name must be text in quotes; got " "'),
-        ({"evalute": False}, "got evalute; perhaps evaluate is meant"),
-        ({"Evaluate": False}, "got Evaluate; perhaps evaluate is meant"),
+        ({"evalute": False}, "got evalute; did you mean evaluate?"),
+        ({"Evaluate": False}, "got Evaluate; did you mean evaluate?"),
     ],
 )
-def test_a_field_of_another_kind_in_a_class_table_is_named(path, label, message):
+def test_a_wrong_type_in_a_class_table_is_named(path, label, message):
     write(path, {"labels": [ROAD, {"name": "sky", "color": [0, 0, 0], **label}]})
     with pytest.raises(ValueError) as caught:
         read_class_table(path)
@@ -54,7 +54,7 @@ def test_a_field_of_another_kind_in_a_class_table_is_named(path, label, message)
 
 
 @pytest.mark.parametrize("raw", [[ROAD], "road", 5, {"labels": {}}, {"labels": []}, None])
-def test_what_is_no_class_table_is_refused(path, raw):
+def test_json_that_is_not_a_class_table_is_refused(path, raw):
     with pytest.raises(ValueError, match=r'own\.json: a class table must be {"labels":'):
         read_class_table(write(path, json.dumps(raw)))
 
@@ -78,8 +78,8 @@ def groups(**fields):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (groups(sources="sky"), "class 1: sources must be a list of texts"),
-        (groups(sources=[5]), "class 1: sources must be a list of texts"),
+        (groups(sources="sky"), "class 1: sources must be a list of strings"),
+        (groups(sources=[5]), "class 1: sources must be a list of strings"),
         (
             groups(source=["sky"]),
             "class 1 must have the fields name, color, sources, evaluate; got",
@@ -87,21 +87,21 @@ def groups(**fields):
         (groups(evaluate="no"), "class 1: evaluate must be true or false"),
         (groups(id=1), "class 1 must have the fields name, color, sources, evaluate; got id"),
         (groups(color=[1, 2, 300]), "class 1: color must be [r, g, b]"),
-        ({**groups(), "other": "flat"}, "got other; perhaps others is meant"),
+        ({**groups(), "other": "flat"}, "got other; did you mean others?"),
         ({**groups(), "others": ["flat"]}, "a label set: others must be text in quotes"),
         ({"classes": groups()}, "a label set: classes must be a list of objects"),
         ({"labels": []}, "a label set must have the fields classes, others; got labels"),
         ([], "a label set must be an object"),
     ],
 )
-def test_a_field_of_another_kind_in_a_label_set_is_named(path, raw, message):
+def test_a_wrong_type_in_a_label_set_is_named(path, raw, message):
     write(path, raw)
     with pytest.raises(ValueError) as caught:
         make_label_set(TABLE, str(path))
     assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
 
 
-def test_a_class_without_sources_is_named_unless_it_takes_the_others(path):
+def test_a_class_without_sources_is_named_unless_others_names_it(path):
     raw = groups()
     del raw["classes"][1]["sources"]
     with pytest.raises(ValueError, match=r"own\.json: class 1 must have sources"):
@@ -120,7 +120,7 @@ def test_a_byte_order_mark_is_read(path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
-def test_other_encodings_are_named_with_the_one_that_is_wanted(path, encoding):
+def test_other_encodings_are_named_together_with_utf_8(path, encoding):
     path.write_bytes(json.dumps({"labels": [ROAD]}).encode(encoding))
     with pytest.raises(ValueError, match=r"own\.json: must be UTF-8 text; got UTF-16 or UTF-32"):
         read_class_table(path)
@@ -136,13 +136,13 @@ def test_latin_1_is_named_with_its_line(path):
         read_class_table(path)
 
 
-def test_a_name_that_is_twice_in_an_object_is_refused(path):
+def test_a_repeated_name_in_an_object_is_refused(path):
     write(path, '{"labels": [{"name": "road", "color": [1, 2, 3], "name": "sky"}]}')
-    with pytest.raises(ValueError, match=r'own\.json: must be a JSON file; "name" must be once'):
+    with pytest.raises(ValueError, match=r'own\.json: must be a JSON file; "name" must occur once'):
         read_json(path)
 
 
-def test_a_slip_of_syntax_is_named_with_its_place(path):
+def test_a_syntax_error_is_named_with_its_place(path):
     write(path, '{"labels":\n [{"name": "road" "color": [1, 2, 3]}]}')
     with pytest.raises(ValueError, match=r"own\.json: must be a JSON file; .*line 2 column 19"):
         read_class_table(path)
@@ -164,46 +164,46 @@ def test_a_damaged_stored_label_set_is_named(change, message):
     assert message in str(caught.value)
 
 
-def spoil_shard(raw):
+def damage_shard(raw):
     del raw["splits"]["training"]["shards"][0]["file"]
 
 
-def spoil_split(raw):
+def damage_split(raw):
     del raw["splits"]["validation"]["sizes"]
 
 
-def spoil_sizes(raw):
+def damage_sizes(raw):
     raw["splits"]["training"]["sizes"] = {"6 by 8": 1}
 
 
-def spoil_splits(raw):
+def damage_splits(raw):
     raw["splits"] = 5
 
 
-def spoil_head(raw):
+def damage_head(raw):
     del raw["skipped"]
 
 
-def spoil_classes(raw):
+def damage_classes(raw):
     raw["labels"][1]["evaluate"] = "false"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (spoil_shard, "splits.training must be as mapseg wrote it; got"),
-        (spoil_split, "splits.validation must be as mapseg wrote it; got no sizes"),
-        (spoil_sizes, "splits.training must be as mapseg wrote it; got invalid literal"),
-        (spoil_splits, "its head must be as mapseg wrote it; got"),
-        (spoil_head, "its head must be as mapseg wrote it; got no skipped"),
-        (spoil_classes, "label 1: evaluate must be true or false"),
+        (damage_shard, "splits.training must be as mapseg wrote it; got"),
+        (damage_split, "splits.validation must be as mapseg wrote it; got no sizes"),
+        (damage_sizes, "splits.training must be as mapseg wrote it; got invalid literal"),
+        (damage_splits, "its head must be as mapseg wrote it; got"),
+        (damage_head, "its head must be as mapseg wrote it; got no skipped"),
+        (damage_classes, "label 1: evaluate must be true or false"),
     ],
 )
-def test_a_damaged_manifest_is_named_with_the_place(records_dir, tmp_path, spoil, message):
-    """Signed anew, as a tool might do that edits it: else its checksum says that it was changed."""
+def test_a_damaged_manifest_is_named_with_the_place(records_dir, tmp_path, damage, message):
+    """With a new checksum, as an editing tool may write it; else the checksum check fails first."""
     raw = json.loads((records_dir / MANIFEST_NAME).read_text())
     del raw["sha256"]
-    spoil(raw)
+    damage(raw)
     path = write(tmp_path / MANIFEST_NAME, with_sha256(raw))
     with pytest.raises(ValueError) as caught:
         read_manifest(tmp_path)

@@ -43,7 +43,7 @@ def test_lane_marking_of_v1_2_is_one_class():
     assert ids["marking--crosswalk-zebra"] == 0
 
 
-@pytest.mark.skipif(not CONFIG_V2_0.is_file(), reason="the v2.0 table is not beside the project")
+@pytest.mark.skipif(not CONFIG_V2_0.is_file(), reason="the v2.0 table is not there")
 def test_v2_0_is_matched_by_name():
     table = read_class_table(CONFIG_V2_0)
     assert len(make_label_set(table, "all").classes) == 116
@@ -77,7 +77,7 @@ def test_groups_from_a_file(tmp_path):
     ("classes", "message"),
     [
         ([{"name": "a", "color": [0, 0, 0], "sources": ["nothing-*"]}], "matches none"),
-        ([{"name": "a", "color": [0, 0, 0], "sources": ["flat--*"]}] * 2, "name must be its own"),
+        ([{"name": "a", "color": [0, 0, 0], "sources": ["flat--*"]}] * 2, "name must be unique"),
         (
             [
                 {"name": "a", "color": [0, 0, 0], "sources": ["flat--*"]},
@@ -97,7 +97,7 @@ def test_bad_groups_are_refused_with_the_file(tmp_path, classes, message):
     assert "groups.json" in str(caught.value)
 
 
-def test_a_table_may_give_ids(tmp_path):
+def test_a_table_may_have_ids(tmp_path):
     labels = [
         {"name": "void", "color": [0, 0, 0], "id": 255, "evaluate": False},
         {"name": "road", "color": [1, 2, 3], "id": 7},
@@ -127,7 +127,7 @@ def test_bad_tables_are_refused_with_the_file(tmp_path, labels):
         read_class_table(write_table(tmp_path / "t.json", labels))
 
 
-def test_a_table_that_is_not_there_or_not_json(tmp_path):
+def test_a_missing_table_and_one_that_is_not_json(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         read_class_table(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")

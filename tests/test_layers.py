@@ -1,4 +1,4 @@
-"""Imports run one way, as DESIGN says; flags and addons stay where they belong."""
+"""Imports run one way, as DESIGN says; flags and addons stay in their modules."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ BASE = {
     *("config", "labels", "json_files", "stored_json", "files", "progress", "errors"),
     *("machine", "startup", "onednn", "compiling", "pictures", "charts"),
 }
-# A package, and what it may import beside its own modules and BASE.
+# What each package may import besides its own modules and BASE.
 MAY_IMPORT = {
     "data": set(),
     "model": set(),
@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def imports(path):
-    """What a module imports, inside functions too, but not for types alone."""
+    """Yields the imports of a module, including those in functions but not those only for types."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         id(child)
@@ -69,10 +69,10 @@ def uses(name, package):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("mapseg.")])
 def test_imports_run_one_way(name):
-    own = name.split(".")[1]
+    package = name.split(".")[1]
     used = {other.split(".")[1] for other in USED[name] & MODULES.keys()}
-    assert used <= BASE | {own} | MAY_IMPORT.get(own, set())
-    assert own in BASE | MAY_IMPORT.keys(), "a new module needs its place in the order"
+    assert used <= BASE | {package} | MAY_IMPORT.get(package, set())
+    assert package in BASE | MAY_IMPORT.keys(), "add the new module to the order of imports"
     assert not uses(name, "data_prep")
 
 
@@ -84,13 +84,13 @@ def test_no_modules_import_each_other_in_a_cycle():
     assert not left
 
 
-def test_only_entry_points_know_flags():
+def test_only_entry_points_import_flags():
     assert {name for name in MODULES if uses(name, "absl")} <= COMMANDS
 
 
 def test_only_addons_imports_tensorflow_addons():
-    knowing = {name for name in MODULES if uses(name, "tensorflow_addons")}
-    assert knowing == {"mapseg.training.addons"}
+    users = {name for name in MODULES if uses(name, "tensorflow_addons")}
+    assert users == {"mapseg.training.addons"}
 
 
 @pytest.mark.parametrize("name", ["mapseg.labels", "mapseg.evaluation.scores"])
@@ -99,20 +99,20 @@ def test_labels_and_scores_need_only_numpy(name):
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}))
-def test_init_files_hold_a_docstring_alone(folder):
+def test_init_files_hold_only_a_docstring(folder):
     if folder != ROOT / "mapseg":
         body = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
         assert [type(node) for node in body] == [ast.Expr]
 
 
-def test_long_modules_and_functions_have_their_reason():
+def test_long_modules_and_functions_state_a_reason():
     paths = [*MODULES.values(), ROOT / "train_main.py", ROOT / "infer_main.py"]
     parts = [part for path in paths for part in long_parts(path)]
     assert [name for name, _, reason in parts if not reason] == []
 
 
-# What is wrong with a folder or a flag is reported before TensorFlow is imported, which takes
-# seconds; and workers of a conversion would pay for it in memory.
+# Bad folders and flags are reported before TensorFlow is imported, which takes seconds; and in
+# conversion workers it would cost memory.
 WITHOUT_TENSORFLOW = [
     "mapseg",
     *(f"mapseg.{name}" for name in (*sorted(BASE), "cli", "doctor", "estimator")),
@@ -177,7 +177,7 @@ for name in sys.argv[1:]:
         ("data_prep.make_sample", ["--help"], 0, ""),
     ],
 )
-def test_what_needs_no_tensorflow_answers_without_it(program, arguments, code, message):
+def test_commands_without_tensorflow_do_not_import_it(program, arguments, code, message):
     script = """
 import importlib, sys
 code = importlib.import_module(sys.argv[1]).main(sys.argv[1:])
@@ -188,7 +188,7 @@ sys.exit(99 if {"tensorflow", "keras"} & sys.modules.keys() else code)
     assert message in done.stderr
 
 
-def test_the_package_gives_the_estimator_lazily():
+def test_the_package_imports_the_estimator_lazily():
     script = """
 import sys, mapseg
 assert "mapseg.estimator" not in sys.modules

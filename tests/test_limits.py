@@ -1,4 +1,4 @@
-"""Limits of the machine are kept: a container's share of the cores, the compile cache's size."""
+"""Limits are respected: a container's share of the cores, the size of the compile cache."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from mapseg import compiling, machine
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder that is taken for that of the system, on a machine with eight cores."""
+    """A folder in place of the root folder, on a machine with eight cores."""
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     (tmp_path / "proc/self").mkdir(parents=True)
@@ -32,7 +32,7 @@ def write(path, text):
         ("150000 100000\n", 2),  # one and a half
         ("50000 100000\n", 1),
         ("1000 100000\n", 1),
-        ("9900000 100000\n", 8),  # more than there are
+        ("9900000 100000\n", 8),  # more than the machine has
         ("", 8),
         ("broken\n", 8),
     ],
@@ -44,14 +44,14 @@ def test_cores_are_those_of_the_container(root, text, cores):
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("250000", 3), ("1000", 1), ("x", 8)])
-def test_cores_by_the_first_version_of_control_groups(root, quota, cores):
+def test_cores_by_control_groups_v1(root, quota, cores):
     group = root / "sys/fs/cgroup/cpu"
     write(group / "cpu.cfs_quota_us", quota + "\n")
     write(group / "cpu.cfs_period_us", "100000\n")
     assert machine.cores() == cores
 
 
-def test_a_quota_of_a_group_or_one_around_it_counts(root):
+def test_quotas_of_a_group_and_its_parents_count(root):
     write(root / "proc/self/cgroup", "0::/user.slice/job.scope\n")
     mount = root / "sys/fs/cgroup"
     write(mount / "user.slice/job.scope/cpu.max", "max 100000\n")
@@ -78,7 +78,7 @@ HOUR = 3600
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of at most 1000 bytes: path and age in hours of what is in it."""
+    """A cache of at most 1000 bytes, filled with files by path and age in hours."""
     monkeypatch.setattr(compiling, "_MOST_BYTES", 1000)
 
     def fill(**ages):
@@ -96,7 +96,7 @@ def names(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_was_not_used_for_the_longest_time_goes(cache):
+def test_the_least_recently_used_files_are_deleted(cache):
     folder = cache(v15__a=90, v21__b=80, v21__kernels__c=70, v21__d=60, other=500)
     compiling._evict(folder)
     assert names(folder) == {"tensorflow-2.21/kernels/c", "tensorflow-2.21/d", "other"}
@@ -104,13 +104,13 @@ def test_what_was_not_used_for_the_longest_time_goes(cache):
     assert len(names(folder)) == 3
 
 
-def test_what_was_used_today_stays(cache):
+def test_files_used_today_stay(cache):
     folder = cache(v21__a=1, v21__b=20, v21__c=2, v21__d=30)
     compiling._evict(folder)
     assert names(folder) == {"tensorflow-2.21/a", "tensorflow-2.21/b", "tensorflow-2.21/c"}
 
 
-def test_what_was_read_today_counts_as_used(cache):
+def test_files_read_today_count_as_used(cache):
     folder = cache(v21__a=90, v21__b=80, v21__c=70)
     path = folder / "tensorflow-2.21/a"
     os.utime(path, (time.time(), path.stat().st_mtime))
@@ -118,7 +118,7 @@ def test_what_was_read_today_counts_as_used(cache):
     assert names(folder) == {"tensorflow-2.21/a", "tensorflow-2.21/c"}
 
 
-def test_processes_may_evict_at_once(cache):
+def test_processes_may_evict_concurrently(cache):
     folder = cache(**{f"v21__{i}": 50 + i for i in range(200)})
     threads = [threading.Thread(target=compiling._evict, args=(folder,)) for _ in range(4)]
     failed = []
@@ -134,7 +134,7 @@ def test_processes_may_evict_at_once(cache):
     assert names(folder) == {"tensorflow-2.21/0", "tensorflow-2.21/1"}
 
 
-def test_a_start_bounds_the_cache(cache, monkeypatch):
+def test_a_start_limits_the_cache(cache, monkeypatch):
     for variable in ("TF_XLA_FLAGS", "XLA_FLAGS", "CUDA_MODULE_LOADING"):
         monkeypatch.setenv(variable, "")
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)

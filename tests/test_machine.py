@@ -11,14 +11,14 @@ from mapseg.machine import DriverReport, Gpu
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder that is taken for that of the system."""
+    """A folder in place of the root folder."""
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / path.lstrip("/"))
     for folder in ("proc/self", "sys/fs/cgroup"):
         (tmp_path / folder).mkdir(parents=True)
     return tmp_path
 
 
-def test_gpus_are_named_and_what_is_not_known_of_them_is_little(monkeypatch):
+def test_gpus_have_names_and_defaults_for_missing_details(monkeypatch):
     assert machine.gpus() == []
     details = {"a": {"device_name": "A100", "compute_capability": (8, 0)}, "b": {}}
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(details))
@@ -26,7 +26,7 @@ def test_gpus_are_named_and_what_is_not_known_of_them_is_little(monkeypatch):
     assert machine.gpus() == [Gpu("A100", (8, 0)), Gpu("GPU", (0, 0))]
 
 
-def test_the_driver_is_asked_and_need_not_be_there(tmp_path, monkeypatch):
+def test_the_driver_is_queried_and_may_be_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.driver_reports() == []
     program = tmp_path / "nvidia-smi"
@@ -40,7 +40,7 @@ def test_the_driver_is_asked_and_need_not_be_there(tmp_path, monkeypatch):
     assert machine.driver_reports() == []
 
 
-def test_available_memory_is_that_of_the_machine_and_of_its_container(root):
+def test_available_memory_respects_the_machine_and_its_container(root):
     assert machine.available_bytes() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     (root / "proc/meminfo").write_text("MemTotal:    9000 kB\nMemAvailable:    5000 kB\n")
     assert machine.available_bytes() == 5000 * 1024
@@ -49,19 +49,19 @@ def test_available_memory_is_that_of_the_machine_and_of_its_container(root):
     assert machine.available_bytes() == 5000 * 1024
     (group / "memory.max").write_text("4096000\n")
     (group / "memory.current").write_text("3000000\n")
-    (group / "memory.stat").write_text("anon 5\ninactive_file 1000000\n")  # given back when needed
+    (group / "memory.stat").write_text("anon 5\ninactive_file 1000000\n")  # reclaimed when needed
     assert machine.available_bytes() == 4096000 - (3000000 - 1000000)
 
 
-def test_taken_memory_is_read_and_0_where_the_system_does_not_tell(root):
+def test_taken_memory_is_read_and_0_if_the_system_does_not_report_it(root):
     assert machine.taken_bytes("peak") == 0
     (root / "proc/self/status").write_text("VmHWM:\t    90 kB\nVmRSS:\t    70 kB\n")
     assert machine.taken_bytes("peak") == 90 * 1024
     assert machine.taken_bytes("current") == 70 * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
-def test_the_peak_can_begin_anew():
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_the_peak_can_be_reset():
     machine.reset_peak()
     before = machine.taken_bytes("peak")
     array = np.ones(300_000_000, np.uint8)

@@ -1,4 +1,4 @@
-"""Messages tell the true cause: of files, of damage, of what nobody foresaw."""
+"""Messages name the true cause: of file errors, of damage, of unexpected errors."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ from mapseg.runs.history import append_history, read_history
 
 
 def errors_of(fail, capsys):
-    """What a program shows that ends with an error."""
+    """Returns the lines that a failing program prints."""
 
     def main(_):
         fail()
@@ -38,7 +38,7 @@ def errors_of(fail, capsys):
     return capsys.readouterr().err.splitlines()
 
 
-# --- what was not written
+# --- failed writes
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def errors_of(fail, capsys):
         (errno.EIO, "check the disk or the share"),
     ],
 )
-def test_the_remedy_is_that_of_the_cause(number, remedy, tmp_path):
+def test_the_remedy_matches_the_cause(number, remedy, tmp_path):
     with pytest.raises(files.WriteError) as caught, files.whole_file(tmp_path / "a.png"):
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith(f"{tmp_path}/a.png: cannot be written: ")
@@ -65,7 +65,7 @@ def test_the_remedy_is_that_of_the_cause(number, remedy, tmp_path):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_what_the_system_really_says(tmp_path):
+def test_real_system_errors(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / "full").mkdir(parents=True)
     for path, remedy in (
@@ -78,7 +78,7 @@ def test_what_the_system_really_says(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_an_error_of_a_file_that_was_read_meanwhile_is_its_own(tmp_path):
+def test_errors_of_other_files_pass_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, files.whole_file(tmp_path / "a"):
         (tmp_path / "source").read_bytes()
     assert caught.value.filename == str(tmp_path / "source")
@@ -93,19 +93,19 @@ def test_an_error_of_a_file_that_was_read_meanwhile_is_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_without_locks_it_works_and_says_so_once(number, tmp_path, monkeypatch, capsys):
+def test_without_locks_one_warning_is_printed(number, tmp_path, monkeypatch, capsys):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for _ in range(2):
-        with files.locked(tmp_path / "run" / ".lock", "another one is at work"):
+        with files.locked(tmp_path / "run" / ".lock", "another one is running"):
             pass
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"WARNING: {tmp_path}/run: its file system has no locks (")
 
 
-def test_other_failures_of_a_lock_are_told(tmp_path, monkeypatch):
+def test_other_failures_of_a_lock_are_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     error = pytest.raises(files.WriteError, match="stands where a folder is needed")
     with error, files.locked(tmp_path / "file" / "lock"):
@@ -133,7 +133,7 @@ def test_a_state_that_does_not_fit_on_the_disk_is_named(tmp_path):
         append_history(tmp_path / "history.csv", {"step": 1})
 
 
-# --- what nobody foresaw
+# --- unexpected errors
 
 
 def foreseen():
@@ -176,7 +176,7 @@ def bad_flag():
         (bad_flag, "steps must be a number"),
     ],
 )
-def test_what_was_foreseen_is_one_line(fail, text, capsys):
+def test_an_expected_error_is_one_line(fail, text, capsys):
     (line,) = errors_of(fail, capsys)
     assert line.startswith("error: ")
     assert text in line
@@ -223,13 +223,13 @@ def no_system_error():
         (no_system_error, "OSError: made up"),
     ],
 )
-def test_what_nobody_foresaw_shows_its_traceback_and_that_it_is_a_bug(fail, text, capsys):
+def test_an_unexpected_error_shows_its_traceback_and_is_called_a_bug(fail, text, capsys):
     lines = errors_of(fail, capsys)
     assert lines[0].startswith(("Traceback", "concurrent.futures", '"""', "multiprocessing"))
     assert any(fail.__name__ in line or "invalid literal" in line for line in lines)
     assert lines[-1].startswith("error: ")
     assert text in lines[-1]
-    assert lines[-1].endswith("This is a bug of mapseg: please report it with all of this text")
+    assert lines[-1].endswith("This is a bug in mapseg: please report it with all of this text")
 
 
 class ResourceExhaustedError(Exception):
@@ -244,7 +244,9 @@ class ResourceExhaustedError(Exception):
         (errno.EMFILE, "events; Too many open files", "ulimit -n"),
     ],
 )
-def test_what_tensorflow_quotes_of_the_system_is_told_by_its_cause(number, text, remedy, capsys):
+def test_a_system_error_that_tensorflow_quotes_is_reported_by_its_cause(
+    number, text, remedy, capsys
+):
     def write():
         raise ResourceExhaustedError(f"events; {os.strerror(number)}")
 
@@ -263,7 +265,7 @@ def test_what_tensorflow_quotes_of_the_system_is_told_by_its_cause(number, text,
         (tf.errors.UnknownError, errno.EIO),
     ],
 )
-def test_what_tensorflow_cannot_write_is_named_like_any_other_file(kind, number, tmp_path):
+def test_a_file_that_tensorflow_cannot_write_is_named(kind, number, tmp_path):
     cause = os.strerror(number)
     with pytest.raises(files.WriteError) as caught, files.whole_dir(tmp_path / "export") as partial:
         raise kind(None, None, f"{partial}/variables; {cause}")
@@ -274,7 +276,7 @@ def test_what_tensorflow_cannot_write_is_named_like_any_other_file(kind, number,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_that_is_full_is_no_bug(capsys):
+def test_full_memory_is_not_a_bug(capsys):
     def device():
         raise ResourceExhaustedError("OOM when allocating")
 
@@ -287,7 +289,7 @@ def test_memory_that_is_full_is_no_bug(capsys):
     assert "the host's memory is full: Unable to allocate 9 GiB. Remedy: " in line
 
 
-# --- what is damaged
+# --- damaged files
 
 
 @pytest.fixture
@@ -319,13 +321,13 @@ def edit(path, **changes):
         ({"train__steps": True}, "steps must be a whole number; got True"),
         ({"train__learning_rate": "0.1"}, "learning_rate must be a number; got '0.1'"),
         ({"train__learning_rate": -1}, "learning_rate must be positive; got -1"),
-        ({"train__label_set": ["a"]}, r"label_set must be a text; got \['a'\]"),
-        ({"model__encoder": 50}, "encoder must be a text; got 50"),
+        ({"train__label_set": ["a"]}, r"label_set must be a string; got \['a'\]"),
+        ({"model__encoder": 50}, "encoder must be a string; got 50"),
         ({"model__encoder": "vgg"}, "encoder must be one of .*; got vgg"),
         ({"model": []}, r"model must be an object; got \[\]"),
-        ({"train": None}, "train must be there; got nothing of that name"),
+        ({"train": None}, "train must be present; got no such field"),
         ({"long_side_px": "80"}, "long_side_px must be a whole number; got '80'"),
-        ({"records_digest": 7}, "records_digest must be a text; got 7"),
+        ({"records_digest": 7}, "records_digest must be a string; got 7"),
         ({"source_classes": "a"}, "source_classes must be a list; got 'a'"),
         ({"format_version": "1"}, "format_version must be a whole number; got '1'"),
     ],
@@ -336,7 +338,7 @@ def test_a_wrong_type_in_the_config_is_refused_by_name(copied, changes, message)
         open_run(copied)
 
 
-def test_a_whole_number_may_stand_where_any_number_does(copied):
+def test_a_whole_number_is_accepted_for_a_float(copied):
     edit(copied / "config.json", train__learning_rate=1)
     assert open_run(copied).train.learning_rate == 1
 
@@ -367,21 +369,21 @@ def test_damaged_json_is_named_with_the_place(copied, name, read):
         read(copied)
 
 
-def test_a_best_checkpoint_that_is_none_is_named(copied):
+def test_a_bad_best_json_is_named(copied):
     path = copied / "checkpoints" / "best.json"
     edit(path, step="4")
     with pytest.raises(ValueError, match=r"best\.json: step must be a whole number; got '4'"):
         checkpoints.find_checkpoint(copied)
     assert checkpoints.find_checkpoint(copied, "latest").name == "step-00000004"
     edit(path, step=3)
-    with pytest.raises(FileNotFoundError, match=r"got best, which is step 3 after best\.json"):
+    with pytest.raises(FileNotFoundError, match=r"best, which is step 3 according to best\.json"):
         checkpoints.find_checkpoint(copied)
     edit(path, step=4, mean_iou=None)
-    with pytest.raises(ValueError, match=r"best\.json: mean_iou must be there.*remove the file"):
+    with pytest.raises(ValueError, match=r"best\.json: mean_iou must be present.*remove the file"):
         checkpoints.find_checkpoint(copied)
 
 
-def test_a_history_is_read_to_its_last_whole_row(tmp_path):
+def test_an_incomplete_last_row_of_a_history_is_ignored(tmp_path):
     path = tmp_path / "history.csv"
     append_history(path, {"step": 2, "loss": 1.5})
     append_history(path, {"step": 2, "mean_iou": 0.25, "pixel_accuracy": 0.875})
@@ -445,7 +447,7 @@ def test_without_a_driver_tensorflow_starts_quietly():
 @pytest.mark.parametrize(
     ("arguments", "variables"), [(["driver"], {}), ([], {"TF_CPP_MIN_LOG_LEVEL": "0"})]
 )
-def test_with_a_driver_or_where_asked_nothing_is_hidden(arguments, variables):
+def test_with_a_driver_or_on_request_nothing_is_hidden(arguments, variables):
     done = start(START, *arguments, **variables)
     assert done.stdout == "1 1\n"
     assert "oneDNN custom operations are on" in done.stderr

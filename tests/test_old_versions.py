@@ -1,4 +1,4 @@
-"""Today's code opens what earlier versions left on disk; see old_versions/README.md."""
+"""The current code reads files of earlier versions; see old_versions/README.md."""
 
 import hashlib
 import json
@@ -62,20 +62,20 @@ def run_dir(tmp_path, monkeypatch):
     return shutil.copytree(OLD / "run", tmp_path / "run")
 
 
-def assert_same(found, old, expected, within):
-    """To the bit on a machine like the one that made it; floats are rounded otherwise elsewhere."""
+def assert_same(actual, old, expected, within):
+    """Compares bit by bit on a machine like the original one; elsewhere rounding differs."""
     if machine() == str(expected["machine"]):
-        np.testing.assert_array_equal(found, old)
-    np.testing.assert_allclose(found, old, rtol=0, atol=within)
+        np.testing.assert_array_equal(actual, old)
+    np.testing.assert_allclose(actual, old, rtol=0, atol=within)
 
 
-def assert_same_confusion(found, old, expected):
-    """The pixels that are counted elsewhere may be a few in a thousand."""
-    assert_same(found, old, expected, within=0.005 * np.sum(old))
+def assert_same_confusion(actual, old, expected):
+    """Allows a few pixels in a thousand to differ."""
+    assert_same(actual, old, expected, within=0.005 * np.sum(old))
 
 
 @pytest.mark.addons
-def test_records_are_whole_and_read_as_they_were(expected):
+def test_records_are_intact_and_read_as_before(expected):
     records_dir = OLD / "records"
     assert not verify_records(read_manifest(records_dir), print)
     manifest = read_manifest(records_dir)
@@ -90,18 +90,20 @@ def test_records_are_whole_and_read_as_they_were(expected):
         assert hashlib.sha256(labels).hexdigest() == expected[f"{split}_labels"]
 
 
-def test_notes_of_shards_still_give_the_audit():
+def test_the_audit_can_be_rebuilt_from_the_notes_of_shards():
     manifest = read_manifest(OLD / "records")
     parts = {
         name: [read_part(path) for path in manifest.shard_paths(name)] for name in manifest.splits
     }
-    facts = {name: [fact for part in found for fact in part.facts] for name, found in parts.items()}
+    facts = {
+        name: [fact for part in of_split for fact in part.facts] for name, of_split in parts.items()
+    }
     written = json.loads((OLD / "records" / AUDIT_NAME).read_text())
     assert with_sha256(make_audit(manifest, facts)) == written
 
 
 @pytest.mark.addons
-def test_the_batches_of_a_step_are_what_they_were(expected):
+def test_the_batches_of_a_step_are_as_before(expected):
     config = open_run(OLD / "run").train
     images, labels = zip(
         *train_batches(OLD / "records", config, start_step=2).take(2).as_numpy_iterator(),
@@ -112,7 +114,7 @@ def test_the_batches_of_a_step_are_what_they_were(expected):
 
 
 @pytest.mark.addons
-def test_a_run_opens_predicts_and_scores_as_it_did(run_dir, expected):
+def test_a_run_opens_predicts_and_scores_as_before(run_dir, expected):
     estimator = Estimator(run_dir, progress=print)
     assert estimator.run.train.optimizer == "adamw"
     assert read_best(estimator.run.checkpoints_dir).step == 2
@@ -126,7 +128,7 @@ def test_a_run_opens_predicts_and_scores_as_it_did(run_dir, expected):
 
 
 @pytest.mark.addons
-def test_an_old_evaluation_is_read_instead_of_made_again(run_dir):
+def test_an_old_evaluation_is_read_instead_of_repeated(run_dir):
     path = run_dir / "evaluation" / "training.json"
     before = path.read_bytes()
     scores = Estimator(run_dir, progress=print).evaluate(OLD / "records", "training", again=False)
@@ -148,8 +150,8 @@ def test_the_state_is_read_and_written_bit_for_bit(run_dir, tmp_path):
 
 
 @needs_keras_3
-def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(run_dir, expected):
-    """Not to the same bits: a step adds up in another order than that version's."""
+def test_a_stopped_run_resumes_to_the_same_numbers(run_dir, expected):
+    """Not bit for bit: a step sums in another order than in that version."""
     old_rows = read_history(run_dir / "history.csv")
     Estimator(run_dir, progress=print).train(OLD / "records")
     rows = read_history(run_dir / "history.csv")
@@ -157,8 +159,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(run_dir, expected):
     losses = [row["loss"] for row in rows if "loss" in row]
     np.testing.assert_allclose(losses, expected["finished_losses"], atol=1e-4)
     checkpoint = find_checkpoint(run_dir, "4")
-    found = {"weights": read_weights(checkpoint), "state": state_arrays(checkpoint)}
-    for kind, arrays in found.items():
+    actual = {"weights": read_weights(checkpoint), "state": state_arrays(checkpoint)}
+    for kind, arrays in actual.items():
         names, values = pack(arrays)
         assert names.tolist() == expected[f"finished_{kind}_names"].tolist()
         np.testing.assert_allclose(values, expected[f"finished_{kind}"], atol=5e-3)
@@ -174,7 +176,9 @@ def test_the_state_of_another_keras_is_refused(run_dir):
     info = json.loads(path.read_text())
     if not keras.__version__.startswith("2."):
         path.write_text(json.dumps({**info, "keras": "2.15.0"}))
-    with pytest.raises(ValueError, match=r"must go on under the Keras.*Remedy: .*--init_from"):
+    with pytest.raises(
+        ValueError, match=r"must resume under the major version of Keras.*--init_from"
+    ):
         Estimator(run_dir, progress=print).train(OLD / "records")
 
 
@@ -208,8 +212,8 @@ def test_the_exact_state_of_a_real_run_fits():
 
 
 @needs_demo
-def test_a_real_run_scores_as_it_did(tmp_path):
-    """On the scenes of `make demo`; of those that were trained on one is enough."""
+def test_a_real_run_scores_as_before(tmp_path):
+    """On the scenes of `make demo`; one training scene is enough."""
     counts = {**DEFAULT_COUNTS, "training": 1, "testing": 0, "frames": 0}
     write_sample(tmp_path / "sample", counts, seed=1, progress=print)
     source = find_vistas(tmp_path / "sample")
@@ -220,5 +224,5 @@ def test_a_real_run_scores_as_it_did(tmp_path):
     scores = evaluate(predictor, manifest, "validation", run.label_set, print)
     old = np.array(json.loads((DEMO / "evaluation" / "validation.json").read_text())["confusion"])
     assert scores.confusion.sum() == old.sum()
-    # Another machine rounds otherwise, and another Pillow may encode otherwise.
+    # Rounding differs between machines, and encoding between versions of Pillow.
     assert np.abs(scores.confusion - old).sum() < 0.005 * old.sum()

@@ -1,4 +1,4 @@
-"""Each case in a process of its own: TensorFlow reads the choice once."""
+"""Each case runs in its own process: TensorFlow reads the setting once."""
 
 import os
 import subprocess
@@ -45,12 +45,12 @@ def test_it_is_on_unless_the_user_or_a_run_decides(before, then, expected):
     assert output_of(code, **variables)[0] == expected
 
 
-def test_what_was_chosen_is_what_tensorflow_does():
+def test_tensorflow_follows_the_setting():
     code = "from mapseg import onednn; onednn.use_stored({}); print(onednn.is_on())"
     assert [output_of(code.format(on))[0] for on in (True, False)] == ["True", "False"]
 
 
-def test_where_tensorflow_came_first_a_warning_says_that_it_stays_off():
+def test_tensorflow_imported_first_is_a_warning_that_it_stays_off():
     code = f"import os, tensorflow; del os.environ['{onednn.VARIABLE}']; import mapseg; {SHOW}"
     shown, errors = output_of(code, **{onednn.VARIABLE: "0"})
     assert shown == "None"
@@ -59,7 +59,7 @@ def test_where_tensorflow_came_first_a_warning_says_that_it_stays_off():
 
 
 @pytest.mark.parametrize("stored", [True, False, None])
-def test_a_run_stores_it_and_says_where_it_resumes_otherwise(tmp_path, stored):
+def test_a_run_stores_it_and_reports_a_different_setting(tmp_path, stored):
     run = replace(make_run(tmp_path), onednn=stored)
     store_run(run)
     assert open_run(tmp_path).onednn is stored
@@ -67,12 +67,12 @@ def test_a_run_stores_it_and_says_where_it_resumes_otherwise(tmp_path, stored):
     if stored in (None, onednn.is_on()):
         assert line == ""
     else:
-        assert line.startswith("this run was begun with oneDNN ")
+        assert line.startswith("this run began with oneDNN ")
         assert f"TF_ENABLE_ONEDNN_OPTS={stored:d}" in line
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_run_resumes_with_what_it_began_with(own_run_dir, stored):
+def test_a_run_resumes_with_the_setting_that_it_began_with(own_run_dir, stored):
     store_run(replace(open_run(own_run_dir), onednn=stored))
     code = f"""
 from pathlib import Path
@@ -84,11 +84,11 @@ print(run.onednn, onednn.is_on())
     assert output_of(code)[0] == f"{stored} {stored}"
 
 
-def test_a_new_run_stores_what_is_on(run_dir):
+def test_a_new_run_stores_the_current_setting(run_dir):
     assert open_run(run_dir).onednn is onednn.is_on()
 
 
-def test_a_prediction_says_nothing_of_operations_that_onednn_lacks(run_dir):
+def test_a_prediction_prints_nothing_about_operations_that_onednn_lacks(run_dir):
     code = f"""
 from mapseg import startup
 startup.quiet_tensorflow()

@@ -30,13 +30,13 @@ def test_colorize_looks_up_each_id_and_void_is_black(label_set):
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_overlay_mixes_by_alpha_and_leaves_void_alone(label_set):
+def test_overlay_mixes_by_alpha_and_does_not_tint_void(label_set):
     image = np.full((1, 3, 3), 100, np.uint8)
     ids = np.array([[1, 2, VOID]], np.uint8)
     mixed = pictures.overlay(image, ids, label_set.palette, alpha=0.2)
     # 0.8 * 100 + 0.2 * (255, 255, 255) and 0.8 * 100 + 0.2 * (0, 200, 0)
     assert mixed.tolist() == [[[131, 131, 131], [80, 120, 80], [100, 100, 100]]]
-    assert image.min() == image.max() == 100  # the frame itself is not drawn on
+    assert image.min() == image.max() == 100  # the frame itself is unchanged
 
 
 def test_overlay_of_chosen_classes_dims_the_rest(label_set):
@@ -59,9 +59,9 @@ def test_panel_shows_pictures_and_only_the_classes_present(label_set):
     picture = pictures.panel(image, guess, label_set, label)
     assert picture.dtype == np.uint8
     assert picture.shape[1] >= 3 * 500 and picture.shape[0] > 300
-    seen = colors_in(picture)
-    assert {(10, 20, 30), COLORS[0], COLORS[2]} <= seen
-    assert COLORS[3] not in seen
+    colors = colors_in(picture)
+    assert {(10, 20, 30), COLORS[0], COLORS[2]} <= colors
+    assert COLORS[3] not in colors
     third = np.flatnonzero((picture == COLORS[2]).all(-1).sum(0) > 250)
     assert len(third) == 500  # the ground truth, the last of three, at its own size
     assert third.min() > 2 * 500
@@ -71,7 +71,7 @@ def test_panel_shows_pictures_and_only_the_classes_present(label_set):
     assert COLORS[2] not in colors_in(without)
 
 
-def test_panel_names_void_and_leaves_out_what_is_not_drawn(label_set):
+def test_panel_names_void_and_omits_classes_that_are_not_drawn(label_set):
     image = np.full((400, 500, 3), 90, np.uint8)
     guess = np.full((400, 500), 3, np.uint8)
     guess[:100] = 1

@@ -3,7 +3,7 @@ import pytest
 from mapseg import progress
 
 
-def test_progress_tells_rate_and_time_left(monkeypatch):
+def test_progress_reports_rate_and_time_left(monkeypatch):
     clock = iter([0.0, 1.0, 4.0, 4.5, 10.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     lines = []
@@ -20,5 +20,5 @@ def test_progress_tells_rate_and_time_left(monkeypatch):
     ("secs", "text"),
     [(45.2, "45s"), (59.6, "1m00s"), (725, "12m05s"), (12_000, "3h20m"), (0, "0s")],
 )
-def test_durations_for_people(secs, text):
+def test_durations_are_formatted(secs, text):
     assert progress.duration(secs) == text

@@ -22,7 +22,7 @@ SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2}.items()]
 
 @pytest.fixture
 def camvid_dir(tmp_path):
-    """A folder as CamVid's: sky (0) above road (3), a pole (2), void (11) at the bottom."""
+    """A folder like CamVid's: sky (0) above road (3), a pole (2), void (11) at the bottom."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for kind in ("images", "labels"):
@@ -92,7 +92,7 @@ class Measured:
         return measure.Outcome(Scores(np.eye(len(labels.classes), dtype=int), labels), 2.0, {})
 
 
-def test_a_recipe_goes_on_where_it_was_stopped(camvid_dir, tmp_path, monkeypatch):
+def test_a_recipe_resumes_where_it_was_stopped(camvid_dir, tmp_path, monkeypatch):
     work_dir = tmp_path / "work"
     monkeypatch.setattr(recipes, "measure", Measured(last=1))
     assert call(camvid_dir, work_dir, "--splits=val,train") == 130
@@ -112,7 +112,7 @@ def test_a_recipe_goes_on_where_it_was_stopped(camvid_dir, tmp_path, monkeypatch
     }
 
 
-def test_folds_are_scored_on_what_their_runs_did_not_see(camvid_dir, tmp_path, monkeypatch):
+def test_folds_are_scored_on_held_out_pairs(camvid_dir, tmp_path, monkeypatch):
     measured = Measured()
     monkeypatch.setattr(recipes, "measure", measured)
     assert call(camvid_dir, tmp_path / "work", "--folds=3", "--seeds=5") == 0
@@ -142,7 +142,7 @@ def test_folds_hold_out_every_training_pair_once_and_neighbours_together(camvid_
 
 
 @pytest.mark.parametrize("given", [["--recipe=vistas_sample"], ["--recipe", "vistas_sample"]])
-def test_a_recipe_brings_its_flag_file_however_it_is_spelled(given, monkeypatch):
+def test_a_recipe_loads_its_flag_file_in_either_spelling(given, monkeypatch):
     found = []
     monkeypatch.setattr(recipes.cli, "run", lambda work, values, argv, about: found.append(argv))
     recipes.main(["recipes.py", *given, "--steps=7"])
@@ -176,7 +176,7 @@ def test_results_of_later_calls_are_added(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*_*.flags")), ids=lambda p: p.stem)
-def test_every_case_of_the_ablation_goes_with_every_recipe(path):
+def test_every_case_of_the_ablation_fits_every_recipe(path):
     values = ablation.define_flags()
     values(["ablation.py", f"--flagfile={path}"])
     model = recipes.cli.given(values, ModelConfig)
@@ -187,7 +187,7 @@ def test_every_case_of_the_ablation_goes_with_every_recipe(path):
         TrainConfig(**{**train, **{k: v for k, v in case.items() if hasattr(TrainConfig, k)}})
 
 
-def test_folds_add_up_as_pixels():
+def test_folds_are_summed_as_pixels():
     labels = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(2)], "all")
     matrices = np.array([[4, 0], [0, 0]]), np.array([[0, 0], [3, 1]])
     outcomes = [measure.Outcome(Scores(m, labels), 2.0, {"sum": int(m.sum())}) for m in matrices]
@@ -211,14 +211,14 @@ def test_folds_add_up_as_pixels():
         (["--recipe="], "recipe"),
     ],
 )
-def test_what_a_recipe_cannot_do_is_told(camvid_dir, tmp_path, capsys, options, message):
+def test_a_bad_call_of_a_recipe_is_reported(camvid_dir, tmp_path, capsys, options, message):
     given = ["--recipe=camvid_scratch", f"--data_dir={camvid_dir}", f"--work_dir={tmp_path / 'w'}"]
     assert recipes.main(["recipes.py", *given, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
 
-def test_an_ablation_says_what_each_case_earns(records_dir, tmp_path, monkeypatch, capsys):
+def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkeypatch, capsys):
     def stand_in(run_dir, records_dir, split, options, predicting, stopping):
         labels = make_label_set(read_manifest(records_dir).classes, "all")
         # IoU of 4/5, 4/6, 4/5 with seed 1, and of 4/6, 4/8, 4/6 with seed 2.
@@ -264,7 +264,7 @@ def test_predictions_are_compared_image_by_image():
 def test_a_run_is_compared_with_the_predictions_of_2018(
     records_dir, run_dir, tmp_path, capsys, monkeypatch
 ):
-    # These records have not the 66 labels that those of 2018 knew.
+    # These records lack the 66 labels of 2018.
     monkeypatch.setattr(compare_2018, "make_label_set", lambda c, _: make_label_set(c, "all"))
     vistas_dir = records_dir.parent / "vistas"
     for path in (vistas_dir / "validation" / "labels").iterdir():

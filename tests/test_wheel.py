@@ -1,4 +1,4 @@
-"""The wheel works by itself: built, installed, and used outside the checkout."""
+"""The wheel is self-contained: built, installed, and used outside the checkout."""
 
 import shutil
 import subprocess
@@ -21,9 +21,9 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def bin_dir(tmp_path_factory):
-    """Commands of a fresh environment with the wheel; its dependencies are this one's."""
+    """Commands of a fresh environment with the wheel and the dependencies of this one."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: a build leaves files behind, and takes in what it finds
+    source = folder / "source"  # a copy: a build leaves files behind, and packages stray files
     source.mkdir()
     for name in (*PARTS, "README.md", "LICENSE"):
         path = ROOT / name
@@ -46,7 +46,7 @@ def bin_dir(tmp_path_factory):
     return python.parent
 
 
-def test_it_is_the_wheel_that_is_used(bin_dir, tmp_path):
+def test_the_wheel_is_used(bin_dir, tmp_path):
     shown = run(bin_dir / "python", "-c", "import mapseg; print(mapseg.__file__)", cwd=tmp_path)
     assert shown.startswith(str(bin_dir.parent))
 

@@ -1,4 +1,4 @@
-"""Runs train_main.py with the small network of take_steps.py, which is built in a second."""
+"""train_main.py with the small network of take_steps.py, which builds in a second."""
 
 import sys
 

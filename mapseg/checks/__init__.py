@@ -1,1 +1,1 @@
-"""What the doctor checks before a run."""
+"""Checks that the doctor makes before a run."""

@@ -1,4 +1,4 @@
-"""A case: what is to be trained, and what the checks have found out about it."""
+"""A case: a planned training run, and the results of the checks on it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from mapseg.files import nearest_folder
 from mapseg.labels import LabelSet
 from mapseg.runs.folder import Run
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, and may not be there
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, and may be missing
     from mapseg.data.manifest import Manifest
     from mapseg.training.trial import Trial
 
@@ -22,7 +22,7 @@ OK, WARN, FAIL, SKIP = "ok", "WARN", "FAIL", "skip"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: its level, and what is or what is wrong, with the remedy."""
+    """The result of a check: its level and a description; for a problem, with its remedy."""
 
     level: str
     text: str
@@ -30,43 +30,43 @@ class Finding:
 
 @dataclass(repr=False)
 class Case:
-    """What is to be trained, and what the checks found out about it for those after them."""
+    """A planned training run; each check adds the results that later checks need."""
 
-    options: Mapping[str, Any]  # of ModelConfig and TrainConfig, those that were given
+    options: Mapping[str, Any]  # fields of ModelConfig and TrainConfig, only those the user set
     run_dir: Path | None
     records_dir: Path | None
-    mode: str  # as of train_main.py
+    mode: str  # of train_main.py
     progress: Callable[[str], None]
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    stored: Run | None = None  # that is resumed
-    saved: list[int] = field(default_factory=list)  # its steps
+    stored: Run | None = None  # the run to resume
+    saved: list[int] = field(default_factory=list)  # steps of its checkpoints
     weights_at_hand: bool = False
     manifest: "Manifest" = field(init=False)
     labels: LabelSet | None = None
-    class_pixels: np.ndarray | None = None  # of the split, by train id
-    batch: tuple[np.ndarray, np.ndarray] | None = None  # as the pipeline gives it
-    samples: str = "a synthetic batch"  # what is in it
-    input_secs: float = 0.0  # for a batch of the records
+    class_pixels: np.ndarray | None = None  # in the training split, by train id
+    batch: tuple[np.ndarray, np.ndarray] | None = None  # from the input pipeline
+    samples: str = "a synthetic batch"  # where the batch comes from
+    input_secs: float = 0.0  # per batch of the records
     trial: "Trial" = field(init=False)
-    config: TrainConfig = field(init=False)  # of this process: its share of the batch
+    config: TrainConfig = field(init=False)  # for this process: its share of the batch
 
     @property
     def start_step(self) -> int:
-        """The step that training begins with."""
+        """The step at which training starts."""
         return self.saved[-1] if self.saved else 0
 
     @property
     def goal(self) -> Path:
-        """Where the run goes; this folder where none is given."""
+        """The run folder; the current folder if none is given."""
         return self.run_dir or Path()
 
 
 def writable_folder(goal: Path, remedy: str) -> Path:
-    """Returns a folder that can be written to, or the nearest above one that is to be made.
+    """Checks that a folder is writable; returns it, or its nearest existing parent.
 
     Raises:
-      PermissionError: it cannot be written to.
+      PermissionError: the folder is not writable.
     """
     folder = nearest_folder(goal)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):

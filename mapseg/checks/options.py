@@ -8,50 +8,51 @@ from mapseg.config import ModelConfig, TrainConfig, split_options
 from mapseg.runs.checkpoints import saved_steps
 from mapseg.training.prepare import resolve_precision, resume_run
 
-_CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # GPUs that have it in hardware
+_CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # of GPUs with hardware support
 
 
 def check_flags(case: Case) -> Finding:
-    """Makes the configs, which check their values."""
+    """Builds the configs, which check their values."""
     model, train = split_options(case.options)
     case.model, case.train = ModelConfig(**model), TrainConfig(**train)
-    return Finding(OK, f"{len(case.options)} options of training are given")
+    return Finding(OK, f"{len(case.options)} training options given")
 
 
 def check_run_dir(case: Case) -> Finding:
-    """Looks whether the run folder is new, or can be resumed with these options."""
+    """Checks whether the run folder is new, or can be resumed with these options."""
     run_dir = case.run_dir
     if run_dir is None:
-        return Finding(OK, "no --run_dir is given; the run is taken as a new one")
+        return Finding(OK, "no --run_dir given; a new run is assumed")
     writable_folder(run_dir, "another --run_dir")
     case.stored = resume_run(run_dir, case.options)
     if case.stored is None:
-        return Finding(OK, f"{run_dir} will be that of a new run")
+        return Finding(OK, f"{run_dir} will hold a new run")
     case.model, case.train = case.stored.model, case.stored.train
     case.saved = saved_steps(run_dir / "checkpoints")
-    return Finding(OK, f"{run_dir} goes on from step {case.start_step} of {case.train.steps}")
+    return Finding(OK, f"{run_dir} resumes from step {case.start_step} of {case.train.steps}")
 
 
 def check_precision(case: Case) -> Finding:
-    """Says what the precision comes to, and whether the devices have its arithmetic."""
-    asked, gpus = case.train.precision, machine.gpus()
-    precision, device = resolve_precision(asked), "GPU" if gpus else "CPU"
+    """Resolves the precision, and checks that the devices support it in hardware."""
+    requested, gpus = case.train.precision, machine.gpus()
+    precision, device = resolve_precision(requested), "GPU" if gpus else "CPU"
     case.train = replace(case.train, precision=precision)
-    least = _CAPABILITY.get(precision, (0, 0))
-    if precision in _CAPABILITY and not (gpus and all(gpu.capability >= least for gpu in gpus)):
+    needed = _CAPABILITY.get(precision, (0, 0))
+    if precision in _CAPABILITY and not (gpus and all(gpu.capability >= needed for gpu in gpus)):
         remedy = "Remedy: --precision=auto, for a new run"
         return Finding(WARN, f"{precision} is slow on this {device}. {remedy}")
     lacks = " without fast bfloat16" if precision == "float32" else ""
-    return Finding(OK, f"{precision}, " + (f"on a {device}{lacks}" if asked == "auto" else "asked"))
+    reason = f"on a {device}{lacks}" if requested == "auto" else "as requested"
+    return Finding(OK, f"{precision}, {reason}")
 
 
 def check_weights(case: Case) -> Finding:
-    """Looks for the weights that the run starts from, without a download."""
+    """Looks for the weights that the run starts from, without downloading any."""
     from mapseg.model import pretrained  # here: it needs packages that may be missing
 
     if case.stored is not None:
         case.weights_at_hand = True
-        return Finding(OK, f"those of step {case.start_step}")
+        return Finding(OK, f"from the checkpoint of step {case.start_step}")
     source, model = case.train.init_from, case.model
     if source:
         pretrained.find_initial(source)
@@ -60,12 +61,12 @@ def check_weights(case: Case) -> Finding:
     if pretrained.resolve_encoder_weights(model) == "imagenet":
         path, url = pretrained.imagenet_weights(model.encoder)
         if not path.is_file():
-            writable_folder(path.parent, f"put {url} there, or --encoder_weights=none")
+            writable_folder(path.parent, f"put {url} there, or use --encoder_weights=none")
             return Finding(
                 WARN,
-                f"not at {path}: training will first download them from {url}. Remedy, without a "
-                "network: put the file there, or --encoder_weights=none",
+                f"not at {path}: training will first download them from {url}. Remedy: without a "
+                "network, put the file there, or use --encoder_weights=none",
             )
-    found = [source, str(pretrained.find_weights(model) or "")]
+    sources = [source, str(pretrained.find_weights(model) or "")]
     case.weights_at_hand = True
-    return Finding(OK, " and ".join(filter(None, found)) or "random ones, as asked")
+    return Finding(OK, " and ".join(filter(None, sources)) or "random, as requested")

@@ -13,11 +13,11 @@ _INPUT_SECS = 3.0
 
 
 def check_records(case: Case) -> Finding:
-    """Looks for the manifest, every shard at its size, and the splits."""
+    """Checks the manifest, the size of every shard, and the splits."""
     from mapseg.data.manifest import read_manifest  # here: it needs packages that may be missing
 
     if case.records_dir is None:
-        return Finding(SKIP, "no --records_dir is given; the step is tried on a synthetic batch")
+        return Finding(SKIP, "no --records_dir given; the step is tested on a synthetic batch")
     case.manifest = read_manifest(case.records_dir)
     split = case.manifest.split(case.train.train_split)
     if case.mode != "train":
@@ -33,7 +33,7 @@ def check_records(case: Case) -> Finding:
 
 
 def check_ids(case: Case) -> Finding:
-    """Applies the label set, and looks in some labels for ids that the class table has not."""
+    """Builds the label set, and checks the ids of some labels against the class table."""
     from mapseg.data.samples import parse_sample
     from mapseg.data.shards import index_split, read_record
 
@@ -49,7 +49,7 @@ def check_ids(case: Case) -> Finding:
         if unknown:
             raise ValueError(
                 f"{sample.key}: ids must be in the class table; got {unknown}. Remedy: python -m "
-                "data_prep.verify_records names all such samples; convert them again"
+                "data_prep.verify_records lists all such samples; convert them again"
             )
     pixels = case.manifest.split(case.train.train_split).pixels
     case.class_pixels = labels.count(pixels, classes)
@@ -57,17 +57,17 @@ def check_ids(case: Case) -> Finding:
     return Finding(
         OK,
         f"{len(labels.classes)} classes of label set {labels.name}; "
-        f"{void / max(sum(pixels.values()), 1):.1%} of the split's pixels are in none (VOID); "
-        f"{len(places)} labels read, their ids are of the class table",
+        f"{void / max(sum(pixels.values()), 1):.1%} of the split's pixels are in no class (VOID); "
+        f"{len(places)} labels read, all their ids are in the class table",
     )
 
 
 def check_batch(case: Case) -> Finding:
-    """Makes batches of the records for some seconds."""
+    """Reads batches of the records for a few seconds."""
     from mapseg.data.batches import CropStream
 
     if case.labels is None:
-        raise ValueError("the label set must be known before batches are made")
+        raise ValueError("the label set must be known before batches are read")
     started, count = time.perf_counter(), 1
     stream = CropStream(case.manifest, case.train, case.labels)
     batches = iter(stream.batches(case.start_step))
@@ -81,9 +81,9 @@ def check_batch(case: Case) -> Finding:
     case.samples = ", ".join(stream.keys(case.start_step))
     void = (label == VOID).mean()
     text = (
-        f"the first took {first_secs:.1f} s, in all {len(label) / case.input_secs:.1f} crops/s; "
-        f"{void:.0%} of the first's pixels are VOID"
+        f"first batch in {first_secs:.1f} s, {len(label) / case.input_secs:.1f} crops/s overall; "
+        f"{void:.0%} of the first batch's pixels are VOID"
     )
     if void == 1:
-        return Finding(WARN, f"{text}: nothing to learn, of {case.samples}. Remedy: --label_set")
+        return Finding(WARN, f"{text}; nothing to learn from {case.samples}. Remedy: --label_set")
     return Finding(OK, text)

@@ -11,7 +11,7 @@ from mapseg.labels import LabelClass, LabelSet, make_label_set
 from mapseg.progress import amount, duration
 from mapseg.runs.folder import Run
 
-_CLASSES_ASSUMED = 66  # where no records say how many there are
+_CLASSES_ASSUMED = 66  # when there are no records to count them
 
 
 def check_network(case: Case) -> Finding:
@@ -23,7 +23,7 @@ def check_network(case: Case) -> Finding:
     run, share, count = _run_of(case), "", 1
     config = run.train
     cluster = devices.find_cluster(config)
-    if cluster is not None:  # the other workers need not be there
+    if cluster is not None:  # the other workers need not be running
         count = len(cluster.workers)
         local = "mirrored" if len(machine.gpus()) > 1 else "one_device"
         config = replace(config, strategy=local, batch_size=max(config.batch_size // count, 1))
@@ -39,7 +39,7 @@ def check_network(case: Case) -> Finding:
         resumed=case.stored is not None,
     )
     case.config, case.trial = config, Trial(built, config, workers)
-    random = "" if case.weights_at_hand else ", random ones for these checks"
+    random = "" if case.weights_at_hand else ", random weights for these checks"
     return Finding(
         OK,
         f"{run.model.encoder}, {trained_parameters(built) / 1e6:.2f} M trained parameters{random}; "
@@ -48,7 +48,7 @@ def check_network(case: Case) -> Finding:
 
 
 def _run_of(case: Case) -> Run:
-    """The run as far as it is known: without records, with as many classes as Vistas has."""
+    """Returns the run to check; without records it has as many classes as Vistas."""
     if case.stored is not None:
         return case.stored
     count = 2 if case.train.label_set == "lane_marking" else _CLASSES_ASSUMED
@@ -62,21 +62,21 @@ def _run_of(case: Case) -> Run:
 
 
 def check_step(case: Case) -> Finding:
-    """Takes a step, with half the crops again and again where memory is too little."""
+    """Takes a training step; out of memory, retries with half the crops."""
     run = _run_of(case)
     batch = case.batch or _synthetic_batch(run.label_set, case.config)
     pixels = case.class_pixels
-    if pixels is None:  # without records; class weights of one
+    if pixels is None:  # no records: all class weights are one
         pixels = np.ones(len(run.label_set.classes))
     first = case.trial.take_first_step(batch, pixels, case.progress)
     if not first.finite:
         return Finding(
             FAIL,
-            f"the loss, {first.loss:.4g}, or a gradient is not finite, of {case.samples}. Remedy: "
-            "look at these samples; other initial weights, or --precision=float32",
+            f"the loss, {first.loss:.4g}, or a gradient is not finite for {case.samples}. Remedy: "
+            "look at these samples; try other initial weights, or --precision=float32",
         )
-    what = "" if case.input_secs else f"{case.samples}, "
-    text = f"{what}loss {first.loss:.4f}, all gradients finite; the first took {first.secs:.1f} s"
+    source = "" if case.input_secs else f"{case.samples}, "
+    text = f"{source}loss {first.loss:.4f}, all gradients finite; took {first.secs:.1f} s"
     return Finding(OK, text)
 
 
@@ -88,34 +88,34 @@ def _synthetic_batch(labels: LabelSet, config: TrainConfig) -> tuple[np.ndarray,
 
 
 def check_speed(case: Case) -> Finding:
-    """Times steps, and says how long all of them will take."""
+    """Times steps, and estimates how long the rest of training will take."""
     secs, count = case.trial.time_steps()
     crops = case.trial.crops
     text = f"{1 / secs:.2f} steps/s, {crops / secs:.1f} images/s ({count} steps)"
     # A GPU trains while the cores read; on a CPU the two share the cores.
     input_secs = case.input_secs * crops / case.train.batch_size
-    both = max(secs, input_secs) if machine.gpus() else secs + input_secs
+    total_secs = max(secs, input_secs) if machine.gpus() else secs + input_secs
     left = case.train.steps - case.start_step
-    time_left = f"{duration(left * both)} for {left} steps, evaluations not counted"
+    time_left = f"{duration(left * total_secs)} for {left} steps, excluding evaluations"
     if not case.input_secs:
-        return Finding(OK, f"{text}; {time_left}, if the input keeps up")
+        return Finding(OK, f"{text}; {time_left}, if the input pipeline keeps up")
     if input_secs > secs:
         remedy = "Remedy: --crops_per_read, more cores, or records made with --max_side"
-        return Finding(WARN, f"{text}, the input is slower: {time_left}. {remedy}")
-    return Finding(OK, f"{text}, the input is faster; {time_left}")
+        return Finding(WARN, f"{text}; the input pipeline is slower: {time_left}. {remedy}")
+    return Finding(OK, f"{text}; the input pipeline is faster; {time_left}")
 
 
 def check_largest_batch(case: Case) -> Finding:
-    """Says about how many crops a batch can have, from the memory that the steps took."""
-    most, crop_bytes = case.trial.largest_batch()
-    about = "how many more would is not known"
-    if most:
-        about = f"about {most} would; a crop takes {amount(crop_bytes)}"
-    asked, fitting = case.config.batch_size, case.trial.crops
-    if fitting < asked:
+    """Estimates the largest batch that fits, from the memory that the steps used."""
+    largest, crop_bytes = case.trial.largest_batch()
+    limit = "the limit is unknown"
+    if largest:
+        limit = f"the limit is about {largest}; a crop takes {amount(crop_bytes)}"
+    requested, fitting = case.config.batch_size, case.trial.crops
+    if fitting < requested:
         return Finding(
             FAIL,
-            f"batch_size={asked} does not fit into the device's memory, {fitting} fit; {about}. "
+            f"batch_size={requested} does not fit in the device's memory, {fitting} fit; {limit}. "
             "Remedy: a smaller --batch_size or crop, --accumulate_steps, --recompute",
         )
-    return Finding(OK, f"{asked} crops fit; {about}")
+    return Finding(OK, f"{requested} crops fit; {limit}")

@@ -19,7 +19,7 @@ from mapseg.pictures import panel, write_jpg
 from mapseg.progress import make_reporter
 from mapseg.runs.checkpoints import checkpoint_step, weights_sha256
 
-_LATER_FACTS = {"step", "samples", "weights_sha256"}  # which ea21d24 did not write
+_LATER_FACTS = {"step", "samples", "weights_sha256"}  # not written by ea21d24
 
 
 def evaluate(
@@ -33,19 +33,19 @@ def evaluate(
     panels_dir: Path | None = None,
     panels: int = 0,
     share: tuple[int, int] = (0, 1),
-    add_up: Callable[[np.ndarray], np.ndarray] = lambda own: own,
+    add_up: Callable[[np.ndarray], np.ndarray] = lambda matrix: matrix,
 ) -> Scores:
-    """Scores a predictor on a split, at the labels' own resolution.
+    """Scores a predictor on a split, at the labels' resolution.
 
     Args:
-      predictor: any; it sees one image at a time.
+      predictor: called with one image at a time.
       manifest: of the records.
       split: name of a split.
-      label_set: what the predictor's ids mean.
-      progress: takes a line every few seconds.
-      max_samples: only the first so many; 0 is all.
-      panels_dir: where pictures of image, prediction and ground truth go.
-      panels: how many of them.
+      label_set: the classes of the predictor's ids.
+      progress: called with a line every few seconds.
+      max_samples: scores only the first so many; 0 is all.
+      panels_dir: folder for pictures of image, prediction and ground truth.
+      panels: number of these pictures.
       share: (i, n) evaluates only every n-th image from the i-th on: n processes share the work.
       add_up: adds up the confusion matrices of all shares.
 
@@ -62,7 +62,7 @@ def evaluate(
     report = make_reporter(0, total, f"images of {split}", progress)
     samples = stream_samples(manifest, split, label_set, first=total, share=share).prefetch(1)
     for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
-        with _naming(name.decode(), image):
+        with _naming_sample(name.decode(), image):
             ids = predictor.segment(image).ids
             confusion += confusion_matrix(label, ids, classes)
             if panels_dir is not None and done <= panels:
@@ -73,8 +73,8 @@ def evaluate(
 
 
 @contextmanager
-def _naming(name: str, image: np.ndarray) -> Iterator[None]:
-    """Adds to any error of a sample its name and size; type and traceback stay."""
+def _naming_sample(name: str, image: np.ndarray) -> Iterator[None]:
+    """Adds the name and size of a sample to any error, which keeps its type and traceback."""
     try:
         yield
     except Exception as error:
@@ -90,23 +90,23 @@ def evaluation_facts(
     config: PredictConfig,
     max_samples: int = 0,
 ) -> dict[str, Any]:
-    """Says what an evaluation is of, in training and after it alike.
+    """Describes an evaluation, the same way during training and after it.
 
     Args:
       checkpoint_path: folder of the checkpoint.
       manifest: of the records.
       split: name of a split.
       config: how whole images are predicted.
-      max_samples: only the first so many; 0 is all.
+      max_samples: as in `evaluate`.
 
     Returns:
-      What `write_evaluation` and `read_evaluation` take beside the scores.
+      Keyword arguments for `write_evaluation` and `read_evaluation`.
     """
     total = manifest.split(split).samples
     return {
         "step": checkpoint_step(checkpoint_path),
         "checkpoint": checkpoint_path.name,
-        # The folder may be trained anew, to the same step.
+        # The run may be trained again from scratch, to the same step.
         "weights_sha256": weights_sha256(checkpoint_path),
         "samples": min(total, max_samples) if max_samples else total,
         "records_digest": manifest.split(split).digest,
@@ -115,7 +115,7 @@ def evaluation_facts(
 
 
 def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> None:
-    """Writes `evaluation/<split>.json` in a run folder; the facts are of `evaluation_facts`."""
+    """Writes `evaluation/<split>.json` in a run folder; for facts see `evaluation_facts`."""
     write_text(_path(run_dir, split), dump_scores(scores, split=split, **facts))
 
 
@@ -128,11 +128,11 @@ def read_evaluation(
       run_dir: a run folder.
       split: name of a split.
       label_set: the run's.
-      **facts: what `write_evaluation` must have been given.
+      **facts: must equal the stored ones; see `evaluation_facts`.
 
     Returns:
-      The scores; None where there are none, or of other facts, or the file is damaged. One of an
-      earlier version must be of the same facts as far as it has them.
+      The scores; None if the file is missing or damaged, or its facts differ. Files of an earlier
+      version may lack newer facts.
     """
     try:
         stored = json.loads(_path(run_dir, split).read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Scores from pixel counts: confusion matrix, IoU, pixel accuracy.
 
-Counts add up over images, so a split's score is that of its summed matrix and never a mean of
-means. The definitions are those of the Mapillary Vistas and Cityscapes evaluators: pixels whose
-label is VOID or an unevaluated class do not count.
+Counts are summed over images: a split is scored by its summed matrix, never by a mean of means. The
+definitions are those of the Mapillary Vistas and Cityscapes evaluators: pixels whose label is VOID
+or an unevaluated class are ignored.
 """
 
 import json
@@ -16,25 +16,27 @@ import numpy as np
 from mapseg.labels import VOID, LabelSet
 
 
-def confusion_matrix(label: np.ndarray, guess: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts pixels by (label, guess).
+def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts pixels by (label, prediction).
 
     Args:
       label: [...] uint8 ids below `num_classes`, or VOID.
-      guess: the same shape, ids below `num_classes`; read only where the label is not VOID.
+      prediction: same shape, ids below `num_classes`; read only where the label is not VOID.
       num_classes: at most 255.
 
     Returns:
-      [num_classes, num_classes] int64; row = label, column = guess.
+      [num_classes, num_classes] int64; row = label, column = prediction.
 
     Raises:
-      ValueError: shapes that differ, or an id that is out of range.
+      ValueError: the shapes differ, or an id is out of range.
     """
-    if label.shape != guess.shape:
-        raise ValueError(f"guess must have the label's shape {label.shape}; got {guess.shape}")
+    if label.shape != prediction.shape:
+        raise ValueError(
+            f"prediction must have the label's shape {label.shape}; got {prediction.shape}"
+        )
     labelled = label != VOID
-    rows, columns = label[labelled].astype(np.int64), guess[labelled].astype(np.int64)
-    for name, ids in (("label", rows), ("guess", columns)):
+    rows, columns = (ids[labelled].astype(np.int64) for ids in (label, prediction))
+    for name, ids in (("label", rows), ("prediction", columns)):
         if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
             raise ValueError(
                 f"{name} ids must be 0 to {num_classes - 1}; got {ids.min()} to {ids.max()}"
@@ -45,11 +47,11 @@ def confusion_matrix(label: np.ndarray, guess: np.ndarray, num_classes: int) -> 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says.
+    """The scores of a confusion matrix.
 
     Attributes:
       confusion: [C, C] int64 from `confusion_matrix`.
-      label_set: names and evaluated classes.
+      label_set: class names, and which classes are evaluated.
     """
 
     confusion: np.ndarray
@@ -68,14 +70,14 @@ class Scores:
 
     @property
     def present(self) -> np.ndarray:
-        """[C] bool: evaluated classes that some label pixel has."""
+        """[C] bool: evaluated classes with at least one label pixel."""
         return self._counted.sum(1) > 0
 
     @property
     def iou(self) -> np.ndarray:
-        """[C] float64: intersection over union; nan where a class is not present.
+        """[C] float64: intersection over union; nan for classes not present.
 
-        A guess of an unevaluated class is wrong; `official` drops it instead.
+        A prediction of an unevaluated class is wrong; `official` ignores it.
         """
         hits = np.diag(self._counted)
         union = self._counted.sum(0) + self._counted.sum(1) - hits
@@ -83,30 +85,30 @@ class Scores:
 
     @property
     def mean_iou(self) -> float:
-        """Mean IoU over the evaluated classes that are present; nan without any label."""
+        """Mean IoU over the evaluated classes that are present; nan without labels."""
         return float(self.iou[self.present].mean()) if self.present.any() else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled, evaluated pixels that are right; nan without any label."""
+        """Share of the labelled, evaluated pixels predicted correctly; nan without labels."""
         total = int(self._counted.sum())
         return float(np.diag(self._counted).sum() / total) if total else float("nan")
 
     @property
     def official(self) -> "Scores":
-        """The same with guesses of unevaluated classes dropped, as the Vistas evaluator does."""
+        """The scores without predictions of unevaluated classes, as in the Vistas evaluator."""
         return Scores(self.confusion * self.label_set.evaluated[np.newaxis], self.label_set)
 
     @property
     def majority_mean_iou(self) -> float:
-        """Mean IoU of guessing the most frequent class everywhere."""
+        """Mean IoU of predicting the most frequent class everywhere."""
         pixels = self._counted.sum(1)
         if not pixels.any():
             return float("nan")
         return float(pixels.max() / pixels.sum() / self.present.sum())
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the figures of `evaluation/<split>.json`; absent classes are null."""
+        """Returns the fields of `evaluation/<split>.json`; absent classes are null."""
         iou = [None if np.isnan(v) else float(v) for v in self.iou]
         return {
             "mean_iou": self.mean_iou,
@@ -121,7 +123,7 @@ class Scores:
         }
 
     def lines(self) -> Iterable[str]:
-        """Yields a table for people: the totals, then the classes by falling IoU."""
+        """Yields the lines of a table to read: totals, then the classes by descending IoU."""
         yield (
             f"mean IoU {self.mean_iou:.2%} over {int(self.present.sum())} classes present, "
             f"pixel accuracy {self.pixel_accuracy:.2%}"

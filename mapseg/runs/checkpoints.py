@@ -1,6 +1,6 @@
 """The checkpoints of a run, and which of them is the best.
 
-A checkpoint is a folder `checkpoints/step-00001000` that appears whole: `state` (TensorFlow's
+A checkpoint is a folder `checkpoints/step-00001000`, written atomically: `state` (TensorFlow's
 checkpoint of every training variable, exact, for one Keras major version), `weights.npz` (the
 network alone, for any version) and `info.json`.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from mapseg.files import whole_dir, write_text
 from mapseg.stored_json import read_field, read_stored_json
 
-if TYPE_CHECKING:  # the run folder is looked at by commands that need no TensorFlow
+if TYPE_CHECKING:  # commands that only read a run folder need no TensorFlow
     import tensorflow as tf
 
 _STEP_DIR = re.compile(r"step-(\d{8,})")
@@ -30,8 +30,8 @@ def saved_steps(checkpoints_dir: Path) -> list[int]:
     """Lists the steps that have a checkpoint, ascending."""
     if not checkpoints_dir.is_dir():
         return []
-    found = (_STEP_DIR.fullmatch(p.name) for p in checkpoints_dir.iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    matches = (_STEP_DIR.fullmatch(p.name) for p in checkpoints_dir.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
@@ -39,40 +39,39 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
 
     Args:
       run_dir: a run folder.
-      which: `best` (by validation mean IoU; the newest where none was evaluated), `latest`, or a
+      which: `best` (by validation mean IoU; the newest if none was evaluated), `latest`, or a
         step.
 
     Raises:
-      FileNotFoundError: it does not exist; the message lists what does.
-      ValueError: it is of another run.
+      FileNotFoundError: no such checkpoint; the message lists those that exist.
+      ValueError: it belongs to another run.
     """
     checkpoints_dir = run_dir / "checkpoints"
     steps = saved_steps(checkpoints_dir)
     chosen = steps[-1] if steps else None
     if which == "best" and (best := read_best(checkpoints_dir)) is not None:
         chosen = best.step
-        which = f"best, which is step {chosen} after best.json"
+        which = f"best, which is step {chosen} according to best.json"
     elif which not in ("best", "latest"):
         chosen = int(which) if which.isdecimal() else None
     if chosen not in steps:
         raise FileNotFoundError(
-            f"{checkpoints_dir}: checkpoint must be best, latest or a saved step, of {steps}; "
+            f"{checkpoints_dir}: checkpoint must be best, latest or of the steps {steps}; "
             f"got {which}. Remedy: "
             + ("give one of these, or --checkpoint=latest" if steps else "train first")
         )
     path = _step_dir(checkpoints_dir, chosen)
-    _check_own(path)
+    _check_run_id(path)
     return path
 
 
-def _check_own(path: Path) -> None:
-    """Refuses a checkpoint that was copied here from the folder of another run."""
-    own, info = _run_id(path.parent), _read_object(path / "info.json")
-    if own and info.get("run", own) != own:
+def _check_run_id(path: Path) -> None:
+    """Refuses a checkpoint that was copied from another run's folder."""
+    run_id, info = _run_id(path.parent), _read_object(path / "info.json")
+    if run_id and info.get("run", run_id) != run_id:
         raise ValueError(
-            f"{path}: a checkpoint must be of the run in whose folder it lies; it is of another, "
-            f"{info['run']}, than {own}. Remedy: remove it; to start a new run from it, "
-            "--init_from=PATH"
+            f"{path}: a checkpoint must belong to the run of its folder, {run_id}; it belongs to "
+            f"run {info['run']}. Remedy: remove it; to start a new run from it, --init_from=PATH"
         )
 
 
@@ -81,7 +80,7 @@ def _run_id(checkpoints_dir: Path) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Reads an object of JSON; an empty one where there is none: who needs it says so."""
+    """Reads a JSON object; empty if missing or damaged, which other readers report."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -93,7 +92,7 @@ def weights_sha256(path: Path) -> str:
     """Returns the digest of a checkpoint's weights.
 
     Raises:
-      FileNotFoundError: it has none.
+      FileNotFoundError: the checkpoint has no weights.
     """
     weights_path = path / "weights.npz"
     if not weights_path.is_file():
@@ -111,12 +110,12 @@ def write_checkpoint(
     weights: Mapping[str, np.ndarray],
     keep: int,
 ) -> Path:
-    """Saves the training state and the weights, then removes what is older than `keep`.
+    """Writes a checkpoint of the state and the weights, then removes old ones.
 
-    The best checkpoint is never removed.
+    The newest `keep` and the best checkpoint stay.
 
     Raises:
-      WriteError: it cannot be written.
+      WriteError: the checkpoint cannot be written.
     """
     import keras
     import tensorflow as tf
@@ -141,11 +140,11 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
 
     Args:
       path: a checkpoint's folder.
-      state: with the same structure as when it was written; all variables exist.
+      state: structured as when it was written; all its variables exist.
 
     Raises:
-      ValueError: written under another major version of Keras or by another run, or something
-        does not match.
+      ValueError: written under another major version of Keras or by another run, damaged, or
+        with other variables.
     """
     import keras
     import tensorflow as tf
@@ -158,25 +157,25 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
     written = read_field(info, "keras", str, info_path, remedy)
     if written.split(".")[0] != keras.__version__.split(".")[0]:
         raise ValueError(
-            f"{path}: training must go on under the Keras that it began with, {written}; "
-            f"this is {keras.__version__}. Remedy: use that environment, or start a new run from "
-            "these weights with --init_from"
+            f"{path}: training must resume under the major version of Keras that it began with, "
+            f"{written}; got {keras.__version__}. Remedy: use that version, or start a new run "
+            "from these weights with --init_from"
         )
-    _check_own(path)
+    _check_run_id(path)
     try:
         status = state.read(str(path / "state"))
         status.assert_existing_objects_matched()
         status.assert_consumed()
     except (AssertionError, IndexError, tf.errors.OpError, ValueError) as error:
         raise ValueError(
-            f"{path}: the saved state must fit this run; it does not, or is damaged: {error}. "
+            f"{path}: the saved state must match this run; it is damaged or differs: {error}. "
             f"Remedy: {remedy}"
         ) from error
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far, and on what it was measured: scores on other images differ."""
+    """The best checkpoint so far, its score, and the images that were scored."""
 
     step: int
     mean_iou: float
@@ -185,7 +184,7 @@ class Best:
 
 
 def read_best(checkpoints_dir: Path) -> Best | None:
-    """Reads which checkpoint is the best; None before an evaluation.
+    """Reads which checkpoint is the best; None before the first evaluation.
 
     Raises:
       ValueError: the file is damaged.
@@ -193,26 +192,26 @@ def read_best(checkpoints_dir: Path) -> Best | None:
     path = checkpoints_dir / "best.json"
     if not path.is_file():
         return None
-    remedy = "remove the file: the newest checkpoint is the best then, until the next evaluation"
+    remedy = "remove the file: until the next evaluation the newest checkpoint then counts as best"
     raw = read_stored_json(path, remedy)
     kinds = {"step": int, "mean_iou": float, "split": str, "eval_samples": int}
     return Best(**{name: read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
-def note_score(checkpoints_dir: Path, found: Best) -> None:
-    """Makes a checkpoint the best, if it is better or the former was measured on other images."""
+def note_score(checkpoints_dir: Path, candidate: Best) -> None:
+    """Stores a checkpoint as the best if it beats the former, or that one saw other images."""
     best = read_best(checkpoints_dir)
     if best is not None and best.step not in saved_steps(checkpoints_dir):
         best = None  # someone removed it
     comparable = best is not None and (best.split, best.eval_samples) == (
-        found.split,
-        found.eval_samples,
+        candidate.split,
+        candidate.eval_samples,
     )
-    if math.isnan(found.mean_iou) or (
-        best is not None and comparable and found.mean_iou <= best.mean_iou
+    if math.isnan(candidate.mean_iou) or (
+        best is not None and comparable and candidate.mean_iou <= best.mean_iou
     ):
         return
-    write_text(checkpoints_dir / "best.json", json.dumps(asdict(found)) + "\n")
+    write_text(checkpoints_dir / "best.json", json.dumps(asdict(candidate)) + "\n")
 
 
 def checkpoint_step(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a run is: its network, options, classes and records, as its folder stores them."""
+"""A run: its network, options, classes and records, and the folder that stores them."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from mapseg.stored_json import read_field, read_stored_json
 
 FORMAT_VERSION = 1
 
-# Beside the checkpoints, what training writes and a new run must not find.
+# What training writes besides checkpoints, and a new run must not find.
 _WRITTEN = (
     "history.csv",
     "loss.png",
@@ -33,27 +33,27 @@ _WRITTEN = (
     "not_finite/step-*.npz",
     "checkpoints/best.json",
 )
-# Their temporary names, of `files.whole_file`.
+# Their temporary names, from `files.whole_file`.
 _PARTIAL = re.compile(r"\.(config|labels|history|loss|best)\.\d+\.partial\.\w+")
 _PARTIAL_CHECKPOINT = re.compile(r"\.step-\d+\.\d+\.partial")
-_RESTORE = "put the file back as training wrote it, or train in another --run_dir"
+_RESTORE = "restore the file as training wrote it, or train in another --run_dir"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder is bound to.
+    """A run as its folder stores it.
 
     Attributes:
       run_dir: the folder.
-      model: the network.
-      train: how it is trained; `precision` and `schedule_steps` are resolved.
+      model: options of the network.
+      train: options of training; `precision` and `schedule_steps` are resolved.
       label_set: train ids and their classes.
-      long_side_px: median long side of the images that it is trained on.
-      source_classes: class table of the records, whose ids `label_set` maps.
-      records_digest: of the training split, so that a run never goes on with other samples.
-      onednn: whether it began with oneDNN; None: as TensorFlow chose, in an earlier version.
-      id: by chance; its checkpoints have it too, so that those of another run are noticed. Empty:
-        begun by a version without it.
+      long_side_px: median long side of the training images.
+      source_classes: class table of the records; `label_set` maps its ids.
+      records_digest: of the training split: a run never resumes with other samples.
+      onednn: whether it began with oneDNN; None: an earlier version left it to TensorFlow.
+      id: random; stored in its checkpoints too, which exposes those of another run. Empty: begun
+        by a version without ids.
     """
 
     run_dir: Path
@@ -78,11 +78,11 @@ class Run:
 
 
 def open_run(run_dir: Path) -> Run:
-    """Reads what a run folder is bound to.
+    """Reads a run from its folder.
 
     Raises:
       FileNotFoundError: not a run folder.
-      ValueError: written by a version that this one does not understand, or damaged.
+      ValueError: written by an unsupported version, or damaged.
     """
     config_path, labels_path = run_dir / "config.json", run_dir / "labels.json"
     for path in (config_path, labels_path):
@@ -133,12 +133,12 @@ def store_run(run: Run) -> None:
 
 
 def check_new(run_dir: Path) -> None:
-    """Refuses a folder for a new run that holds something else.
+    """Refuses to start a new run in a folder that holds other files.
 
-    What a run left that ended before its first checkpoint does not matter: see `clear_leftovers`.
+    Files of a run that ended before its first checkpoint are allowed: see `clear_leftovers`.
 
     Raises:
-      ValueError: files, and no config.json of mapseg.
+      ValueError: the folder has files, but no config.json of mapseg.
     """
     names = {p.name for p in run_dir.iterdir()} if run_dir.exists() else set()
     config_path = run_dir / "config.json"
@@ -146,28 +146,28 @@ def check_new(run_dir: Path) -> None:
         raw = read_stored_json(config_path, "give another --run_dir")
         if not (isinstance(raw, dict) and {"format_version", "mapseg"} <= set(raw)):
             raise ValueError(
-                f"{config_path}: must be that of a run of mapseg; it is not. Remedy: give another "
+                f"{config_path}: must be written by mapseg; it is not. Remedy: give another "
                 "--run_dir"
             )
         return
-    # It may have been killed between labels.json and config.json.
-    strangers = sorted(n for n in names - {".lock", "labels.json"} if not _PARTIAL.fullmatch(n))
-    if strangers:
+    # A run may have been killed between writing labels.json and config.json.
+    foreign = sorted(n for n in names - {".lock", "labels.json"} if not _PARTIAL.fullmatch(n))
+    if foreign:
         raise ValueError(
-            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(strangers[:3])} and "
+            f"{run_dir}: a new run's folder must be empty; it holds {', '.join(foreign[:3])} and "
             "no config.json. Remedy: give another --run_dir"
         )
 
 
 def clear_leftovers(run_dir: Path, *, is_new: bool) -> list[str]:
-    """Removes what earlier starts left unfinished.
+    """Removes unfinished files of earlier starts.
 
     Args:
       run_dir: the folder, which this process has locked.
-      is_new: the run begins: it has no checkpoint. Then what training wrote beside it goes too.
+      is_new: the run has no checkpoint yet; all other output of training is removed too.
 
     Returns:
-      The names of what was removed, less temporary files.
+      The names of the removed files and folders, without temporary ones.
     """
     for folder in (run_dir, run_dir / "checkpoints"):
         for path in folder.glob(".*"):
@@ -175,14 +175,14 @@ def clear_leftovers(run_dir: Path, *, is_new: bool) -> list[str]:
                 path.unlink()
             elif _PARTIAL_CHECKPOINT.fullmatch(path.name):
                 shutil.rmtree(path)
-    found = [path for pattern in _WRITTEN for path in run_dir.glob(pattern)] if is_new else []
-    for path in found:
+    leftovers = [path for pattern in _WRITTEN for path in run_dir.glob(pattern)] if is_new else []
+    for path in leftovers:
         path.unlink()
-    return sorted({path.relative_to(run_dir).parts[0] for path in found})
+    return sorted({path.relative_to(run_dir).parts[0] for path in leftovers})
 
 
 def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) -> None:
-    """Refuses records whose ids mean other classes than those that a run was trained on.
+    """Refuses records whose classes differ from those that a run was trained on.
 
     Raises:
       ValueError: the class tables differ.
@@ -195,41 +195,42 @@ def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) ->
         )
 
 
-def amend_run(run: Run, asked: Mapping[str, Any]) -> Run:
+def amend_run(run: Run, options: Mapping[str, Any]) -> Run:
     """Applies the options of a later call to a stored run.
 
     Args:
       run: as stored.
-      asked: option name -> value, only those that the user gave.
+      options: option name -> value, only those that the user set.
 
     Returns:
       The run with its changeable options replaced.
 
     Raises:
-      ValueError: an option that makes the run what it is has another value.
+      ValueError: an option that must not change has another value.
     """
-    asked = {k: v for k, v in asked.items() if not _means_stored(run, k, v)}
-    conflicts = identity_conflicts(run.model, asked) + identity_conflicts(run.train, asked)
+    options = {k: v for k, v in options.items() if not _means_stored(run, k, v)}
+    conflicts = identity_conflicts(run.model, options) + identity_conflicts(run.train, options)
     if conflicts:
         raise ValueError(
-            f"{run.run_dir}: this run's options must stay: {'; '.join(conflicts)}. "
+            f"{run.run_dir}: options that define a run must not change: {'; '.join(conflicts)}. "
             "Remedy: leave them out, or give another --run_dir"
         )
-    known = to_json(run.train)
-    return replace(run, train=replace(run.train, **{k: v for k, v in asked.items() if k in known}))
+    names = to_json(run.train).keys()
+    changes = {k: v for k, v in options.items() if k in names}
+    return replace(run, train=replace(run.train, **changes))
 
 
 def _means_stored(run: Run, name: str, value: Any) -> bool:
-    """Whether an option only repeats what was resolved when the run began."""
+    """Whether a value stands for the one that was resolved when the run began."""
     if name == "label_set" and str(value).endswith(".json"):
         return _is_stored_label_set(run, value)
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
 
 
 def _is_stored_label_set(run: Run, path: str) -> bool:
-    """Whether a file is that of the run's label set, by its name or by content: it may have moved.
+    """Whether a file is the run's label set, by name or, as it may have moved, by content.
 
-    The stored set counts, and a file of the same name that was changed since is reported.
+    The stored set counts; a file of the same name that was changed since is reported.
     """
     is_named = path == run.train.label_set
     try:
@@ -239,23 +240,23 @@ def _is_stored_label_set(run: Run, path: str) -> bool:
         return is_named
     if is_named and not same:
         show(
-            f"WARNING: {path} was changed since {run.run_dir} began; the run keeps its label set, "
-            "in its labels.json. For the new one, give another --run_dir"
+            f"WARNING: {path} was changed since {run.run_dir} began; the run keeps the label set "
+            "in its labels.json. To use the new one, give another --run_dir"
         )
     return is_named or same
 
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
-    """Holds a run folder for one training process; ValueError where another one has it.
+    """Locks a run folder for one training process; ValueError if another process holds it.
 
     Yields:
-      A check, to be made before something is written, which would make the folder anew: it raises
-      a FileNotFoundError where the folder was removed, moved, or begun anew by another process.
+      A check to call before each write, which would otherwise create the folder again: it raises
+      FileNotFoundError if the folder was removed, moved, or replaced by another process.
     """
     path = run_dir / ".lock"
     refusal = (
-        f"{run_dir}: must be trained by one process at a time; another one is at work. "
+        f"{run_dir}: must be trained by one process at a time; another one is running. "
         "Remedy: wait for it, or give another --run_dir"
     )
     holder = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
@@ -265,12 +266,12 @@ def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
             if path.read_text(encoding="utf-8") == holder:
                 return
         raise FileNotFoundError(
-            f"{run_dir}: the run folder must stay while it is trained; it was removed, moved or "
-            "replaced. Remedy: the same command begins the run anew; if the folder was moved, give "
-            "its new --run_dir, and training resumes from the last checkpoint"
+            f"{run_dir}: the run folder must stay in place during training; it was removed, moved "
+            "or replaced. Remedy: run the same command again to start over; if the folder was "
+            "moved, give its new --run_dir to resume from the last checkpoint"
         )
 
-    was_there = run_dir.exists()
+    existed = run_dir.exists()
     with files.locked(path, refusal) as file:
         with naming(path):
             file.truncate(0)
@@ -279,8 +280,8 @@ def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
         try:
             yield check
         finally:
-            with contextlib.suppress(OSError):  # nothing was begun: nothing stays
-                if [each.name for each in run_dir.iterdir()] == [path.name]:
+            with contextlib.suppress(OSError):  # nothing was written: removes the folder
+                if [entry.name for entry in run_dir.iterdir()] == [path.name]:
                     path.unlink()
-                    if not was_there:
+                    if not existed:
                         run_dir.rmdir()

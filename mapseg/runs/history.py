@@ -7,7 +7,7 @@ from typing import Any
 
 from mapseg.files import naming, whole_file
 
-_REMEDY = "Remedy: remove that line, or put the file back as training wrote it"
+_REMEDY = "Remedy: remove that line, or restore the file as training wrote it"
 
 HISTORY_COLUMNS = (
     "step",
@@ -22,15 +22,15 @@ HISTORY_COLUMNS = (
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Reads a `history.csv`: one dict a row with the columns that have a value.
+    """Reads a `history.csv`: one dict per row, without its empty columns.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a history.
+      ValueError: not a history.csv of mapseg.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such history. Remedy: train first")
-    # A process that was killed while it appended leaves a last row without its end.
+    # A process that is killed while appending leaves an incomplete last row.
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     try:
         reader = csv.DictReader(whole.decode().splitlines())
@@ -43,35 +43,35 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def _numbers(row: dict[Any, Any], place: str) -> dict[str, float]:
-    found = {}
+    numbers = {}
     for name, text in row.items():
         if text == "":
             continue
         try:
-            found[name or "a value too many"] = float(text)
+            numbers[name or "an extra value"] = float(text)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{place}: {name or 'a value too many'} must be a number or empty; got {text!r}. "
+                f"{place}: {name or 'an extra value'} must be a number or empty; got {text!r}. "
                 f"{_REMEDY}"
             ) from error
-    return found
+    return numbers
 
 
 def training_secs(rows: Sequence[Mapping[str, float]], batch_size: int) -> float:
-    """Adds up how long the steps of a history took, without compiling and evaluating."""
-    secs, before = 0.0, 0.0
+    """Sums the time of the steps in a history, without compilation and evaluation."""
+    secs, last_step = 0.0, 0.0
     for row in rows:
         if "images_per_s" in row:
-            secs += (row["step"] - before) * batch_size / row["images_per_s"]
-        before = row["step"]
+            secs += (row["step"] - last_step) * batch_size / row["images_per_s"]
+        last_step = row["step"]
     return secs
 
 
 def append_history(path: Path, row: Mapping[str, float]) -> None:
-    """Adds a row; columns that it lacks stay empty.
+    """Appends a row; missing columns stay empty.
 
     Raises:
-      WriteError: it cannot be written.
+      WriteError: the file cannot be written.
     """
     new = not path.exists()
     with naming(path), path.open("a", newline="", encoding="utf-8") as file:
@@ -82,7 +82,7 @@ def append_history(path: Path, row: Mapping[str, float]) -> None:
 
 
 def cut_history(path: Path, last_step: int) -> list[dict[str, float]]:
-    """Drops the rows after a step, which a resumed run will write again; returns the others."""
+    """Drops the rows after a step, which a resumed run writes again; returns the remaining rows."""
     rows = [r for r in read_history(path) if r["step"] <= last_step] if path.is_file() else []
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS)

@@ -17,13 +17,13 @@ from mapseg.model.network import Network
 
 
 def by_color(images):
-    """Knows the tiny scenes: grey road, white marking, blue sky."""
+    """A network for the tiny scenes: grey road, white marking, blue sky."""
     colors = tf.constant([[90.0, 90, 90], [240, 240, 240], [100, 160, 220]])
     pixels = tf.cast(images, tf.float32)[..., tf.newaxis, :]
     return -tf.norm(pixels - colors, axis=-1)
 
 
-def test_a_network_that_knows_the_colours_scores_nearly_all(records_dir, tmp_path):
+def test_a_network_that_knows_the_colours_scores_high(records_dir, tmp_path):
     manifest = read_manifest(records_dir)
     labels = make_label_set(manifest.classes, "all")
     predictor = Predictor(Network(by_color, 1), PredictConfig(scale="1", tile_px=65), 80)
@@ -42,7 +42,7 @@ def test_a_network_that_knows_the_colours_scores_nearly_all(records_dir, tmp_pat
     assert np.asarray(Image.open(pictures[0])).std() > 10
 
 
-def test_an_evaluation_is_read_back_if_it_is_the_very_same(records_dir, tmp_path):
+def test_an_evaluation_is_read_back_if_all_facts_match(records_dir, tmp_path):
     labels = make_label_set(read_manifest(records_dir).classes, "all")
     scores = Scores(np.arange(9).reshape(3, 3), labels)
     write_evaluation(tmp_path, "val", scores, checkpoint="step-2", scale="1")
@@ -56,7 +56,7 @@ def test_an_evaluation_is_read_back_if_it_is_the_very_same(records_dir, tmp_path
         assert read_evaluation(tmp_path, "val", labels, checkpoint="step-2") is None
 
 
-def test_the_first_samples_alone(records_dir):
+def test_only_the_first_samples_are_scored(records_dir):
     manifest = read_manifest(records_dir)
     labels = make_label_set(manifest.classes, "all")
     predictor = Predictor(Network(by_color, 1), PredictConfig(scale="1"), 80)
@@ -68,7 +68,7 @@ def test_an_evaluation_closes_the_shards_that_it_opened(records_dir):
     def open_shards():
         count = 0
         for link in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # the one that lists the others has gone
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed
                 count += ".tfrecord" in str(link.readlink())
         return count
 

@@ -21,14 +21,14 @@ def table_with_unlabeled():
     return [LabelClass(i, f"c{i}", (i, i, i), i < 65) for i in range(66)]
 
 
-def test_confusion_matrix_counts_by_label_and_guess():
+def test_confusion_matrix_counts_by_label_and_prediction():
     label = np.array([[0, 0, 1], [2, VOID, 1]], np.uint8)
-    guess = np.array([[0, 1, 1], [0, 2, 1]], np.uint8)
-    assert confusion_matrix(label, guess, 3).tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+    prediction = np.array([[0, 1, 1], [0, 2, 1]], np.uint8)
+    assert confusion_matrix(label, prediction, 3).tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
 
 
-def test_scores_worked_by_hand():
-    # class 0: 3 of 4 labelled pixels found, 1 false alarm: 3 / 5; class 1: 5 / 7; class 2 absent
+def test_scores_by_hand():
+    # class 0: 3 of 4 labelled pixels found, 1 false positive: 3 / 5; class 1: 5 / 7; class 2 absent
     confusion = np.array([[3, 1, 0], [1, 5, 0], [0, 0, 0]])
     scores = Scores(confusion, label_set())
     np.testing.assert_allclose(scores.iou, [3 / 5, 5 / 7, np.nan])
@@ -37,12 +37,12 @@ def test_scores_worked_by_hand():
     assert scores.majority_mean_iou == pytest.approx(6 / 10 / 2)
 
 
-def test_a_false_alarm_of_an_absent_class_costs_the_class_it_hit():
+def test_a_false_positive_of_an_absent_class_lowers_the_true_class():
     scores = Scores(np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]]), label_set())
     np.testing.assert_allclose(scores.iou, [3 / 4, 1, np.nan])
 
 
-def test_unevaluated_labels_do_not_count_and_their_guesses_are_wrong_or_dropped():
+def test_unevaluated_labels_do_not_count_and_their_predictiones_are_wrong_or_dropped():
     confusion = np.zeros((66, 66), np.int64)
     confusion[0, 0], confusion[0, 65], confusion[65, 0], confusion[1, 1] = 6, 2, 50, 4
     scores = Scores(confusion, make_label_set(table_with_unlabeled(), "all_66"))
@@ -53,20 +53,22 @@ def test_unevaluated_labels_do_not_count_and_their_guesses_are_wrong_or_dropped(
     assert not scores.present[65]
 
 
-def test_scores_add_over_images():
+def test_confusion_matrices_sum_over_images():
     rng = np.random.default_rng(0)
-    label, guess = rng.integers(0, 3, (2, 8, 5), np.uint8)
-    halves = sum(confusion_matrix(label[i : i + 4], guess[i : i + 4], 3) for i in (0, 4))
-    np.testing.assert_array_equal(confusion_matrix(label, guess, 3), halves)
+    label, prediction = rng.integers(0, 3, (2, 8, 5), np.uint8)
+    halves = sum(confusion_matrix(label[i : i + 4], prediction[i : i + 4], 3) for i in (0, 4))
+    np.testing.assert_array_equal(confusion_matrix(label, prediction, 3), halves)
 
 
-@pytest.mark.parametrize(("label", "guess"), [([3], [0]), ([0], [3]), ([0], [VOID]), ([0], [0, 0])])
-def test_ids_out_of_range_and_shapes_are_refused(label, guess):
+@pytest.mark.parametrize(
+    ("label", "prediction"), [([3], [0]), ([0], [3]), ([0], [VOID]), ([0], [0, 0])]
+)
+def test_ids_out_of_range_and_shapes_are_refused(label, prediction):
     with pytest.raises(ValueError, match="must"):
-        confusion_matrix(np.array(label, np.uint8), np.array(guess, np.uint8), 3)
+        confusion_matrix(np.array(label, np.uint8), np.array(prediction, np.uint8), 3)
 
 
-def test_no_labels_at_all_is_nan_not_a_crash():
+def test_without_labels_scores_are_nan():
     scores = Scores(np.zeros((3, 3), np.int64), label_set())
     assert np.isnan([scores.mean_iou, scores.pixel_accuracy, scores.majority_mean_iou]).all()
     assert len(list(scores.lines())) == 1
@@ -80,7 +82,7 @@ def test_json_has_every_class():
     assert read["confusion"] == [[1, 0, 0], [0, 2, 0], [0, 0, 0]]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the 2018 predictions are not beside the project")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the 2018 predictions are not there")
 @pytest.mark.parametrize(
     ("name", "honest", "official"),
     [
@@ -99,7 +101,7 @@ def test_scores_of_the_2018_predictions(name, honest, official):
         np.testing.assert_allclose(100 * np.array(figures), want, atol=0.005)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the 2018 predictions are not beside the project")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the 2018 predictions are not there")
 @pytest.mark.parametrize(("name", "lane_iou"), [("raw_lane", 0.48), ("downsized_lane", 57.94)])
 def test_lane_scores_of_the_2018_predictions(name, lane_iou):
     sample = DATA / "mapillary_sample"
@@ -112,6 +114,6 @@ def _confusion_of_2018(name, labels):
     total = 0
     for path in sorted((DATA / "mapillary_sample" / "validation" / "labels").glob("*.png")):
         label = labels.table[np.array(Image.open(path))]
-        guess = np.array(Image.open(DATA / "seed_predictions" / name / path.name))
-        total = total + confusion_matrix(label, guess, len(labels.classes))
+        prediction = np.array(Image.open(DATA / "seed_predictions" / name / path.name))
+        total = total + confusion_matrix(label, prediction, len(labels.classes))
     return total

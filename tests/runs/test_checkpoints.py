@@ -19,7 +19,7 @@ def save(run, step, value=0.0, keep=3):
     return checkpoints.write_checkpoint(run.checkpoints_dir, step, state, weights, keep)
 
 
-def test_state_and_weights_come_back(tmp_path):
+def test_state_and_weights_are_read_back(tmp_path):
     run = make_run(tmp_path)
     path = save(run, 7, value=1.25)
     variable = tf.Variable(0.0)
@@ -28,14 +28,14 @@ def test_state_and_weights_come_back(tmp_path):
     assert read_weights(path)["w"].tolist() == [1.25, 1.25]
 
 
-def test_a_state_that_does_not_fit_is_refused(tmp_path):
+def test_a_state_that_does_not_match_is_refused(tmp_path):
     path = save(make_run(tmp_path), 7)
     for other in (
         tf.train.Checkpoint(v=tf.Variable([0.0, 1.0])),
-        tf.train.Checkpoint(v=tf.Variable(0.0), more=tf.Variable(0.0)),
+        tf.train.Checkpoint(v=tf.Variable(0.0), w=tf.Variable(0.0)),
         tf.train.Checkpoint(),
     ):
-        with pytest.raises(ValueError, match="must fit this run"):
+        with pytest.raises(ValueError, match="must match this run"):
             checkpoints.read_state(path, other)
 
 
@@ -47,7 +47,7 @@ def test_a_truncated_state_is_refused(tmp_path):
         checkpoints.read_state(path, tf.train.Checkpoint(v=tf.Variable(0.0)))
 
 
-def test_another_keras_is_refused_by_name(tmp_path):
+def test_another_keras_is_refused_and_named(tmp_path):
     path = save(make_run(tmp_path), 7)
     info = json.loads((path / "info.json").read_text())
     (path / "info.json").write_text(json.dumps({**info, "keras": "9.1.0"}))
@@ -69,8 +69,8 @@ def test_the_last_n_and_the_best_stay(tmp_path):
         checkpoints.find_checkpoint(tmp_path, "20")
 
 
-def test_best_is_bound_to_what_it_was_measured_on(tmp_path):
-    for found, best_step in (
+def test_best_is_compared_only_on_the_same_images(tmp_path):
+    for score, best_step in (
         (Best(1, float("nan"), "validation", 0), None),
         (Best(2, 0.5, "validation", 0), 2),
         (Best(3, 0.4, "validation", 0), 2),
@@ -78,8 +78,8 @@ def test_best_is_bound_to_what_it_was_measured_on(tmp_path):
         (Best(5, 0.3, "validation", 10), 5),  # other images: not comparable, the newer counts
         (Best(6, float("nan"), "other", 0), 5),
     ):
-        (tmp_path / f"step-{found.step:08d}").mkdir()
-        checkpoints.note_score(tmp_path, found)
+        (tmp_path / f"step-{score.step:08d}").mkdir()
+        checkpoints.note_score(tmp_path, score)
         best = checkpoints.read_best(tmp_path)
         assert (best.step if best else None) == best_step
 
@@ -91,7 +91,7 @@ def test_best_without_an_evaluation_is_the_newest(tmp_path):
     assert checkpoints.find_checkpoint(tmp_path).name == "step-00000005"
 
 
-def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+def test_a_half_written_checkpoint_is_ignored(tmp_path):
     run = make_run(tmp_path)
     save(run, 5)
     (run.checkpoints_dir / ".step-00000009.123.partial").mkdir()
@@ -101,7 +101,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     """Its ids may mean other classes, though all shapes fit."""
     runs = [make_run(tmp_path / name) for name in ("a", "b", "old")]
-    runs[2] = dataclasses.replace(runs[2], id="")  # of a version that knew no ids
+    runs[2] = dataclasses.replace(runs[2], id="")  # of a version without ids
     for run in runs:
         store_run(run)
         assert open_run(run.run_dir).id == run.id
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     shutil.copytree(
         runs[1].checkpoints_dir / "step-00000001", runs[0].checkpoints_dir / "step-00000002"
     )
-    message = f"step-00000002: a checkpoint must be of the run in whose.*{runs[1].id}.*Remedy"
+    message = f"step-00000002: a checkpoint must belong to the run of its.*{runs[1].id}.*Remedy"
     with pytest.raises(ValueError, match=message):
         checkpoints.find_checkpoint(runs[0].run_dir)
     with pytest.raises(ValueError, match=message):

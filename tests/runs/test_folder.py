@@ -14,7 +14,7 @@ def test_a_run_is_read_back_as_stored(tmp_path):
     assert open_run(run.run_dir) == run
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*Remedy"):
         open_run(tmp_path)
 
@@ -58,23 +58,23 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_a_run_folder_that_is_no_longer_ones_own_is_noticed(tmp_path):
+def test_a_removed_or_replaced_run_folder_is_noticed(tmp_path):
     run_dir = tmp_path / "run"
     removed = pytest.raises(FileNotFoundError, match=r"run: the run folder must stay.*removed")
     with lock_run(run_dir) as check:
         check()
-        error = pytest.raises(ValueError, match="another one is at work")
+        error = pytest.raises(ValueError, match="another one is running")
         with error, lock_run(run_dir):
             pass
-        check()  # who was refused changed nothing
+        check()  # the refused process changed nothing
         run_dir.rename(tmp_path / "moved")
         with removed:
             check()
-        with lock_run(run_dir) as check_other:  # begun anew in its place
+        with lock_run(run_dir) as check_other:  # a new run in its place
             check_other()
             with removed:
                 check()
-        assert not run_dir.exists()  # nothing was begun
+        assert not run_dir.exists()  # nothing was written
         with removed:
             check()
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]

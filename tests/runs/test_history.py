@@ -3,7 +3,7 @@ import pytest
 from mapseg.runs.history import append_history, cut_history, read_history, training_secs
 
 
-def test_history_is_cut_where_a_run_goes_on(tmp_path):
+def test_history_is_cut_where_a_run_resumes(tmp_path):
     path = tmp_path / "history.csv"
     for step in (10, 20, 30):
         append_history(path, {"step": step, "loss": step / 10})
@@ -22,7 +22,7 @@ def test_history_is_cut_where_a_run_goes_on(tmp_path):
     assert read_history(path) == rows
 
 
-def test_a_history_that_is_not_there_or_not_one(tmp_path):
+def test_a_missing_history_and_a_file_that_is_not_one_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="train first"):
         read_history(tmp_path / "history.csv")
     (tmp_path / "history.csv").write_text("a,b\n1,2\n")
@@ -37,7 +37,7 @@ def test_a_history_without_numbers_is_refused(tmp_path):
         read_history(path)
 
 
-def test_training_secs_adds_up_what_the_steps_took():
+def test_training_secs_sums_the_time_of_the_steps():
     rows = [
         {"step": 2, "loss": 1.0},  # the compiled step alone has no rate
         {"step": 10, "loss": 1.0, "images_per_s": 4.0},

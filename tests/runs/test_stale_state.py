@@ -1,4 +1,4 @@
-"""Stale state: what a folder holds of earlier runs never passes for what is asked."""
+"""Stale state: files of earlier runs are never taken for those of the requested run."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def copied(run_dir, tmp_path):
 
 
 def other_weights(run_dir):
-    """The same folder, trained anew to the same step: other weights in a file of that name."""
+    """Changes the weights file, as training from scratch to the same step does."""
     path = run_dir / WEIGHTS
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored}
@@ -61,13 +61,13 @@ def other_weights(run_dir):
 # --- the Estimator
 
 
-def test_an_estimator_reads_weights_that_were_trained_anew(copied):
+def test_an_estimator_reads_retrained_weights(copied):
     image, _ = tiny_scene(np.random.default_rng(9))
     estimator = Estimator(copied, quiet)
     first = estimator.predict(image)
     loaded = estimator._loaded
     estimator.predict(image)
-    assert estimator._loaded is loaded  # kept while nothing changed
+    assert estimator._loaded is loaded  # cached while nothing changed
     other_weights(copied)
     again = estimator.predict(image)
     fresh = Estimator(copied, quiet).predict(image)
@@ -79,7 +79,7 @@ def test_an_estimator_reads_weights_that_were_trained_anew(copied):
 # --- the form of an evaluation
 
 
-def test_training_and_estimator_write_evaluations_of_one_form(copied, records_dir):
+def test_training_and_estimator_write_the_same_fields(copied, records_dir):
     path = copied / "evaluation" / "validation.json"
     trained = json.loads(path.read_text())
     scores = Estimator(copied, quiet).evaluate(records_dir, panels=0)
@@ -98,8 +98,8 @@ def test_training_and_estimator_write_evaluations_of_one_form(copied, records_di
     assert {name: trained[name] for name in facts} == facts
 
 
-def test_an_evaluation_of_the_very_same_alone_is_read(copied, records_dir, monkeypatch):
-    """That of training is as good as the Estimator's."""
+def test_a_stored_evaluation_is_read_only_if_all_facts_match(copied, records_dir, monkeypatch):
+    """An evaluation by training counts like one by the Estimator."""
     real, calls = evaluation.evaluate, []
 
     def evaluate(*arguments, **options):
@@ -122,7 +122,7 @@ def test_an_evaluation_of_the_very_same_alone_is_read(copied, records_dir, monke
     other_weights(copied)  # of the same name
     assert score().confusion.tolist() != stored["confusion"]
     assert len(calls) == 3
-    # Of the first samples alone, as --eval_samples has it.
+    # Of the first samples only, as with --eval_samples.
     path.write_text(json.dumps({**json.loads(path.read_text()), "samples": 2}))
     score()
     assert len(calls) == 4
@@ -137,7 +137,7 @@ def test_an_evaluation_of_the_very_same_alone_is_read(copied, records_dir, monke
         (["confusion"], False),
     ],
 )
-def test_an_older_evaluation_counts_as_far_as_it_has_facts(copied, records_dir, lacking, is_read):
+def test_an_older_evaluation_may_lack_newer_facts(copied, records_dir, lacking, is_read):
     path = copied / "evaluation" / "validation.json"
     stored = json.loads(path.read_text())
     for name in lacking:
@@ -166,16 +166,16 @@ def test_events_of_a_resumed_run_have_each_step_once(records_dir, tmp_path):
     run_dir = tmp_path / "run"
     options = {**TINY, "steps": 6, "checkpoint_steps": 3, "log_steps": 1, "eval_steps": 3}
     train(run_dir, records_dir, evaluating=True, **options)
-    shutil.rmtree(run_dir / "checkpoints" / "step-00000006")  # as if it had been killed before
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000006")  # as if killed before writing it
     (file,) = (run_dir / "tensorboard").iterdir()
     with file.open("ab") as events:
-        events.write(b"\x20\0\0\0")  # and while it wrote an event
+        events.write(b"\x20\0\0\0")  # and while writing an event
     train(run_dir, records_dir, evaluating=True, **options)
     rows = read_history(run_dir / "history.csv")
     assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4, 5, 6]
-    found = steps_by_tag(run_dir / "tensorboard")
-    assert found["loss"] == [1, 2, 3, 4, 5, 6]
-    assert found["mean_iou"] == [3, 6]
+    steps = steps_by_tag(run_dir / "tensorboard")
+    assert steps["loss"] == [1, 2, 3, 4, 5, 6]
+    assert steps["mean_iou"] == [3, 6]
     raw = [
         event.step
         for path in sorted((run_dir / "tensorboard").iterdir())
@@ -188,12 +188,12 @@ def test_events_of_a_resumed_run_have_each_step_once(records_dir, tmp_path):
     assert {path: path.read_bytes() for path in (run_dir / "tensorboard").iterdir()} == before
 
 
-# --- a run that was begun, and failed before its first checkpoint
+# --- a run that failed before its first checkpoint
 
 
 @pytest.mark.usefixtures("small")
-def test_a_start_after_one_that_failed_begins_clean(records_dir, tmp_path, monkeypatch):
-    run_dir, told = tmp_path / "run", []
+def test_a_start_after_a_failed_one_is_clean(records_dir, tmp_path, monkeypatch):
+    run_dir, lines = tmp_path / "run", []
     with pytest.raises(FloatingPointError):
         train(run_dir, records_dir, learning_rate=1e30, **{**TINY, "log_steps": 1, "seed": 7})
     assert (run_dir / "config.json").exists()
@@ -212,8 +212,8 @@ def test_a_start_after_one_that_failed_begins_clean(records_dir, tmp_path, monke
     ):
         (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (run_dir / name).write_text("{}")
-    train(run_dir, records_dir, told.append, **TINY)
-    (line,) = [line for line in told if line.startswith("begins anew")]
+    train(run_dir, records_dir, lines.append, **TINY)
+    (line,) = [line for line in lines if line.startswith("begins anew")]
     assert line.endswith(
         "removed what an earlier start left: checkpoints, evaluation, history.csv, loss.png, "
         "not_finite, tensorboard"
@@ -227,19 +227,19 @@ def test_a_start_after_one_that_failed_begins_clean(records_dir, tmp_path, monke
     assert not list(run_dir.glob("**/.*config*"))
     assert not list(run_dir.glob("checkpoints/.*"))
     for name in ("notes.txt", "export/saved_model.pb", ".export.12.partial/saved_model.pb"):
-        assert (run_dir / name).exists()  # not of training
+        assert (run_dir / name).exists()  # not written by training
 
-    told.clear()  # a run that has a checkpoint keeps all
-    train(run_dir, records_dir, told.append, **{**TINY, "steps": 6})
-    assert not [line for line in told if line.startswith("begins anew")]
+    lines.clear()  # a run with a checkpoint keeps its files
+    train(run_dir, records_dir, lines.append, **{**TINY, "steps": 6})
+    assert not [line for line in lines if line.startswith("begins anew")]
     assert [r["step"] for r in read_history(run_dir / "history.csv")] == [2, 4, 6]
 
 
-def test_a_first_start_says_nothing_of_it(tmp_path):
+def test_a_first_start_removes_nothing(tmp_path):
     assert clear_leftovers(tmp_path, is_new=True) == []
 
 
-def test_what_a_kill_left_before_the_config_does_not_stop_a_start(tmp_path):
+def test_files_of_a_killed_start_do_not_prevent_a_new_one(tmp_path):
     for name in ("labels.json", ".lock", ".config.31.partial.json"):
         (tmp_path / name).write_text("{}")
     check_new(tmp_path)
@@ -249,7 +249,7 @@ def test_what_a_kill_left_before_the_config_does_not_stop_a_start(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "bert"}', "[]", "{"])
-def test_a_config_of_another_program_is_left_alone(tmp_path, text):
+def test_a_config_of_another_program_is_not_changed(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"config\.json: must be .*Remedy: give another --run_dir"):
@@ -257,7 +257,7 @@ def test_a_config_of_another_program_is_left_alone(tmp_path, text):
     assert path.read_text() == text
 
 
-def test_a_best_checkpoint_that_was_removed_gives_way(tmp_path):
+def test_a_removed_best_checkpoint_is_replaced(tmp_path):
     (tmp_path / "step-00000002").mkdir()
     best = checkpoints.Best(4, 0.9, "validation", 0)
     (tmp_path / "step-00000004").mkdir()
@@ -310,7 +310,7 @@ def stored_variables(run_dir, step):
 
 
 @pytest.mark.usefixtures("small")
-def test_a_run_resumes_with_the_label_set_that_it_began_with(records_dir, tmp_path):
+def test_a_run_resumes_with_its_original_label_set(records_dir, tmp_path):
     path = tmp_path / "groups.json"
     path.write_text(json.dumps(GROUPS))
     options = {**TINY, "label_set": str(path), "schedule_steps": 4, "log_steps": 1}
@@ -320,14 +320,14 @@ def test_a_run_resumes_with_the_label_set_that_it_began_with(records_dir, tmp_pa
     for name in ("edited", "moved", "damaged"):
         train(tmp_path / name, records_dir, **{**options, "steps": 2})
 
-    def resume(name, **more):
+    def resume(name, **options):
         run_dir = tmp_path / name
         labels = (run_dir / "labels.json").read_bytes()
-        train(run_dir, records_dir, steps=4, **more)
+        train(run_dir, records_dir, steps=4, **options)
         assert (run_dir / "labels.json").read_bytes() == labels
-        found = stored_variables(run_dir, 4)
-        assert found.keys() == expected.keys()
-        for key, value in found.items():
+        variables = stored_variables(run_dir, 4)
+        assert variables.keys() == expected.keys()
+        for key, value in variables.items():
             np.testing.assert_array_equal(value, expected[key], err_msg=key)
         losses = [row["loss"] for row in read_history(run_dir / "history.csv")]
         assert losses == [row["loss"] for row in rows]
@@ -340,13 +340,13 @@ def test_a_run_resumes_with_the_label_set_that_it_began_with(records_dir, tmp_pa
     path.write_text(json.dumps({"classes": swapped}))
     resume("edited")
     path.write_text("{")
-    resume("damaged", label_set=str(path))  # asked for again by the same name
+    resume("damaged", label_set=str(path))  # requested again by the same name
     path.unlink()
     resume("moved", label_set=str(path))
 
 
-def renamed(run_dir, **options):
-    """A run whose options name files that are not there any more."""
+def rename_files(run_dir, **options):
+    """Makes the options of a run name files that no longer exist."""
     path = run_dir / "config.json"
     raw = json.loads(path.read_text())
     for kind in ("model", "train"):
@@ -356,7 +356,7 @@ def renamed(run_dir, **options):
 
 def test_evaluation_and_doctor_do_not_read_the_label_sets_file(copied, records_dir):
     stored = json.loads((copied / "evaluation" / "validation.json").read_text())
-    renamed(copied, label_set="gone.json")
+    rename_files(copied, label_set="gone.json")
     assert (
         Estimator(copied, quiet).evaluate(records_dir, panels=0).confusion.tolist()
         == (stored["confusion"])
@@ -368,29 +368,29 @@ def test_evaluation_and_doctor_do_not_read_the_label_sets_file(copied, records_d
 
 
 @pytest.mark.parametrize("option", ["label_set", "init_from", "encoder_weights"])
-def test_another_file_is_refused_and_both_are_named(copied, records_dir, option):
-    renamed(copied, **{option: "first.json"})
-    message = rf"{option}=first\.json is stored, {option}=second\.json is requested\. Remedy: "
-    asked = {option: "second.json"}
+def test_another_file_is_refused_and_both_files_are_named(copied, records_dir, option):
+    rename_files(copied, **{option: "first.json"})
+    message = rf"{option}=first\.json is stored, {option}=second\.json is asked\. Remedy: "
+    options = {option: "second.json"}
     with pytest.raises(ValueError, match=message):
-        train(copied, records_dir, **asked)
+        train(copied, records_dir, **options)
     with pytest.raises(ValueError, match=message):  # as --mode=evaluate and export do
-        Estimator(copied, quiet).amended(asked)
+        Estimator(copied, quiet).amended(options)
     with pytest.raises(ValueError, match=message):
-        check_run_dir(Case(asked, copied, records_dir, "train", quiet))
+        check_run_dir(Case(options, copied, records_dir, "train", quiet))
 
 
 def test_initial_weights_are_not_read_again(copied):
-    """Those of the checkpoint are: the files may be gone, or hold others by now."""
-    renamed(copied, init_from="gone", encoder_weights="gone.h5")
+    """The checkpoint has all weights: the files may be gone, or hold other weights by now."""
+    rename_files(copied, init_from="gone", encoder_weights="gone.h5")
     run = open_run(copied)
-    told = []
-    state = open_state(run, tf.distribute.get_strategy(), told.append, resumed=True)
-    assert told == []
+    lines = []
+    state = open_state(run, tf.distribute.get_strategy(), lines.append, resumed=True)
+    assert lines == []
     written = read_weights(checkpoints.find_checkpoint(copied))
     for name, value in weight_arrays(state.model).items():
         np.testing.assert_array_equal(value, written[name], err_msg=name)
     assert describe(run, state, 6, Workers(tf.distribute.get_strategy()))
     case = Case({}, copied, None, "train", quiet)
     assert check_run_dir(case).level == "ok"
-    assert check_weights(case).text == "those of step 4"
+    assert check_weights(case).text == "from the checkpoint of step 4"
