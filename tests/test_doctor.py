@@ -141,7 +141,7 @@ def test_a_run_resumes_from_its_checkpoint_and_is_not_changed(
     assert code == 1
     assert levels(findings, "FAIL") == ["run folder"]
     assert levels(findings, "skip") == ["network", "disk", "step", "speed", "largest batch"]
-    assert "batch_size=2 is stored, batch_size=4 is asked" in findings["run folder"][1]
+    assert "batch_size=2 is stored, batch_size=4 is requested" in findings["run folder"][1]
 
     _, findings = call(capsys, *folders, "--steps=5")
     assert "steps must not be below the saved ones, 7; got 5" in findings["run folder"][1]

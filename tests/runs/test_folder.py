@@ -35,7 +35,7 @@ def test_changeable_options_change_and_others_are_refused(tmp_path):
     later = amend_run(run, {"steps": 20, "seed": 1, "precision": "auto"})
     assert later == dataclasses.replace(run, train=dataclasses.replace(run.train, steps=20))
     for name, value in (("seed", 2), ("encoder", "resnet50"), ("precision", "mixed_float16")):
-        with pytest.raises(ValueError, match=f"{name}=.*stored.*{name}={value} is asked"):
+        with pytest.raises(ValueError, match=f"{name}=.*stored.*{name}={value} is requested"):
             amend_run(run, {name: value})
 
 
@@ -94,7 +94,7 @@ def test_a_file_of_the_label_set_is_compared_by_content(tmp_path, capsys):
     run = dataclasses.replace(run, train=train, label_set=make_label_set(run.source_classes, path))
     moved = write("moved.json", *names)
     assert amend_run(run, {"label_set": path}) == amend_run(run, {"label_set": moved}) == run
-    with pytest.raises(ValueError, match=r"label_set=.*other\.json is asked"):
+    with pytest.raises(ValueError, match=r"label_set=.*other\.json is requested"):
         amend_run(run, {"label_set": write("other.json", *reversed(names))})
     write("set.json", *reversed(names))
     assert capsys.readouterr().err == ""

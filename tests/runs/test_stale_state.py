@@ -370,7 +370,7 @@ def test_evaluation_and_doctor_do_not_read_the_label_sets_file(copied, records_d
 @pytest.mark.parametrize("option", ["label_set", "init_from", "encoder_weights"])
 def test_another_file_is_refused_and_both_files_are_named(copied, records_dir, option):
     rename_files(copied, **{option: "first.json"})
-    message = rf"{option}=first\.json is stored, {option}=second\.json is asked\. Remedy: "
+    message = rf"{option}=first\.json is stored, {option}=second\.json is requested\. Remedy: "
     options = {option: "second.json"}
     with pytest.raises(ValueError, match=message):
         train(copied, records_dir, **options)
