@@ -167,13 +167,35 @@ def taken_bytes(which: Literal["current", "peak"]) -> int:
     return 0
 
 
-def reset_peak() -> None:
-    """Resets the peak of `taken_bytes` to the current use, if the system supports it."""
-    if gpus():
-        import tensorflow as tf
+def allocated_bytes(which: Literal["current", "peak"]) -> int:
+    """Returns the memory that TensorFlow has allocated on the first GPU, or without one on the CPU.
 
+    With oneDNN, TensorFlow keeps freed memory of the CPU in a pool: the process does not shrink
+    after a step and does not grow in the next. Without it there are no statistics, and no pool.
+
+    Args:
+      which: as for `taken_bytes`, which answers where there are no statistics.
+
+    Returns:
+      Bytes.
+    """
+    import tensorflow as tf
+
+    if not gpus():
+        with contextlib.suppress(ValueError):
+            return int(tf.config.experimental.get_memory_info("CPU:0")[which])
+    return taken_bytes(which)
+
+
+def reset_peak() -> None:
+    """Resets the peaks of `taken_bytes` and `allocated_bytes`, if the system supports it."""
+    import tensorflow as tf
+
+    if gpus():
         tf.config.experimental.reset_memory_stats("GPU:0")
     else:
+        with contextlib.suppress(ValueError):
+            tf.config.experimental.reset_memory_stats("CPU:0")
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
             Path("/proc/self/clear_refs").write_text("5")

@@ -294,7 +294,7 @@ def make_trial(config, replicas=1, values=0):
 def test_the_largest_batch_by_hand(monkeypatch):
     # 4 crops take 3.1 GB above 1 GB, of which 0.1 GB are gradients: 0.75 GB each.
     monkeypatch.setattr(
-        machine, "taken_bytes", lambda which: {"current": 1e9, "peak": 4.1e9}[which]
+        machine, "allocated_bytes", lambda which: {"current": 1e9, "peak": 4.1e9}[which]
     )
     monkeypatch.setattr(machine, "available_bytes", lambda: 7.7e9 + 2**30)
     monkeypatch.setattr(machine, "reset_peak", lambda: None)
@@ -338,7 +338,7 @@ def test_the_hours_to_finish_by_hand(gpus, input_secs, level, time_left, monkeyp
     clock = itertools.count()
     monkeypatch.setattr(machine, "gpus", lambda: gpus)
     monkeypatch.setattr(machine, "reset_peak", lambda: None)
-    monkeypatch.setattr(machine, "taken_bytes", lambda which: 1e9)
+    monkeypatch.setattr(machine, "allocated_bytes", lambda which: 1e9)
     now = SimpleNamespace(perf_counter=lambda: next(clock) * 10 / 6)
     monkeypatch.setattr(trying, "time", now)  # read 7 times: 6 intervals, 10 s for 5 steps
     config = TrainConfig(batch_size=4, steps=3700)

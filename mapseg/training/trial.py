@@ -101,7 +101,7 @@ class Trial:
         if self._step is None:
             raise ValueError("take_first_step must be called before time_steps")
         machine.reset_peak()
-        self._idle_bytes = machine.taken_bytes("current")
+        self._idle_bytes = machine.allocated_bytes("current")
         self._free_bytes = machine.available_bytes()
         started, count = time.perf_counter(), 0
         while count < _STEPS_TIMED and time.perf_counter() - started < _TIMED_SECS:
@@ -118,7 +118,7 @@ class Trial:
         """
         # Fixed are weights and slots, which lay there before, and gradients.
         gradients, replicas = self.weight_bytes, self._workers.replicas
-        taken = machine.taken_bytes("peak") - self._idle_bytes - gradients
+        taken = machine.allocated_bytes("peak") - self._idle_bytes - gradients
         crop_bytes = taken * replicas / self.crops
         if machine.gpus():
             spare = machine.gpu_limit_bytes() - self._idle_bytes - gradients
