@@ -94,6 +94,16 @@ def records_dir(tmp_path_factory):
     assert contents(root) == before, "a test has changed the records that all share"
 
 
+@pytest.fixture
+def tiny_encoder(monkeypatch):
+    """Puts an encoder of three convolutions in the place of MobileNetV2."""
+    from train_tiny import build_tiny_encoder
+
+    from mapseg.model import deeplab
+
+    monkeypatch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+
+
 @pytest.fixture(scope="session")
 def run_dir(records_dir, tmp_path_factory):
     """A run that was trained for four steps and evaluated; tests must not change it."""
