@@ -6,8 +6,6 @@ import socket
 import time
 from pathlib import Path
 
-# Tests are for the CPU: the same everywhere, and a GPU stays free for its user.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
@@ -78,6 +76,12 @@ def alike():
 
     keras.utils.set_random_seed(1)  # Python's and NumPy's too
     keras.mixed_precision.set_global_policy("float32")
+
+
+def pytest_configure(config):
+    """Runs tests on the CPU: the same everywhere, and a GPU stays free for its user."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def contents(folder):
