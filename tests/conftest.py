@@ -98,6 +98,29 @@ def records_dir(tmp_path_factory):
     assert contents(root) == before, "a test has changed the records that all share"
 
 
+def _trained(records_dir, run_dir, **more):
+    from mapseg.estimator import Estimator
+
+    Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY, **more)
+    before = contents(run_dir)
+    yield run_dir
+    assert contents(run_dir) == before, "a test has changed the run that all share"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(records_dir, tmp_path_factory):
+    from train_tiny import build_tiny_encoder
+
+    from mapseg.model import deeplab
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+        trained = _trained(records_dir, tmp_path_factory.mktemp("runs") / "tiny")
+        run_dir = next(trained)
+    yield run_dir
+    next(trained, None)
+
+
 @pytest.fixture
 def tiny_encoder(monkeypatch):
     """Puts an encoder of three convolutions in the place of MobileNetV2."""
@@ -108,16 +131,21 @@ def tiny_encoder(monkeypatch):
     monkeypatch.setattr(deeplab, "build_encoder", build_tiny_encoder)
 
 
-@pytest.fixture(scope="session")
-def run_dir(records_dir, tmp_path_factory):
-    """A run that was trained for four steps and evaluated; tests must not change it."""
-    from mapseg.estimator import Estimator
+@pytest.fixture
+def run_dir(tiny_run, tiny_encoder):
+    """A run that was trained for four steps and evaluated; tests must not change it.
 
-    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
-    before = contents(run_dir)
-    yield run_dir
-    assert contents(run_dir) == before, "a test has changed the run that all share"
+    Its network has a tiny encoder, which the test has too. Other processes open `untrained_dir`,
+    or run tests/train_tiny.py.
+    """
+    return tiny_run
+
+
+@pytest.fixture(scope="session")
+def untrained_dir(records_dir, tmp_path_factory):
+    """A run of the real MobileNetV2 that was stopped and saved before its first step."""
+    run_dir = tmp_path_factory.mktemp("runs") / "untrained"
+    yield from _trained(records_dir, run_dir, stopping=lambda: True)
 
 
 @pytest.fixture
