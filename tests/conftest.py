@@ -6,8 +6,6 @@ import socket
 import time
 from pathlib import Path
 
-# Tests run on the CPU: results are the same everywhere, and the GPU stays free.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
@@ -80,6 +78,12 @@ def reset_seeds_and_precision():
     keras.mixed_precision.set_global_policy("float32")
 
 
+def pytest_configure(config):
+    """Runs tests on the CPU: the same everywhere, and a GPU stays free for its user."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
 
@@ -94,16 +98,54 @@ def records_dir(tmp_path_factory):
     assert contents(root) == before, "a test has changed the shared records"
 
 
-@pytest.fixture(scope="session")
-def run_dir(records_dir, tmp_path_factory):
-    """A run trained for four steps and evaluated, shared by all tests; they must not change it."""
+def _trained(records_dir, run_dir, **more):
     from mapseg.estimator import Estimator
 
-    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
+    Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY, **more)
     before = contents(run_dir)
     yield run_dir
     assert contents(run_dir) == before, "a test has changed the shared run"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(records_dir, tmp_path_factory):
+    from train_tiny import build_tiny_encoder
+
+    from mapseg.model import deeplab
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+        trained = _trained(records_dir, tmp_path_factory.mktemp("runs") / "tiny")
+        run_dir = next(trained)
+    yield run_dir
+    next(trained, None)
+
+
+@pytest.fixture
+def tiny_encoder(monkeypatch):
+    """Puts an encoder of three convolutions in the place of MobileNetV2."""
+    from train_tiny import build_tiny_encoder
+
+    from mapseg.model import deeplab
+
+    monkeypatch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+
+
+@pytest.fixture
+def run_dir(tiny_run, tiny_encoder):
+    """A run that was trained for four steps and evaluated; tests must not change it.
+
+    Its network has a tiny encoder, which the test has too. Other processes open `untrained_dir`,
+    or run tests/train_tiny.py.
+    """
+    return tiny_run
+
+
+@pytest.fixture(scope="session")
+def untrained_dir(records_dir, tmp_path_factory):
+    """A run of the real MobileNetV2 that was stopped and saved before its first step."""
+    run_dir = tmp_path_factory.mktemp("runs") / "untrained"
+    yield from _trained(records_dir, run_dir, stopping=lambda: True)
 
 
 @pytest.fixture

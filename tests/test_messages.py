@@ -484,11 +484,13 @@ os.write(2, b"failed call to cuInit: of something else\\n")
         ["infer_main.py", "--run_dir=RUN", "--frames=RECORDS/../vistas", "--out_dir=RUN/out"],
     ],
 )
-def test_programs_show_no_noise(copied, records_dir, arguments):
-    arguments = [a.replace("RUN", str(copied)) for a in arguments]
+def test_programs_show_no_noise(untrained_dir, tmp_path, records_dir, arguments):
+    run_dir = shutil.copytree(untrained_dir, tmp_path / "run")
+    arguments = [a.replace("RUN", str(run_dir)) for a in arguments]
     arguments = [a.replace("RECORDS", str(records_dir)) for a in arguments]
     env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == ("--batch_size=0" in arguments), done.stderr
     for noise in ("InitializeLog", "oneDNN custom", "cuda drivers", "cuInit"):
         assert noise not in done.stderr

@@ -53,6 +53,34 @@ def test_unevaluated_labels_do_not_count_and_their_predictiones_are_wrong_or_dro
     assert not scores.present[65]
 
 
+def test_official_scores_are_those_of_the_vistas_evaluator():
+    """It adds up a confusion matrix of all labels, and deletes the unevaluated rows and columns."""
+    labels, unlabeled = make_label_set(table_with_unlabeled(), "all_66"), 65
+    pairs = [
+        ([[0, 0, 0, 0], [1, 1, 65, 65]], [[0, 0, 1, 65], [1, 0, 0, 1]]),
+        ([[0, 0, 2, 2], [2, 2, 1, 65]], [[0, 0, 2, 0], [2, 65, 1, 65]]),
+    ]
+    total = sum(
+        confusion_matrix(labels.table[np.array(label, np.uint8)], np.array(guess, np.uint8), 66)
+        for label, guess in pairs
+    )
+    scores = Scores(total, labels)
+    # (right, missed, false alarms): 0: (4, 1, 2), 1: (2, 1, 1), 2: (2, 1, 0)
+    official = scores.official
+    np.testing.assert_allclose(official.iou[:3], [4 / 7, 2 / 4, 2 / 3])
+    assert official.mean_iou == pytest.approx((4 / 7 + 2 / 4 + 2 / 3) / 3)
+    assert official.pixel_accuracy == pytest.approx(8 / 11)
+    # Here a labelled pixel that is taken for an unlabeled one is missed: one of 0 and one of 2.
+    np.testing.assert_allclose(scores.iou[:3], [4 / 8, 2 / 4, 2 / 4])
+    assert scores.mean_iou == pytest.approx(1 / 2)
+    assert scores.pixel_accuracy == pytest.approx(8 / 13)
+    assert scores.present.sum() == official.present.sum() == 3
+    assert not official.confusion[:, unlabeled].any()
+    written = json.loads(dump_scores(scores))
+    assert written["official_mean_iou"] == official.mean_iou
+    assert written["official_pixel_accuracy"] == official.pixel_accuracy
+
+
 def test_confusion_matrices_sum_over_images():
     rng = np.random.default_rng(0)
     label, prediction = rng.integers(0, 3, (2, 8, 5), np.uint8)

@@ -93,17 +93,18 @@ def in_environment(python, *arguments):
 
 @needs_addons  # both ways at once: not a second time from the other side
 @pytest.mark.addons
-def test_a_run_folder_crosses_environments(records_dir, run_dir, tmp_path):
+def test_a_run_folder_crosses_environments(records_dir, tmp_path):
     other = ROOT / ".venv" / "bin" / "python"
     if not other.exists():
         pytest.skip("the default environment is not built: make env")
-    theirs = tmp_path / "theirs"
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    Estimator(ours, progress=print).train(records_dir, evaluating=False, **TINY)
     flags = [f"--{name}={value}" for name, value in TINY.items()]
     places = [f"--records_dir={records_dir}", f"--run_dir={theirs}", "--mode=train"]
     in_environment(other, "train_main.py", *places, *flags)
     np.save(tmp_path / "image.npy", tiny_scene(np.random.default_rng(5))[0])
     image = np.load(tmp_path / "image.npy")
-    for number, run in enumerate((theirs, run_dir)):
+    for number, run in enumerate((theirs, ours)):
         ids_path = str(tmp_path / f"{number}.npy")
         in_environment(other, "-c", _PREDICT, str(run), str(tmp_path / "image.npy"), ids_path)
         ids = Estimator(run, progress=print).predict(image).ids

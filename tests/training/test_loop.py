@@ -31,14 +31,6 @@ def command(records_dir, run_dir, program="train_main.py", **options):
     return [sys.executable, str(ROOT / program), *flags(options)]
 
 
-def call(records_dir, run_dir, **options):
-    done = subprocess.run(
-        command(records_dir, run_dir, **options), capture_output=True, text=True, check=False
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
 def stored_variables(run_dir, step):
     reader = tf.train.load_checkpoint(str(run_dir / f"checkpoints/step-{step:08d}/state"))
     names = reader.get_variable_to_shape_map()
@@ -48,7 +40,7 @@ def stored_variables(run_dir, step):
 def assert_same_state(one, other, step):
     one, other = stored_variables(one, step), stored_variables(other, step)
     assert one.keys() == other.keys()
-    assert len(one) > 400
+    assert len(one) > 100
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
@@ -61,16 +53,19 @@ def test_a_batch_of_one_crop_is_refused_before_anything_is_written(records_dir, 
     assert not (run.run_dir / "config.json").exists()
 
 
+@pytest.mark.usefixtures("tiny_encoder")
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_path):
-    options = {"steps": 12, "checkpoint_steps": 3, "mode": "train", "dropout": 0.3}
-    options["optimizer"] = "adamw"
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = call(records_dir, whole, **options)
-    assert done.returncode == 0, done.stderr
+    options = {"steps": 12, "checkpoint_steps": 3, "dropout": 0.3, "optimizer": "adamw"}
+    whole, cut, manifest = tmp_path / "whole", tmp_path / "cut", read_manifest(records_dir)
 
+    def take_all_steps(run_dir, progress):
+        run = begin_run(run_dir, manifest, {**TINY, **options})
+        train.train(run, manifest, progress, evaluating=False)
+
+    take_all_steps(whole, quiet)
     for _ in range(5):
         process = subprocess.Popen(
-            command(records_dir, cut, **options),
+            command(records_dir, cut, "tests/train_tiny.py", mode="train", **options),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -86,19 +81,11 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_pa
         shutil.rmtree(cut)  # it had taken all steps before this process came to kill it
     else:
         pytest.fail("it ended before it was killed, five times")
-    assert checkpoints.saved_steps(cut / "checkpoints")[-1] < 12
-    done = call(records_dir, cut, **options)
-    assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    lines = []
+    take_all_steps(cut, lines.append)
+    assert any(line.startswith("going on from step") for line in lines)
     assert_same_state(whole, cut, 12)
-    assert [r["step"] for r in read_history(cut / "history.csv")] == [
-        2,
-        4,
-        6,
-        8,
-        10,
-        12,
-    ]
+    assert [r["step"] for r in read_history(cut / "history.csv")] == [2, 4, 6, 8, 10, 12]
 
 
 def test_sigterm_saves_and_ends_cleanly(records_dir, tmp_path):

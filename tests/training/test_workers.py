@@ -5,6 +5,7 @@ test_step.py has the step alone.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,18 +13,23 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from conftest import ROOT, TINY, free_ports, tf_config
 from test_loop import flags, stored_variables
 
+from mapseg.data.manifest import read_manifest
 from mapseg.model.weights import read_weights
 from mapseg.runs import checkpoints
+from mapseg.training.loop import train
+from mapseg.training.prepare import begin_run
 
 PROGRAM = str(ROOT / "tests/train_small.py")
 OPTIONS = {
     **TINY,
     "steps": 6,
     "batch_size": 4,
-    "checkpoint_steps": 2,
+    "checkpoint_steps": 1,
+    "keep_checkpoints": 9,
     "log_steps": 1,
     "sync_batch_norm": True,
     "eval_steps": 2,
@@ -64,10 +70,11 @@ class Pair:
             time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("small")
 def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
     one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
-    options = {**OPTIONS, "records_dir": records_dir, "run_dir": one}
-    subprocess.run([sys.executable, PROGRAM, *flags(options)], env=environment(), check=True)
+    manifest = read_manifest(records_dir)
+    train(begin_run(one, manifest, OPTIONS), manifest, print)
     codes, texts = Pair(records_dir, two).wait()
     assert codes == [0, 0], texts
     assert "step" not in texts[1]  # worker 0 speaks for all
@@ -84,27 +91,26 @@ def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
         pair.wait_for("\nstep 3/6")
         pair.processes[1].kill()
         codes, texts = pair.wait()
-        if 6 not in checkpoints.saved_steps(cut / "checkpoints"):
+        if checkpoints.saved_steps(cut / "checkpoints")[-1] < 5:
             break
-        shutil.rmtree(cut)  # they had taken all steps before this process came to kill one
+        shutil.rmtree(cut)  # they were at the end before this process came to kill one
     assert codes == [1, -9]
     errors = [line for line in texts[0].splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "has ended or cannot be reached" in errors[0]
-    assert "go on from step 2" in errors[0] or "go on from step 4" in errors[0]
+    assert re.search(r"go on from step [2-4]\b", errors[0])
     assert "Traceback" not in texts[0]
 
-    # SIGTERM for one stops both, and what was trained is saved.
-    pair = Pair(records_dir, cut, steps=6)
+    # They go on; SIGTERM for one stops both, and what was trained is saved.
+    pair = Pair(records_dir, cut)
     pair.wait_for("\nstep 5/6")
     pair.processes[1].send_signal(signal.SIGTERM)
     codes, texts = pair.wait()
     assert codes == [0, 0], texts
     assert "going on from step" in texts[0]
-    if checkpoints.saved_steps(cut / "checkpoints")[-1] < 6:
-        codes, texts = Pair(records_dir, cut).wait()
-        assert codes == [0, 0], texts
-    expected, found = stored_variables(two, 6), stored_variables(cut, 6)
+    step = checkpoints.saved_steps(cut / "checkpoints")[-1]
+    assert step in (5, 6)
+    expected, found = stored_variables(two, step), stored_variables(cut, step)
     assert expected.keys() == found.keys()
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
