@@ -1,4 +1,4 @@
-"""Convolutions with their batch norm and ReLU, of which networks are built."""
+"""Building blocks of the networks: convolutions with batch norm and ReLU."""
 
 from typing import Any
 
@@ -19,18 +19,18 @@ def conv(
     relu: bool = True,
     relu_max: float | None = None,
 ) -> Any:
-    """Convolution, batch norm and, if wanted, ReLU, named as TF-Slim names them.
+    """Convolution, batch norm and optional ReLU, with the names of TF-Slim.
 
     Args:
       x: [B, H, W, C] float.
-      scope: name of the convolution; the others add to it.
-      channels: how many it gives.
+      scope: name of the convolution and prefix of the other layers' names.
+      channels: number of output channels.
       kernel_px: side of the kernel, odd.
       norm: `momentum` and `epsilon` of the batch norm.
-      stride: with more than 1 the padding does not depend on the size of the input, so that
-        output i is centred on input i * stride.
+      stride: if greater than 1, the padding does not depend on the input size, so that output i
+        is centred on input i * stride.
       relu: whether a ReLU follows.
-      relu_max: the largest value that the ReLU lets through, if there is one.
+      relu_max: maximum output of the ReLU, if any.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), channels] float.
@@ -59,11 +59,11 @@ def depthwise(
     relu: bool = True,
     relu_max: float | None = None,
 ) -> Any:
-    """Depthwise convolution, batch norm and, if wanted, ReLU.
+    """Depthwise convolution, batch norm and optional ReLU.
 
     Args:
       x: [B, H, W, C] float.
-      scope: name of the convolution; the others add to it.
+      scope: name of the convolution and prefix of the other layers' names.
       kernel_px: side of the kernel, odd.
       norm: `momentum` and `epsilon` of the batch norm.
       stride: as in `conv`.
@@ -97,16 +97,16 @@ def separable_conv(
     rate: int = 1,
     relu: bool = True,
 ) -> Any:
-    """Depthwise 3x3 and pointwise convolution, a batch norm after each.
+    """Depthwise 3x3 and pointwise convolution, each followed by a batch norm.
 
     Args:
       x: [B, H, W, C] float.
-      scope: `_depthwise` and `_pointwise` are added to it.
-      channels: how many it gives.
+      scope: prefix of the layers' names, before `_depthwise` and `_pointwise`.
+      channels: number of output channels.
       norm: `momentum` and `epsilon` of the batch norms.
       stride: as in `conv`.
       rate: dilation of the depthwise convolution.
-      relu: whether a ReLU follows each of the two.
+      relu: whether a ReLU follows each batch norm.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), channels] float.

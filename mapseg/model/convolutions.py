@@ -1,10 +1,10 @@
 """Convolutions in forms that XLA compiles to fast code.
 
-Keras's layers call `tf.nn.convolution` and `tf.nn.depthwise_conv2d`. With dilation these move the
-pixels into the batch and back, which XLA does as written; for each depthwise convolution it
-searches a library's kernels, and they are slow. Here a dilated convolution is one operation, and a
-depthwise one is shifted copies, weighted and added in one pass over memory. Without XLA
-both are slower or cannot be, so they serve in training that it compiles, and Keras's elsewhere.
+Keras's layers call `tf.nn.convolution` and `tf.nn.depthwise_conv2d`. With dilation these move
+pixels into the batch dimension and back, and XLA compiles that literally. For depthwise
+convolutions XLA searches for library kernels, which are slow. Here a dilated convolution is one
+operation, and a depthwise one is a weighted sum of shifted copies in one pass over memory. Without
+XLA both forms are slower or unsupported, so they are used only in training compiled by XLA.
 """
 
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ import tensorflow as tf
 
 
 def use_forms_for_xla(layers: Iterable[keras.layers.Layer]) -> None:
-    """Lets those of some layers that have a form for XLA train in it."""
+    """Makes all layers that have a form for XLA use it in training."""
     for layer in layers:
         if hasattr(layer, "for_xla"):
             layer.for_xla = True
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Keras's layer; `for_xla`, in training, with dilation as one operation."""
+    """Keras's layer; with `for_xla`, a dilated convolution is one operation in training."""
 
     for_xla = False
 
@@ -37,7 +37,7 @@ class Conv2D(keras.layers.Conv2D):
 
 
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Keras's layer; `for_xla`, in training, one of stride 1 as shifted products."""
+    """Keras's layer; with `for_xla`, stride 1 is a sum of shifted products in training."""
 
     for_xla = False
 
@@ -60,8 +60,8 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, rate: int, border: int) -> t
       border: width in pixels of the zeros around the input.
 
     Returns:
-      [B, H + 2 border - (k - 1) rate, W + 2 border - (k - 1) rate, C] of the same type. Its
-      gradient for the kernel is summed in float32.
+      [B, H + 2 border - (k - 1) rate, W + 2 border - (k - 1) rate, C] of the same type. The
+      gradient of the kernel is summed in float32.
     """
     taps, span = kernel.shape[0], (kernel.shape[0] - 1) * rate
 
@@ -69,25 +69,25 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, rate: int, border: int) -> t
     def run(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             slopes = tf.cast(upstream, tf.float32)
-            seen = (tf.cast(tap, tf.float32) for tap in _taps(x, taps, rate, border))
-            sums = tf.stack([tf.reduce_sum(tap * slopes, [0, 1, 2]) for tap in seen])
-            of_kernel = tf.cast(tf.reshape(sums, tf.shape(kernel)), kernel.dtype)
-            of_x = _weighted(_taps(upstream, taps, rate, span - border), kernel[::-1, ::-1])
-            return of_x, of_kernel
+            maps = (tf.cast(tap, tf.float32) for tap in _taps(x, taps, rate, border))
+            sums = tf.stack([tf.reduce_sum(tap * slopes, [0, 1, 2]) for tap in maps])
+            kernel_gradient = tf.cast(tf.reshape(sums, tf.shape(kernel)), kernel.dtype)
+            shifted = _taps(upstream, taps, rate, span - border)
+            return _weighted_sum(shifted, kernel[::-1, ::-1]), kernel_gradient
 
-        return _weighted(_taps(x, taps, rate, border), kernel), gradient
+        return _weighted_sum(_taps(x, taps, rate, border), kernel), gradient
 
     return run(x, kernel)
 
 
 def _taps(x: tf.Tensor, taps: int, rate: int, border: int) -> list[tf.Tensor]:
-    """The maps that a kernel of taps x taps sees of [B, H, W, C], row by row."""
+    """Returns the shifted maps that a taps x taps kernel reads from [B, H, W, C], row by row."""
     padded = tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]])
     height, width = (tf.shape(padded)[axis] - (taps - 1) * rate for axis in (1, 2))
     starts = [(i * rate, j * rate) for i in range(taps) for j in range(taps)]
     return [padded[:, top : top + height, left : left + width] for top, left in starts]
 
 
-def _weighted(taps: list[tf.Tensor], kernel: tf.Tensor) -> tf.Tensor:
+def _weighted_sum(taps: list[tf.Tensor], kernel: tf.Tensor) -> tf.Tensor:
     weights = tf.unstack(tf.reshape(kernel, [len(taps), -1]))
     return tf.add_n([tap * weight for tap, weight in zip(taps, weights, strict=True)])

@@ -1,9 +1,9 @@
-"""DDRNet-23-slim: a network for real time, with a fine and a coarse branch that inform each other.
+"""DDRNet-23-slim: a real-time network with a fine and a coarse branch that exchange features.
 
 Hong et al. 2021, "Deep Dual-resolution Networks for Real-time and Accurate Semantic Segmentation of
-Road Scenes", Figure 4 and Table 2. The fine branch stays at stride 8; the coarse one goes on to
-stride 64, where it looks at the surroundings at several scales (DAPPM), as a pyramid would. The
-paper's head is not here, but mapseg's decoder, nor is the additional loss on the fine branch.
+Road Scenes", Figure 4 and Table 2. The fine branch stays at stride 8; the coarse one continues to
+stride 64, where DAPPM adds context at several scales, like a pyramid. mapseg's decoder replaces
+the paper's head, and there is no auxiliary loss on the fine branch.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,24 @@ from mapseg.model.convolutions import Conv2D
 from mapseg.model.layers import BatchNormalization
 from mapseg.model.resampling import Upsample, WindowMeans
 
-_CHANNELS = 32  # at stride 4; twice as many at each half of the size
+_CHANNELS = 32  # at stride 4; doubled whenever the size is halved
 _CONTEXT_CHANNELS = 128
-_WINDOWS = ((5, 2), (9, 4), (17, 8))  # of DAPPM, and their strides, in samples of stride 64
+_WINDOWS = ((5, 2), (9, 4), (17, 8))  # (window, stride) of DAPPM, in samples at stride 64
 
 Norm = dict[str, float]
 
 
 def build_ddrnet23_slim(config: ModelConfig) -> keras.Model:
-    """Builds DDRNet-23-slim up to its head, of which the first batch norm and ReLU are its end.
+    """Builds DDRNet-23-slim up to and including the first batch norm and ReLU of its head.
 
-    The windows of its context module are cut at the border of the image. The published program
-    counts the zeros beyond it, so that means over a crop would be smaller than over a frame.
+    The windows of its context module are cut at the border of the image. The published code
+    averages over the zeros beyond it as well, which makes means smaller in a crop than in a frame.
 
     Args:
-      config: the batch-norm momentum; its output stride is 8.
+      config: the batch-norm momentum; the output stride is always 8.
 
     Returns:
-      [B, H, W, 3] float -> (features at stride 4, features at stride 8, which know the whole
-      image).
+      [B, H, W, 3] float -> (features at stride 4, features at stride 8 with global context).
     """
     norm = {"momentum": config.batch_norm_momentum, "epsilon": 1e-5}
     image = keras.Input((None, None, 3), name="encoder_input")
@@ -63,7 +62,7 @@ def build_ddrnet23_slim(config: ModelConfig) -> keras.Model:
 
 
 def _blocks(x: Any, scope: str, channels: int, norm: Norm, stride: int = 1) -> Any:
-    """Two residual blocks; the ReLU after the second is left to its users."""
+    """Two residual blocks, without the ReLU after the second."""
     x = _relu(_block(x, f"{scope}-block1", channels, norm, stride))
     return _block(x, f"{scope}-block2", channels, norm)
 
@@ -91,7 +90,7 @@ def _add_shortcut(x: Any, y: Any, scope: str, norm: Norm, stride: int) -> Any:
 def _exchange(
     fine: Any, coarse: Any, scope: str, down_channels: Sequence[int], norm: Norm
 ) -> tuple[Any, Any]:
-    """Adds to each branch what the other has found (equation 1); each convolution halves once."""
+    """Adds each branch to the other (equation 1); each convolution of stride 2 halves the size."""
     down = _relu(fine)
     for step, channels in enumerate(down_channels, start=1):
         last = step == len(down_channels)
@@ -104,19 +103,21 @@ def _exchange(
 
 
 def _context(x: Any, channels: int, norm: Norm) -> Any:
-    """Adds up ever larger surroundings (DAPPM, equation 2)."""
+    """Combines means over larger and larger windows (DAPPM, equation 2)."""
     means: list[tuple[keras.layers.Layer, int]] = [
         (WindowMeans(window, stride, name=f"context-means{window}"), stride)
         for window, stride in _WINDOWS
     ]
-    whole = keras.layers.GlobalAveragePooling2D(keepdims=True, dtype="float32", name="context-mean")
-    found = [_conv_after_norm(x, "context-scale0", _CONTEXT_CHANNELS, norm)]
-    for place, (mean, stride) in enumerate([*means, (whole, 1)], start=1):
+    image_mean = keras.layers.GlobalAveragePooling2D(
+        keepdims=True, dtype="float32", name="context-mean"
+    )
+    scales = [_conv_after_norm(x, "context-scale0", _CONTEXT_CHANNELS, norm)]
+    for place, (mean, stride) in enumerate([*means, (image_mean, 1)], start=1):
         y = _conv_after_norm(mean(x), f"context-scale{place}", _CONTEXT_CHANNELS, norm)
         y = Upsample(stride, name=f"context-upsample{place}")([y, x])
-        y = keras.layers.Add(name=f"context-add{place}")([y, found[-1]])
-        found.append(_conv_after_norm(y, f"context-process{place}", _CONTEXT_CHANNELS, norm, 3))
-    y = keras.layers.Concatenate(name="context-concat")(found)
+        y = keras.layers.Add(name=f"context-add{place}")([y, scales[-1]])
+        scales.append(_conv_after_norm(y, f"context-process{place}", _CONTEXT_CHANNELS, norm, 3))
+    y = keras.layers.Concatenate(name="context-concat")(scales)
     y = _conv_after_norm(y, "context-compression", channels, norm)
     shortcut = _conv_after_norm(x, "context-shortcut", channels, norm)
     return keras.layers.Add(name="context-add")([y, shortcut])

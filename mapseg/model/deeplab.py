@@ -1,10 +1,10 @@
 """DeepLabv3+: uint8 image -> float32 logits at the image's own size.
 
 Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
-Segmentation", with the layers, names and paddings of TF DeepLab. The input is padded at bottom and
-right to a multiple of the output stride plus one. Sample i of a feature map of stride s then lies
-on pixel i * s, so every up-sampling reads between samples at exactly known places, and the padding
-is never up-sampled. An encoder with a context module of its own goes without the pyramid.
+Segmentation", with the layers, names and padding of TF DeepLab. The input is padded at the bottom
+and right to a multiple of the output stride plus one. Sample i of a feature map of stride s then
+lies on pixel i * s, so every up-sampling interpolates at exact positions, and the padding never
+reaches the output. An encoder that has its own context module is used without the pyramid.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,14 +34,14 @@ def build_model(
 ) -> keras.Model:
     """Builds DeepLabv3+.
 
-    The weights that are not loaded are random; `keras.utils.set_random_seed` decides them.
+    Weights that are not loaded are random, and determined by `keras.utils.set_random_seed`.
 
     Args:
-      config: what to build, and what the encoder starts from.
-      num_classes: how many logits a pixel gets.
+      config: the network, and the encoder's initial weights.
+      num_classes: number of logits per pixel.
       precision: `float32`, `mixed_float16` or `mixed_bfloat16`; variables, logits and image
-        pooling are float32 in all.
-      dropout_seed: gives the [2] int32 seed of a step's dropout; needed for training only.
+        pooling are always float32.
+      dropout_seed: returns the [2] int32 seed of a step's dropout; needed only for training.
 
     Returns:
       A model from [B, H, W, 3] uint8 RGB of any size to [B, H, W, num_classes] float32 logits.
@@ -59,22 +59,22 @@ def build_model(
             x = _pyramid(x, config, norm)
         x = StatelessDropout(config.dropout, dropout_seed, name="concat_projection-dropout")(x)
         x = _decoder(x, low_level, config, norm)
-        # Its kernel starts by Glorot and Bengio (2010), not near zero as TF DeepLab's does (0.01):
-        # there next to nothing of the loss reaches the features at first.
+        # Initialised after Glorot and Bengio (2010). TF DeepLab's kernel starts near zero (stddev
+        # 0.01), and at first hardly any gradient reaches the features.
         x = keras.layers.Conv2D(num_classes, 1, dtype="float32", name="logits-semantic")(x)
         x = Upsample(LOW_LEVEL_STRIDE, dtype="float32", name="logits-upsample")([x, image])
         return keras.Model(image, x, name="deeplabv3plus")
 
 
 class Parts(NamedTuple):
-    """The network of `build_model` before its last up-sampling, cut where only a few tensors pass.
+    """The parts of the network of `build_model`, without its last up-sampling.
 
     Attributes:
       normalize: the first layer.
-      encoder: a network without nested ones.
-      features: what the decoder takes of the encoder, as symbolic tensors.
+      encoder: the encoder, without nested models.
+      features: the decoder's inputs from the encoder, as symbolic tensors.
       logits: [B, h, w, C] at stride 4, as a symbolic tensor.
-      stride: pixels from a logit to the next.
+      stride: distance between neighbouring logits in pixels.
     """
 
     normalize: Normalize
@@ -93,12 +93,12 @@ def without_upsampling(model: keras.Model) -> tuple[keras.Model, int]:
 def split_model(model: keras.Model) -> Parts:
     """Splits the network of `build_model` into its parts, which share its weights."""
     names = {layer.name for layer in model.layers}
-    user = "aspp0" if "aspp0" in names else "concat_projection-dropout"
+    first_user = "aspp0" if "aspp0" in names else "concat_projection-dropout"
     (encoder,) = (x for x in model.layers if isinstance(x, keras.Model))
     return Parts(
         model.get_layer("normalize"),
         encoder,
-        [model.get_layer(n).input for n in ("decoder-feature_projection0", user)],
+        [model.get_layer(n).input for n in ("decoder-feature_projection0", first_user)],
         model.get_layer("logits-semantic").output,
         model.get_layer("logits-upsample").factor,
     )
@@ -107,13 +107,13 @@ def split_model(model: keras.Model) -> Parts:
 def coarse_model(
     model: keras.Model, *, recompute: bool = False
 ) -> tuple[Callable[[tf.Tensor], tf.Tensor], int]:
-    """Returns the network in training without its last up-sampling, and the factor of that.
+    """Returns the network in training mode without its last up-sampling, and the factor of it.
 
-    The loss up-samples by itself: see `losses.make_loss`.
+    The loss does the up-sampling itself: see `losses.make_loss`.
 
     Args:
       model: from `build_model`.
-      recompute: compute the encoder's activations again for the gradient.
+      recompute: recompute the encoder's activations for the gradient.
     """
     if not recompute:
         coarse, stride = without_upsampling(model)
@@ -125,7 +125,7 @@ def coarse_model(
 
 @contextmanager
 def _dtype_policy(precision: str) -> Iterator[None]:
-    """Makes a precision that of all layers built inside."""
+    """Sets the precision of all layers built inside the context."""
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(precision)
     try:
@@ -135,7 +135,7 @@ def _dtype_policy(precision: str) -> Iterator[None]:
 
 
 def _pyramid(x: Any, config: ModelConfig, norm: dict[str, float]) -> Any:
-    """Looks at features at several scales and over the whole image (ASPP)."""
+    """Combines features at several scales and over the whole image (ASPP)."""
     channels = config.decoder_channels
     pooled = keras.layers.GlobalAveragePooling2D(
         keepdims=True, dtype="float32", name="image_pooling-mean"
@@ -153,7 +153,7 @@ def _pyramid(x: Any, config: ModelConfig, norm: dict[str, float]) -> Any:
 
 
 def _decoder(x: Any, low_level: Any, config: ModelConfig, norm: dict[str, float]) -> Any:
-    """Refines features with those of the encoder at stride 4."""
+    """Refines features with the encoder's stride-4 features."""
     channels = config.decoder_channels
     low_level = conv(low_level, "decoder-feature_projection0", _LOW_LEVEL_CHANNELS, norm=norm)
     factor = config.output_stride // LOW_LEVEL_STRIDE

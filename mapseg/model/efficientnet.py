@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: EfficientNet with ReLU6 and without squeeze-excitation, for any device.
+"""EfficientNet-Lite: EfficientNet with ReLU6 and without squeeze-and-excitation.
 
 Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
 Table 1. The Lite models (Liu 2020) scale neither the stem nor the depth of the first and the last
@@ -18,7 +18,7 @@ from mapseg.model.blocks import conv, depthwise
 
 @dataclass(frozen=True)
 class _Stage:
-    """Blocks of one kind; the stride is in the first."""
+    """Blocks of one kind; only the first has the stride."""
 
     blocks: int
     channels: int
@@ -42,17 +42,17 @@ _RELU_MAX = 6.0
 
 
 def build_efficientnet_lite(config: ModelConfig) -> keras.Model:
-    """Builds EfficientNet-Lite up to its last block; the convolution to 1280 channels is left out.
+    """Builds EfficientNet-Lite up to its last block, without the convolution to 1280 channels.
 
-    Its stride-4 features are the output of the last block there, before it is expanded. The
-    network's own deeper blocks know no more of this stride, and a sixth of the channels is a sixth
-    of the decoder's work on them.
+    The stride-4 features are the output of the last block at this stride, not its expansion in the
+    next block: that contains no more information, and has six times the channels and so six times
+    the work in the decoder.
 
     Args:
       config: the encoder's name, output stride and batch-norm momentum.
 
     Returns:
-      [B, H, W, 3] float -> (features at stride 4, features at the output stride). Its layers are
+      [B, H, W, 3] float -> (features at stride 4, features at the output stride). The layers are
       in the order of the published weights.
     """
     norm = {"momentum": config.batch_norm_momentum, "epsilon": 1e-3}
@@ -60,7 +60,7 @@ def build_efficientnet_lite(config: ModelConfig) -> keras.Model:
     x = conv(image, "stem", _STEM_CHANNELS, 3, norm=norm, stride=2, relu_max=_RELU_MAX)
     stride, rate, low_level = 2, 1, None
     for number, block in enumerate(_blocks(*_WIDTH_AND_DEPTH[config.encoder])):
-        # At the output stride, a block's own stride becomes the rate of the blocks after it.
+        # At the output stride, a block's stride becomes the dilation of the blocks after it.
         dilate = stride == config.output_stride
         x = _add_block(x, f"block{number}", block, 1 if dilate else block.stride, rate, norm)
         if dilate:
@@ -73,24 +73,24 @@ def build_efficientnet_lite(config: ModelConfig) -> keras.Model:
 
 
 def _blocks(width: float, depth: float) -> Iterator[_Stage]:
-    """Yields the blocks of a scaled network, each as a stage of its own."""
+    """Yields the blocks of a scaled network, each as a stage of one block."""
     for stage in _STAGES:
-        ends = stage in (_STAGES[0], _STAGES[-1])
+        fixed_depth = stage in (_STAGES[0], _STAGES[-1])
         channels = _rounded(stage.channels * width)
-        for number in range(stage.blocks if ends else math.ceil(stage.blocks * depth)):
+        for number in range(stage.blocks if fixed_depth else math.ceil(stage.blocks * depth)):
             stride = stage.stride if number == 0 else 1
             yield _Stage(1, channels, stage.kernel_px, stride, stage.expansion)
 
 
 def _rounded(channels: float) -> int:
-    # To a multiple of 8, which here never loses the tenth that would call for the next one.
+    # To a multiple of 8. EfficientNet rounds up if that loses over 10 %, which never happens here.
     return int(channels + 4) // 8 * 8
 
 
 def _add_block(
     x: Any, scope: str, block: _Stage, stride: int, rate: int, norm: dict[str, float]
 ) -> Any:
-    """Inverted residual with a linear end; `stride` and `rate` take the place of its own stride."""
+    """Adds an inverted residual block; `stride` and `rate` replace the block's stride."""
     skip, channels = x, x.shape[-1]
     if block.expansion > 1:
         expanded = channels * block.expansion

@@ -1,8 +1,8 @@
-"""Encoders: backbones that give features at stride 4 and at the chosen output stride.
+"""Encoders: backbones that return features at stride 4 and at the output stride.
 
-Where an encoder would go beyond the output stride, its stride becomes dilation, so its features
-are those of the original network, only denser. Feature i of stride s is centred on pixel i * s,
-whatever the size of the input, if that is a multiple of the output stride plus one.
+Strides beyond the output stride become dilation, so the features are those of the original
+network, only denser. Feature i of stride s is centred on pixel i * s for every input size that is
+a multiple of the output stride plus one.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Encoder:
     Attributes:
       model: [B, H, W, 3] float, already normalized -> (features at stride 4, features at the
         output stride).
-      normalization: what its input must have gone through.
-      has_context: whether its last features already know the whole image.
+      normalization: the normalization that its input needs.
+      has_context: whether its last features already contain global context.
     """
 
     model: keras.Model
@@ -42,18 +42,18 @@ _IMAGENET_MEAN_BGR = Normalization((123.68, 116.779, 103.939), 1.0, bgr=True)
 
 
 def build_encoder(config: ModelConfig) -> Encoder:
-    """Builds an encoder and loads the weights that it starts from.
+    """Builds an encoder and loads its initial weights.
 
     Args:
-      config: the encoder's name, weights, output stride and batch-norm momentum. Building for a
-        checkpoint that will be loaded anyway, replace `encoder_weights` by "none".
+      config: the encoder's name, weights, output stride and batch-norm momentum. If a checkpoint
+        will be loaded anyway, set `encoder_weights` to "none".
 
     Returns:
       The encoder, for inputs of any size.
 
     Raises:
-      FileNotFoundError: the weights are not there and cannot be downloaded.
-      ValueError: no such weights for this encoder, or a file that does not fit it.
+      FileNotFoundError: the weights do not exist and cannot be downloaded.
+      ValueError: the encoder has no such weights, or the file does not fit it.
     """
     weights_path = find_weights(config)
     if config.encoder == "xception65":

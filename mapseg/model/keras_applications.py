@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, their strides beyond the output stride turned into dilation."""
+"""Networks of `keras.applications`, with strides beyond the output stride as dilation."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from mapseg.config import ModelConfig
 from mapseg.model.convolutions import Conv2D, DepthwiseConv2D
 from mapseg.model.layers import BatchNormalization
 
-# At a side of 128 + 1, keras.applications pads every strided convolution evenly (at even or unknown
-# sizes it does not, which moves MobileNetV2's features by a pixel), and the stride of a feature map
-# can be read from its size.
+# At a side of 128 + 1, keras.applications pads every strided convolution symmetrically, and the
+# stride of a feature map follows from its size. At even or unknown sizes the padding is asymmetric,
+# which shifts MobileNetV2's features by a pixel.
 _SOURCE_SHAPE = (129, 129, 3)
 
 
@@ -30,7 +30,7 @@ def build_resnet50(config: ModelConfig) -> keras.Model:
 def build_mobilenet_v2(config: ModelConfig) -> keras.Model:
     """Builds MobileNetV2 (Sandler et al. 2018) without its head.
 
-    It ends, as in TF DeepLab, before its last convolution to 1280 channels.
+    As in TF DeepLab, it ends before the last convolution to 1280 channels.
 
     Args:
       config: the output stride and the batch-norm momentum.
@@ -45,7 +45,7 @@ def build_mobilenet_v2(config: ModelConfig) -> keras.Model:
 
 
 def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfig) -> keras.Model:
-    """Copies a `keras.applications` network, its strides beyond the output stride as dilation."""
+    """Copies a `keras.applications` network, with strides beyond the output stride as dilation."""
 
     def convert(layer: keras.layers.Layer) -> keras.layers.Layer:
         settings = layer.get_config()
@@ -56,7 +56,7 @@ def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfi
             rate = max(1, _stride_of(layer.input) // config.output_stride)
             settings["padding"] = tuple((a * rate, b * rate) for a, b in settings["padding"])
         elif isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
-            # The input may carry extra padding; the output's size is sure to tell the stride.
+            # From the output: the size of the input may include padding.
             stride = _stride_of(layer.output)
             rate = max(1, stride // settings["strides"][0] // config.output_stride)
             if stride > config.output_stride:

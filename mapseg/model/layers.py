@@ -10,7 +10,7 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Normalization:
-    """How uint8 RGB becomes an encoder's input: (image - mean) / scale, then perhaps as BGR."""
+    """Conversion of uint8 RGB to an encoder's input: (image - mean) / scale, optionally as BGR."""
 
     mean: tuple[float, float, float]
     scale: float
@@ -18,9 +18,9 @@ class Normalization:
 
 
 class Normalize(keras.layers.Layer):
-    """Turns uint8 RGB into an encoder's input, zero-padded to a multiple of a stride plus one.
+    """Converts uint8 RGB to an encoder's input, zero-padded to a multiple of a stride plus one.
 
-    The padding is at bottom and right, and the padded sides are at least one stride plus one.
+    The padding is at the bottom and right; the padded sides are at least one stride plus one.
     """
 
     def __init__(self, normalization: Normalization, stride: int, **kwargs: Any):
@@ -33,7 +33,7 @@ class Normalize(keras.layers.Layer):
         mean = self.normalization.mean
         if self.normalization.bgr:
             image, mean = tf.reverse(image, [-1]), mean[::-1]
-        # One number for all channels is subtracted several times faster, to the same bits.
+        # A scalar for all channels is subtracted several times faster, with identical results.
         subtracted = mean[0] if len({*mean}) == 1 else mean
         x = (tf.cast(image, tf.float32) - subtracted) / self.normalization.scale
         x = tf.cast(x, self.compute_dtype)
@@ -44,12 +44,12 @@ class Normalize(keras.layers.Layer):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer; training normalizes in one fused operation rather than a dozen.
+    """Keras's layer, but training normalizes in one fused operation instead of a dozen.
 
-    The moving variance averages the variances of the batches as Keras 3 defines them, without
-    Bessel's correction. Keras's own form remains where statistics are frozen or shared between
-    devices, under XLA (`for_xla`), which fuses it by itself, in float64, and in Keras 2, which has
-    a fused one.
+    The moving variance averages the batch variances as in Keras 3, without Bessel's correction.
+    Keras's implementation is still used if statistics are frozen or synchronized between devices,
+    under XLA (`for_xla`), which fuses operations itself, in float64, and in Keras 2, which has its
+    own fused operation.
     """
 
     for_xla = False
@@ -59,8 +59,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     ) -> tf.Tensor:
         """Maps [B, H, W, C] float to the same shape and type."""
         keras_2_fuses = hasattr(self, "fused")
-        keeps_form = self.synchronized or self.for_xla or keras_2_fuses
-        if keeps_form or not (training and self.trainable) or inputs.dtype == tf.float64:
+        use_keras = self.synchronized or self.for_xla or keras_2_fuses
+        if use_keras or not (training and self.trainable) or inputs.dtype == tf.float64:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
@@ -74,15 +74,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         count = size / inputs.shape[-1]
         biased = variance * ((count - 1) / count)
         for statistic, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
-            moving = statistic.value  # TensorFlow's variable, which takes less to read and assign
+            moving = statistic.value  # TensorFlow's variable: faster to read and assign
             moving.assign(moving + (value - moving) * (1 - self.momentum), read_value=False)
         return outputs
 
 
 class StatelessDropout(keras.layers.Layer):
-    """Dropout without state: the same seed drops the same values, replicas drop different ones.
+    """Dropout without state: one seed always drops the same values, different ones per replica.
 
-    XLA's generator is another one: compiled, the same seed drops other values, always the same.
+    XLA has another random generator: compiled, a seed drops different values than without XLA.
     """
 
     def __init__(self, rate: float, seed: Callable[[], tf.Tensor] | None, **kwargs: Any):
@@ -91,10 +91,10 @@ class StatelessDropout(keras.layers.Layer):
         self.draw_seed = seed
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Maps [...] float to the same shape; in training some are zero, the others larger.
+        """Maps [...] float to the same shape; in training some values are dropped, the rest scaled.
 
         Raises:
-          ValueError: training without a seed.
+          ValueError: there is no seed in training.
         """
         if not training or self.rate == 0:
             return x

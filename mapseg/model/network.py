@@ -1,8 +1,8 @@
-"""A trained network as it predicts: from images to logits at stride 4, and no further.
+"""A trained network for prediction: from images to logits at stride 4.
 
 In float32, batch norms are folded into the convolutions, so that oneDNN computes convolution, bias
-and ReLU in one pass. The kernels of small networks are constants. oneDNN lays out variables anew at
-each call, and without AVX-512 it then clips a ReLU6 in a slow loop.
+and ReLU in one pass. The kernels of small networks are constants: oneDNN reorders variables at
+every call, and without AVX-512 it then computes ReLU6 in a slow loop.
 """
 
 import math
@@ -20,11 +20,11 @@ from mapseg.model.recompute import listed
 from mapseg.model.resampling import Upsample, resize_aligned
 from mapseg.model.weights import layer_weights
 
-# TensorFlow holds a graph's constants a dozen times, so larger networks have variables. There these
-# are as fast: the time goes into products, and there is no ReLU6.
+# TensorFlow holds a dozen copies of a graph's constants, so larger networks use variables. These
+# are as fast there: matrix products take most of the time, and there is no ReLU6.
 _MOST_CONSTANT_BYTES = 64 * 2**20
-# oneDNN pads a dilated depthwise convolution itself up to this rate; above it, it takes 7 times as
-# long as on an input that is padded already.
+# Up to this rate oneDNN pads a dilated depthwise convolution itself; above it, that takes 7 times
+# as long as on an input that is already padded.
 _LARGEST_RATE = 6
 
 
@@ -35,8 +35,8 @@ class Network:
     Attributes:
       logits: the mapping. Logit i lies on pixel i * stride; the last ones lie on the last pixel or
         beyond it, in the padding.
-      stride: pixels from a logit to the next.
-      variables: what the mapping reads.
+      stride: distance between neighbouring logits in pixels.
+      variables: the variables that the mapping reads.
     """
 
     logits: Callable[[tf.Tensor], tf.Tensor]
@@ -45,18 +45,18 @@ class Network:
 
 
 def live_network(model: keras.Model) -> Network:
-    """Returns the network of `build_model` as it predicts with the weights of each call."""
+    """Returns the network of `build_model` for prediction with its weights at each call."""
     coarse, stride = without_upsampling(model)
     return Network(lambda images: coarse(images, training=False), stride, tuple(model.variables))
 
 
 def frozen_network(model: keras.Model, *, portable: bool = False) -> Network:
-    """Returns the network of `build_model` as it predicts with the weights that it has now.
+    """Returns the network of `build_model` for prediction with its current weights.
 
     Args:
-      model: in float32 it is folded, else `live_network` is returned: rounding folded kernels to
-        16 bits would give other logits.
-      portable: for other machines too. Else the graph may need oneDNN, if that is on here.
+      model: folded in float32; otherwise `live_network` is returned, because rounding folded
+        kernels to 16 bits would change the logits.
+      portable: also for other machines. Otherwise the graph may need oneDNN, if it is on here.
     """
     if model.get_layer("normalize").compute_dtype != "float32":
         return live_network(model)
@@ -80,8 +80,8 @@ class _Form:
     """How convolutions are computed.
 
     Attributes:
-      constant: whether kernels are constants of the graph, not variables.
-      dilates: whether a depthwise convolution can be dilated. TensorFlow's own cannot.
+      constant: whether kernels are graph constants instead of variables.
+      dilates: whether a depthwise operation supports dilation. TensorFlow's own does not.
     """
 
     constant: bool
@@ -89,7 +89,7 @@ class _Form:
 
 
 class _Folded:
-    """Runs layers that are called once each, with convolutions of its own in place of Keras's."""
+    """Runs layers that are called once each, with folded convolutions instead of Keras's."""
 
     def __init__(
         self,
@@ -103,11 +103,11 @@ class _Folded:
         """Reads the weights.
 
         Args:
-          layers: in the order of their calls.
-          inputs: symbolic tensors that enter.
-          outputs: symbolic tensors to return.
-          form: of the convolutions.
-          aligned: whether the maps of every up-sampling end on the same pixel.
+          layers: the layers in the order of their calls.
+          inputs: the symbolic input tensors.
+          outputs: the symbolic output tensors.
+          form: the form of the convolutions.
+          aligned: whether both maps of every up-sampling end on the same pixel.
         """
         self._layers = [x for x in layers if not isinstance(x, keras.layers.InputLayer)]
         self._inputs, self._outputs = inputs, outputs
@@ -115,33 +115,33 @@ class _Folded:
         for tensor in outputs:
             users.setdefault(id(tensor), []).append(None)
         self.variables: list[tf.Variable] = []
-        self._own: dict[str, Callable[..., tf.Tensor]] = {}  # in place of the layer of a name
+        self._replacements: dict[str, Callable[..., tf.Tensor]] = {}  # by layer name
         for layer in self._layers:
             if _is_convolution(layer):
-                norm, *others = users[id(layer.output)]
-                if others or not isinstance(norm, keras.layers.BatchNormalization):
+                norm, *other_users = users[id(layer.output)]
+                if other_users or not isinstance(norm, keras.layers.BatchNormalization):
                     norm = None
                 else:
-                    self._own[norm.name] = lambda x: x
+                    self._replacements[norm.name] = lambda x: x
                 convolution = _Convolution(layer, norm, form)
-                self._own[layer.name] = convolution
+                self._replacements[layer.name] = convolution
                 if not form.constant:
                     self.variables.append(convolution.kernel)
             elif isinstance(layer, keras.layers.BatchNormalization):
-                self._own.setdefault(layer.name, _make_norm(layer))
+                self._replacements.setdefault(layer.name, _make_norm(layer))
             elif aligned and isinstance(layer, Upsample):
-                self._own[layer.name] = resize_aligned
+                self._replacements[layer.name] = resize_aligned
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
-        known = {id(t): x for t, x in zip(self._inputs, inputs, strict=True)}
+        values = {id(t): x for t, x in zip(self._inputs, inputs, strict=True)}
         for layer in self._layers:
-            x = [known[id(t)] for t in listed(layer.input)]
-            if layer.name in self._own:
-                y = self._own[layer.name](*x)
+            x = [values[id(t)] for t in listed(layer.input)]
+            if layer.name in self._replacements:
+                y = self._replacements[layer.name](*x)
             else:
                 y = layer(x if isinstance(layer.input, list | tuple) else x[0])
-            known[id(layer.output)] = y
-        return [known[id(t)] for t in self._outputs]
+            values[id(layer.output)] = y
+        return [values[id(t)] for t in self._outputs]
 
 
 def _users(layers: list[keras.layers.Layer]) -> dict[int, list[keras.layers.Layer | None]]:
@@ -158,7 +158,7 @@ def _is_convolution(layer: keras.layers.Layer) -> bool:
 
 
 def _scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what a batch norm multiplies by and adds, [C] float64 each."""
+    """Returns the scale and shift equivalent to a batch norm, [C] float64 each."""
     arrays = {name: np.asarray(w, np.float64) for name, w in layer_weights(norm).items()}
     scale = arrays.get("gamma", 1.0) / np.sqrt(arrays["moving_variance"] + norm.epsilon)
     return scale, arrays.get("beta", 0.0) - arrays["moving_mean"] * scale
@@ -170,9 +170,9 @@ def _make_norm(norm: keras.layers.BatchNormalization) -> Callable[[tf.Tensor], t
 
 
 class _Convolution:
-    """A convolution with the batch norm after it, if there is one.
+    """A convolution with the batch norm after it folded in, if there is one.
 
-    Its padding cannot be explicit: TensorFlow 2.21 with oneDNN aborts at that.
+    The padding cannot be explicit: TensorFlow 2.21 with oneDNN aborts with explicit padding.
     """
 
     def __init__(
@@ -187,9 +187,9 @@ class _Convolution:
         kernel, *bias = (np.asarray(w, np.float64) for w in layer.get_weights())
         shift = bias[0] if bias else np.zeros(kernel.shape[2 if self._is_depthwise else 3])
         if norm is not None:
-            scale, moved = _scale_and_shift(norm)
+            scale, norm_shift = _scale_and_shift(norm)
             kernel = kernel * (scale[:, np.newaxis] if self._is_depthwise else scale)
-            shift = shift * scale + moved
+            shift = shift * scale + norm_shift
         self.kernel, self._bias = kernel.astype(np.float32), shift.astype(np.float32)
         if not form.constant:
             self.kernel = tf.Variable(self.kernel, trainable=False)
@@ -207,7 +207,7 @@ class _Convolution:
         return tf.nn.bias_add(y, self._bias)
 
     def _dilated(self, x: tf.Tensor) -> tf.Tensor:
-        """Is depthwise in one operation, which oneDNN has; dilated convolutions have no stride."""
+        """Computes a dilated depthwise convolution of stride 1 in one operation, with oneDNN."""
         padding = self._padding
         if padding == "SAME" and max(self._rates) > _LARGEST_RATE:
             sides = zip(self.kernel.shape, self._rates, strict=False)

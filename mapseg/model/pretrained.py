@@ -1,4 +1,4 @@
-"""Weights that an encoder starts from: which there are, where they lie, how they are loaded."""
+"""Finds, downloads and loads the initial weights of encoders."""
 
 import http.client
 import importlib.util
@@ -27,7 +27,7 @@ _IMAGENET_URLS = {
     "mobilenet_v2": f"{_KERAS_STORAGE}/mobilenet_v2/"
     "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
 }
-# In packages of the extra `pretrained` (Apache-2.0), converted from the checkpoints of TensorFlow.
+# In packages of the extra `pretrained` (Apache-2.0), converted from TensorFlow's checkpoints.
 _IMAGENET_FILES = {
     "efficientnet_lite0": "models/efficientnet-lite0-57934424.pth",
     "efficientnet_lite2": "models/efficientnet-lite2-9656183e.pth",
@@ -36,32 +36,32 @@ _NETWORK_TIMEOUT_SECS = 8.0
 
 
 def resolve_encoder_weights(config: ModelConfig) -> str:
-    """Returns what `encoder_weights` comes to: imagenet, none, or a path.
+    """Resolves `encoder_weights` to imagenet, none, or a path.
 
     Raises:
-      ValueError: imagenet is asked for an encoder that has no such weights.
+      ValueError: imagenet, for an encoder without ImageNet weights.
     """
-    having = [*_IMAGENET_URLS, *_IMAGENET_FILES]
-    has_imagenet = config.encoder in having
+    imagenet_encoders = [*_IMAGENET_URLS, *_IMAGENET_FILES]
+    has_imagenet = config.encoder in imagenet_encoders
     if config.encoder_weights == "auto":
         return "imagenet" if has_imagenet else "none"
     if config.encoder_weights == "imagenet" and not has_imagenet:
         raise ValueError(
             f"encoder_weights must be none or a weights file for encoder={config.encoder}: "
-            f"there are ImageNet weights only for {', '.join(having)}; got imagenet. Remedy: "
-            "--encoder_weights=none, or for xception65 --init_from=CHECKPOINT of TF DeepLab"
+            f"ImageNet weights exist only for {', '.join(imagenet_encoders)}; got imagenet. "
+            "Remedy: --encoder_weights=none, or for xception65 --init_from=CHECKPOINT of TF DeepLab"
         )
     return config.encoder_weights
 
 
 def find_weights(config: ModelConfig) -> Path | None:
-    """Returns the file of the weights that an encoder starts from; None for random ones.
+    """Returns the file of an encoder's initial weights; None for random weights.
 
-    Those of ImageNet are downloaded where they are not there, unless a package holds them.
+    ImageNet weights that are missing are downloaded, unless they are part of a package.
 
     Raises:
-      FileNotFoundError: the file is not there and cannot be downloaded.
-      ValueError: no such weights for this encoder.
+      FileNotFoundError: the file does not exist and cannot be downloaded.
+      ValueError: the encoder has no such weights.
     """
     weights = resolve_encoder_weights(config)
     if weights == "none":
@@ -77,39 +77,39 @@ def find_weights(config: ModelConfig) -> Path | None:
 
 
 def find_deeplab(prefix: str) -> Path:
-    """Returns the index file of a checkpoint of TF DeepLab.
+    """Returns the index file of a TF DeepLab checkpoint.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: the checkpoint does not exist.
     """
     path = _deeplab_index(prefix)
     if not path.is_file():
         raise FileNotFoundError(
             f"{prefix}: init_checkpoint must be the prefix of a TF DeepLab checkpoint "
-            "(PREFIX.index and PREFIX.data-* exist); nothing of the kind is there. Remedy: unpack "
-            "the archive, and give DIR/model.ckpt"
+            f"(PREFIX.index and PREFIX.data-*); {path.name} does not exist. Remedy: unpack the "
+            "archive, and give DIR/model.ckpt"
         )
     return path
 
 
 def find_initial(source: str) -> Path:
-    """Returns what a training run is to start from, for `init_from`.
+    """Returns the path of `init_from`, the source of a training run's initial weights.
 
     Args:
-      source: a run folder, a checkpoint's folder or `weights.npz` of mapseg, or the prefix of a TF
+      source: a run folder, a checkpoint folder or `weights.npz` of mapseg, or the prefix of a TF
         DeepLab checkpoint.
 
     Returns:
-      That folder or file; of TF DeepLab's checkpoint the prefix, which is no file.
+      The folder or file; for a TF DeepLab checkpoint its prefix, which is not a file.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: the source does not exist.
     """
     if not (Path(source).exists() or _deeplab_index(source).is_file()):
         raise FileNotFoundError(
             f"{source}: init_from must be a run folder, a weights.npz, or the prefix of a TF "
-            "DeepLab checkpoint (PREFIX.index and PREFIX.data-* exist); nothing of the kind is "
-            "there. Remedy: put it there, or name another"
+            "DeepLab checkpoint (PREFIX.index and PREFIX.data-*); none of these exists there. "
+            "Remedy: check the path, or give another"
         )
     return Path(source)
 
@@ -119,14 +119,17 @@ def _deeplab_index(prefix: str) -> Path:
 
 
 def imagenet_weights(encoder: str) -> tuple[Path, str]:
-    """Returns where the ImageNet weights of an encoder are kept, and the URL that they come from.
+    """Returns the local path of an encoder's ImageNet weights, and the URL to download them from.
 
     Args:
-      encoder: one that has such weights; see `resolve_encoder_weights`.
+      encoder: one that has ImageNet weights; see `resolve_encoder_weights`.
+
+    Returns:
+      (path, URL); the URL is empty if the weights are part of an installed package.
 
     Raises:
-      FileNotFoundError: a package holds them, and it is not installed (else they are there, and the
-        URL is empty); or there is no folder for them.
+      FileNotFoundError: the package with the weights is not installed, or there is no folder for
+        downloads.
     """
     if encoder in _IMAGENET_FILES:
         return _packaged_weights(encoder), ""
@@ -135,8 +138,8 @@ def imagenet_weights(encoder: str) -> tuple[Path, str]:
         keras_dir = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"the ImageNet weights of {encoder} must have a folder; this user has no home. Remedy: "
-            "set KERAS_HOME to a folder for them, or --encoder_weights=none"
+            f"the ImageNet weights of {encoder} must have a folder; this user has no home folder. "
+            "Remedy: set KERAS_HOME to a folder for them, or --encoder_weights=none"
         ) from error
     return keras_dir / "models" / url.rpartition("/")[2], url
 
@@ -148,7 +151,7 @@ def _packaged_weights(encoder: str) -> Path:
     if spec is None or not path.is_file():
         raise FileNotFoundError(
             f"the ImageNet weights of {encoder} must be installed, as {path.name} of the package "
-            f"{package}; it is not there. Remedy: pip install -e '.[pretrained]', or start from "
+            f"{package}; it is missing. Remedy: pip install -e '.[pretrained]', or start from "
             "random weights with --encoder_weights=none"
         )
     return path
@@ -162,55 +165,55 @@ def _fetch_imagenet(encoder: str) -> Path:
                 content = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise FileNotFoundError(
-                f"the ImageNet weights of {encoder} are neither at {path} nor could they be "
-                f"downloaded from {url} ({error!r}). Remedy: download {path.name} from there and "
-                f"put it at {path}, or start from random weights with --encoder_weights=none"
+                f"the ImageNet weights of {encoder} are not at {path}, and the download from {url} "
+                f"failed ({error!r}). Remedy: download {path.name} from there and put it at "
+                f"{path}, or start from random weights with --encoder_weights=none"
             ) from error
         write_bytes(path, content)
     return path
 
 
 def _open_url(url: str) -> Any:
-    # The timeout of urlopen holds for each address of the host anew, and for its name not at all.
+    # The timeout of urlopen applies to each address of the host, and not to the DNS lookup.
     answer: Future[Any] = Future()
 
-    def ask() -> None:
+    def open_in_thread() -> None:
         try:
             answer.set_result(urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT_SECS))
         except Exception as error:
             answer.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=open_in_thread, daemon=True).start()
     return answer.result(timeout=_NETWORK_TIMEOUT_SECS)
 
 
 def load_weights(model: "keras.Model", path: Path) -> None:
-    """Loads an encoder's weights from a file of Keras or PyTorch, matched by order.
+    """Loads an encoder's weights from a Keras or PyTorch file, matched by order.
 
     Args:
-      model: an encoder without its head; it is changed, if everything fits.
+      model: an encoder without its head; changed only if all weights fit.
       path: a `.h5`, `.weights.h5` or `.pth` file.
 
     Raises:
-      ValueError: the file is damaged, or a layer does not fit; the message names the first.
+      ValueError: the file is damaged, or a layer does not fit; the message names the first one.
     """
     layers = [layer for layer in model.layers if layer.weights]
     read = _torch_arrays if path.suffix == ".pth" else _keras_arrays
     stored = read(path, layers)
     for layer, arrays in zip(layers, stored, strict=True):
-        expected, found = [tuple(w.shape) for w in layer.weights], [a.shape for a in arrays]
-        if expected != found:
+        expected, actual = [tuple(w.shape) for w in layer.weights], [a.shape for a in arrays]
+        if expected != actual:
             raise ValueError(
-                f"{path}: encoder_weights must hold the weights of {model.name} without its top; "
-                f"the first layer that does not fit is {layer.name}, of shapes {expected}; the "
-                f"file has {found or 'nothing'} in its place"
+                f"{path}: encoder_weights must contain the weights of {model.name} without its "
+                f"top; the first layer that does not fit is {layer.name}, with shapes {expected}; "
+                f"the file has {actual or 'nothing'} in its place"
             )
     for layer, arrays in zip(layers, stored, strict=True):
         layer.set_weights(arrays)
 
 
 def _torch_arrays(path: Path, layers: Sequence["keras.layers.Layer"]) -> list[list[np.ndarray]]:
-    """Returns the arrays that a state dict has for each layer, by order; see `_stored_arrays`."""
+    """Returns the arrays of each layer from a state dict, by order; see `_stored_arrays`."""
     modules: dict[str, list[np.ndarray]] = {}
     for name, array in read_tensors(path).items():
         module, _, weight = name.rpartition(".")
@@ -224,7 +227,7 @@ def _torch_arrays(path: Path, layers: Sequence["keras.layers.Layer"]) -> list[li
     ]
 
 
-# Of PyTorch's kernels, which are [out, in, height, width].
+# Transposes PyTorch's kernels, which are [out, in, height, width].
 _AXES = {"Conv2D": (2, 3, 1, 0), "DepthwiseConv2D": (2, 3, 0, 1)}
 
 
@@ -234,12 +237,12 @@ def _keras_arrays(path: Path, layers: Sequence["keras.layers.Layer"]) -> list[li
             return list(_stored_arrays(file, layers))
     except (OSError, KeyError) as error:
         raise ValueError(
-            f"{path}: encoder_weights must be a whole Keras weights file (.h5 or .weights.h5); "
-            f"{error}. Remedy: fetch it again, or --encoder_weights=none"
+            f"{path}: encoder_weights must be a complete Keras weights file (.h5 or .weights.h5); "
+            f"{error}. Remedy: download it again, or --encoder_weights=none"
         ) from error
 
 
-# How .weights.h5 files name their groups.
+# The group names of .weights.h5 files.
 _GROUP_NAMES = {
     "Conv2D": "conv2d",
     "DepthwiseConv2D": "depthwise_conv2d",
@@ -250,10 +253,10 @@ _GROUP_NAMES = {
 def _stored_arrays(
     file: h5py.File, layers: Sequence["keras.layers.Layer"]
 ) -> Iterator[list[np.ndarray]]:
-    """Yields the arrays that a weights file has for each layer, by order and not by name.
+    """Yields the arrays of each layer from a weights file, by order and not by name.
 
-    That is how Keras matches them, too, but it does not always say which layer does not fit. What
-    a file has beyond the layers, such as a network's top, is left alone.
+    Keras also matches by order, but does not always report which layer does not fit. Additional
+    arrays in the file, such as a network's top, are ignored.
     """
     root = file.get("model_weights", file)
     if "layer_names" in root.attrs:  # the format of .h5 files

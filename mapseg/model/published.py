@@ -1,4 +1,4 @@
-"""Networks as others published them, used without training: TF DeepLab on Cityscapes."""
+"""Published networks, used without training: TF DeepLab on Cityscapes."""
 
 import keras
 
@@ -17,7 +17,7 @@ from mapseg.model.weights import (
 
 _DEEPLAB_LOGITS = "logits/semantic/weights"
 
-# Cityscapes by train id, with the colours of its authors.
+# The classes of Cityscapes by train id, with their official colours.
 _CITYSCAPES = (
     ("road", (128, 64, 128)),
     ("sidewalk", (244, 35, 232)),
@@ -46,13 +46,14 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
     """Builds DeepLabv3+ as TF DeepLab published it, trained on Cityscapes.
 
     Args:
-      prefix: of a checkpoint of `xception_65` with decoder, 19 classes by Cityscapes' train ids.
+      prefix: prefix of a checkpoint of `xception_65` with decoder and the 19 train ids of
+        Cityscapes.
 
     Returns:
-      (model at output stride 16, all of whose weights are the checkpoint's; its classes).
+      (model at output stride 16 with all weights from the checkpoint; its classes).
 
     Raises:
-      FileNotFoundError: nothing there.
+      FileNotFoundError: the checkpoint does not exist.
       ValueError: it cannot be read, has other classes, or lacks weights of this network.
     """
     find_deeplab(prefix)
@@ -61,23 +62,23 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
         raise ValueError(
             f"{prefix}: init_checkpoint must have the {len(_CITYSCAPES)} classes of Cityscapes in "
             f"{_DEEPLAB_LOGITS}; it has {count or 'none'}. Remedy: TF DeepLab's "
-            "xception_cityscapes_trainfine; train_main.py --init_from can start from others"
+            "xception_cityscapes_trainfine; train_main.py --init_from accepts other checkpoints"
         )
     model = build_model(ModelConfig(encoder="xception65", encoder_weights="none"), len(_CITYSCAPES))
-    names, own = deeplab_names(model), weight_arrays(model)
-    found = read_deeplab(model, prefix)
-    lacking = [
+    names, current = deeplab_names(model), weight_arrays(model)
+    stored = read_deeplab(model, prefix)
+    missing = [
         f"{names[key]} {list(value.shape)}"
-        for key, value in own.items()
-        if key not in found or found[key].shape != value.shape
+        for key, value in current.items()
+        if key not in stored or stored[key].shape != value.shape
     ]
-    if lacking:
+    if missing:
         raise ValueError(
-            f"{prefix}: init_checkpoint must hold xception_65 with ASPP and decoder; of "
-            f"{len(own)} weights {len(lacking)} are missing or of another shape: "
-            f"{first_names(lacking)}"
+            f"{prefix}: init_checkpoint must contain xception_65 with ASPP and decoder; "
+            f"{len(missing)} of its {len(current)} weights are missing or differ in shape: "
+            f"{first_names(missing)}"
         )
-    assign_weight_arrays(model, found)
+    assign_weight_arrays(model, stored)
     classes = (LabelClass(i, name, color) for i, (name, color) in enumerate(_CITYSCAPES))
     to_train = (i if i < len(_CITYSCAPES) else VOID for i in range(256))
     return model, LabelSet("cityscapes", tuple(classes), tuple(to_train))

@@ -1,7 +1,7 @@
-"""Resampling of feature maps, on whose pixel i * stride sample i lies.
+"""Resampling of feature maps whose sample i lies on pixel i * stride.
 
-Each is two matrix products, along rows and along columns: they stay in the compute dtype, where
-TensorFlow's resize returns float32 and breaks XLA's mixed precision, and sizes may be any.
+Each operation is two matrix products, along rows and along columns. They accept any size and stay
+in the compute dtype; TensorFlow's resize returns float32, which breaks mixed precision under XLA.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 class Upsample(keras.layers.Layer):
-    """Up-samples a feature map bilinearly by a factor, cut to the size of another tensor.
+    """Up-samples a feature map bilinearly by a factor and crops it to the size of another tensor.
 
     Output i lies on input i / factor ("align corners").
     """
@@ -32,9 +32,9 @@ class Upsample(keras.layers.Layer):
 
 
 class WindowMeans(keras.layers.Layer):
-    """Averages a feature map over square windows, of which every so many samples are the centre.
+    """Averages a feature map over square windows, centred on every stride-th sample.
 
-    A window is cut at the border: only samples that there are count.
+    Windows are cut at the border: the means are over existing samples only.
     """
 
     def __init__(self, window: int, stride: int, **kwargs: Any):
@@ -55,14 +55,14 @@ class WindowMeans(keras.layers.Layer):
 
 
 def resize_aligned(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Does what `Upsample` does where the last samples of both maps lie on one pixel.
+    """Equals `Upsample` if the last samples of both maps lie on the same pixel.
 
-    On a CPU it is several times faster; it returns float32, whatever the compute dtype.
+    On a CPU it is several times faster; it always returns float32.
 
     Args:
       x: [B, h, w, C] float.
-      like: [B, H, W, ...], for its size; H - 1 is a multiple of h - 1, W - 1 one of w - 1, unless
-        x has one sample for all.
+      like: [B, H, W, ...], used for its size; H - 1 must be a multiple of h - 1, and W - 1 of
+        w - 1, unless x is a single sample.
 
     Returns:
       [B, H, W, C] float32.
@@ -71,16 +71,16 @@ def resize_aligned(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
-    """Builds the matrix that reads values linearly between samples.
+    """Builds the matrix of linear interpolation between samples.
 
     Args:
-      positions: [n] float32 coordinates; 0 is the first sample, size - 1 the last. Those beyond
-        the ends read the end.
+      positions: [n] float32 coordinates; 0 is the first sample, size - 1 the last. Positions
+        beyond the ends are clamped.
       size: number of samples.
 
     Returns:
-      [n, size] float32 weights, at most two in a row, each row of sum 1: times the samples, it
-      gives the values at the positions.
+      [n, size] float32 weights, at most two per row, each row with sum 1. Multiplied by the
+      samples, they yield the values at the positions.
     """
     samples = tf.range(tf.cast(size, tf.float32))
     positions = tf.clip_by_value(positions, 0.0, samples[-1])

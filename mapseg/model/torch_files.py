@@ -1,7 +1,8 @@
-"""Arrays of PyTorch's weights files, read without PyTorch.
+"""Reads PyTorch weights files without PyTorch.
 
-Its legacy format is five pickles, of a magic number, the version, the system, the tensors by name
-without their values, and the keys of the storages; then each storage's values behind their count.
+The legacy format is five pickles: a magic number, the version, system information, the tensors by
+name without their values, and the keys of the storages. Then follow, for each storage, the number
+of values and the values.
 """
 
 import pickle
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-_ZIP = b"PK"  # how files of PyTorch 1.6 and newer begin
+_ZIP = b"PK"  # the first bytes of files from PyTorch 1.6 and newer
 
 
 class _Storage(NamedTuple):
@@ -39,7 +40,7 @@ def _rebuild_tensor(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but tensors: a pickle may name any function of Python, and have it called."""
+    """Creates only tensors: a pickle may otherwise call any Python function."""
 
     _KNOWN = {  # noqa: RUF012
         ("collections", "OrderedDict"): OrderedDict,
@@ -50,7 +51,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
+            raise pickle.UnpicklingError(f"the file names {module}.{name}, which is not allowed")
         return self._KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -62,36 +63,36 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict in PyTorch's legacy format.
 
     Args:
-      path: a .pth file, of float32 and int64 tensors.
+      path: a .pth file of float32 and int64 tensors.
 
     Returns:
       Arrays by name, in the file's order.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is another one, or damaged; nothing of what it names was called.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file has another format or is damaged; no function that it names was called.
     """
     with path.open("rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
             raise ValueError(
-                f"{path}: a .pth file must be in PyTorch's legacy format; this one is in its newer "
-                "one. Remedy: where PyTorch is, torch.save(torch.load(PATH), NEW_PATH, "
+                f"{path}: a .pth file must be in PyTorch's legacy format; got the zip format. "
+                "Remedy: with PyTorch, torch.save(torch.load(PATH), NEW_PATH, "
                 "_use_new_zipfile_serialization=False)"
             )
         file.seek(0)
         try:
             return _read(file)
-        except Exception as error:  # what is no pickle may end in any error
+        except Exception as error:  # unpickling other data may raise any error
             raise ValueError(
-                f"{path}: a .pth file must be a whole state dict in PyTorch's legacy format; "
-                f"{error!r}. Remedy: install or fetch it again"
+                f"{path}: a .pth file must be a complete state dict in PyTorch's legacy format; "
+                f"{error!r}. Remedy: install or download it again"
             ) from error
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     magic, version, _, tensors, keys = (_Unpickler(file).load() for _ in range(5))
     if (magic, version) != (_MAGIC, _VERSION):
-        raise ValueError(f"it begins with {magic!r}, {version!r}")
+        raise ValueError(f"the file begins with {magic!r}, {version!r}")
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     values = {key: _read_values(file, storages[key]) for key in keys}
     return {name: _view(tensor, values[tensor.storage.key]) for name, tensor in tensors.items()}

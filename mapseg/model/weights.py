@@ -1,6 +1,6 @@
-"""A network's weights by name: reading, assigning, and TF DeepLab's names for them.
+"""A network's weights by name: reading, assigning, and their names in TF DeepLab.
 
-The names are the same in every version of Keras, so a weights file crosses versions.
+The names do not depend on the version of Keras, so weights files work across versions.
 """
 
 import zipfile
@@ -14,17 +14,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_NAMED = 3  # of the weights that are missing, so many are named
+_NAMED = 3  # how many missing weights a message names
 
 
 def named_weights(model: keras.Model) -> dict[str, Any]:
     """Returns a model's weights by names that are the same in every version of Keras.
 
     Args:
-      model: its layers' names must be its own, those of nested models included.
+      model: its layers' names must be unique, those in nested models included.
 
     Returns:
-      The variables by `layer/weight`, e.g. `aspp0-BatchNorm/gamma`, in the layers' order.
+      The variables by `layer/weight`, e.g. `aspp0-BatchNorm/gamma`, in the order of the layers.
     """
     weights: dict[str, Any] = {}
     for layer in model.layers:
@@ -44,7 +44,7 @@ def layer_weights(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 def weight_arrays(model: keras.Model) -> dict[str, np.ndarray]:
-    """Reads a model's weights by names that every version of Keras shares; see `named_weights`."""
+    """Returns copies of a model's weights by name; see `named_weights`."""
     return {name: np.array(weight) for name, weight in named_weights(model).items()}
 
 
@@ -52,35 +52,34 @@ def assign_weight_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -
     """Sets all weights of a model.
 
     Args:
-      model: it is changed, if everything fits.
-      arrays: as `weight_arrays` gives them.
+      model: changed only if all weights fit.
+      arrays: as returned by `weight_arrays`.
 
     Raises:
-      ValueError: a weight is missing, unknown or of another shape; all such are listed.
+      ValueError: weights are missing, unknown or differ in shape; the message lists all of them.
     """
     weights = named_weights(model)
     expected = {name: tuple(weight.shape) for name, weight in weights.items()}
-    found = {name: np.shape(array) for name, array in arrays.items()}
+    actual = {name: np.shape(array) for name, array in arrays.items()}
     differing = [
-        f"{name}: {expected.get(name, 'unknown to the model')} expected, "
-        f"{found.get(name, 'none')} found"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
+        f"{name}: {expected.get(name, 'none')} expected, {actual.get(name, 'none')} found"
+        for name in sorted(expected.keys() | actual.keys())
+        if expected.get(name) != actual.get(name)
     ]
     if differing:
         raise ValueError(
-            f"weights must be the model's own; {len(differing)} differ: " + "; ".join(differing)
+            f"weights must fit the model; {len(differing)} differ: " + "; ".join(differing)
         )
     for name, weight in weights.items():
         weight.assign(arrays[name])
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Reads the weights of a checkpoint's folder, or of an `.npz` file of them.
+    """Reads weights from a checkpoint folder or an `.npz` file.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not a weights file.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is damaged or not a weights file.
     """
     path = path / "weights.npz" if path.is_dir() else path
     if not path.is_file():
@@ -90,21 +89,21 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             return dict(arrays)
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{path}: must be a whole weights file of mapseg (.npz); {error}. Remedy: give another "
-            "checkpoint, or copy it again"
+            f"{path}: must be a complete weights file of mapseg (.npz); {error}. Remedy: give "
+            "another checkpoint, or copy it again"
         ) from error
 
 
 def deeplab_names(model: keras.Model) -> dict[str, str]:
-    """Says what TF DeepLab's checkpoints call the weights of a network on `xception65`.
+    """Returns the names of a network's weights in TF DeepLab's checkpoints, for `xception65`.
 
     Args:
-      model: from `build_model`, or an encoder's.
+      model: from `build_model`, or an encoder.
 
     Returns:
-      Checkpoint variable by weight name, e.g. `aspp1_depthwise/depthwise_weights` by
-      `aspp1_depthwise/kernel`. Shapes are equal, but for `logits/semantic` with another number of
-      classes.
+      Names of checkpoint variables by weight name, e.g. `aspp1_depthwise/depthwise_weights` by
+      `aspp1_depthwise/kernel`. The shapes are equal, except for `logits/semantic` if the number of
+      classes differs.
 
     Raises:
       ValueError: the model has another encoder.
@@ -112,8 +111,8 @@ def deeplab_names(model: keras.Model) -> dict[str, str]:
     names = list(named_weights(model))
     if not any(name.startswith("xception_65-") for name in names):
         raise ValueError(
-            "a TF DeepLab checkpoint must be loaded into a network on xception65; got one whose "
-            f"first weight is {names[0]}. Remedy: --encoder=xception65"
+            "a TF DeepLab checkpoint must be loaded into a network with encoder xception65; got "
+            f"one whose first weight is {names[0]}. Remedy: --encoder=xception65"
         )
     return {name: _deeplab_name(name) for name in names}
 
@@ -129,44 +128,45 @@ def deeplab_shapes(prefix: str) -> dict[str, list[int]]:
     """Reads the shapes of a TensorFlow checkpoint's variables by name.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the checkpoint is damaged.
     """
-    with _whole_checkpoint(prefix):
+    with _checkpoint_errors(prefix):
         return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
 
 
 def read_deeplab(model: keras.Model, prefix: str) -> dict[str, np.ndarray]:
-    """Reads what a TF DeepLab checkpoint has of a network's weights.
+    """Reads a network's weights from a TF DeepLab checkpoint.
 
     Args:
-      model: a network on `xception65`, or its encoder.
-      prefix: of the checkpoint.
+      model: a network with encoder `xception65`, or its encoder.
+      prefix: prefix of the checkpoint.
 
     Returns:
-      Arrays by weight name, of the weights that the checkpoint has; shapes may differ.
+      Arrays by weight name, for the weights in the checkpoint; shapes may differ.
 
     Raises:
-      ValueError: the checkpoint is damaged, or the network is another one.
+      ValueError: the checkpoint is damaged, or the network has another encoder.
     """
     stored = deeplab_shapes(prefix)
     try:
-        known = deeplab_names(model)
+        all_names = deeplab_names(model)
     except ValueError as error:
         raise ValueError(f"{prefix}: {error}") from error
-    names = {key: name for key, name in known.items() if name in stored}
-    with _whole_checkpoint(prefix):
+    names = {key: name for key, name in all_names.items() if name in stored}
+    with _checkpoint_errors(prefix):
         reader = tf.train.load_checkpoint(prefix)
         return {key: reader.get_tensor(name) for key, name in names.items()}
 
 
 @contextmanager
-def _whole_checkpoint(prefix: str) -> Iterator[None]:
+def _checkpoint_errors(prefix: str) -> Iterator[None]:
+    """Converts errors of reading a checkpoint to ValueError."""
     try:
         yield
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{prefix}: must be a whole TensorFlow checkpoint; {error}") from error
+        raise ValueError(f"{prefix}: must be a complete TensorFlow checkpoint; {error}") from error
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Names the first few of some weights, for a message."""
+    """Joins the first few names of weights for a message."""
     return ", ".join([*names[:_NAMED], *["..."] * (len(names) > _NAMED)])

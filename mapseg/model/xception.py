@@ -1,4 +1,4 @@
-"""Xception-65: Xception with more and wider blocks, and strides in place of pooling.
+"""Xception-65: Xception with more and wider blocks, and strides instead of pooling.
 
 Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
 Segmentation", Figure 4, after Dai et al. 2017.
@@ -15,7 +15,7 @@ from mapseg.model.blocks import conv, separable_conv
 
 @dataclass(frozen=True)
 class _Block:
-    """Units of three separable convolutions; the stride is in the third of the last unit."""
+    """Units of three separable convolutions; the stride is that of the last convolution."""
 
     name: str
     channels: tuple[int, int, int]
@@ -36,10 +36,10 @@ _XCEPTION65_LOW_LEVEL = "xception_65-entry_flow-block2-unit_1-xception_module-se
 
 
 def build_xception65(config: ModelConfig) -> keras.Model:
-    """Builds Xception-65 of TF DeepLab.
+    """Builds Xception-65 as in TF DeepLab.
 
-    Its layers carry the names of TF DeepLab's checkpoints with `-` for `/`. Its stride-4 features
-    are, as there, the second separable convolution of the second block, before its ReLU.
+    The layers have the names of TF DeepLab's checkpoints, with `-` for `/`. As there, the stride-4
+    features are the second separable convolution of the second block, before its ReLU.
 
     Args:
       config: the output stride and the batch-norm momentum.
@@ -53,7 +53,7 @@ def build_xception65(config: ModelConfig) -> keras.Model:
     x = conv(x, "xception_65-entry_flow-conv1_2", 64, 3, norm=norm)
     stride, rate = 2, 1
     for block in _XCEPTION65:
-        # At the output stride, a block's own stride becomes the rate of the blocks after it.
+        # At the output stride, a block's stride becomes the dilation of the blocks after it.
         dilate = stride == config.output_stride
         for unit in range(1, block.units + 1):
             scope = f"xception_65-{block.name}-unit_{unit}-xception_module"
@@ -70,7 +70,7 @@ def build_xception65(config: ModelConfig) -> keras.Model:
 def _xception_unit(
     x: Any, scope: str, block: _Block, stride: int, rate: int, norm: dict[str, float]
 ) -> Any:
-    # ReLUs stand before the separable convolutions; in the last block, which has no skip, inside.
+    # ReLUs come before the separable convolutions; in the last block, which has no skip, inside.
     inside = block.skip == "none"
     residual = x
     for place, channels in enumerate(block.channels, start=1):

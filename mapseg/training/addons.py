@@ -23,8 +23,8 @@ def build_addon_optimizer(
     except ImportError as error:
         raise ValueError(
             f"optimizer={name} must be used with TensorFlow Addons, which needs Python 3.11 and "
-            f"TensorFlow 2.15; it cannot be imported here ({error}). "
-            "Remedy: pip install 'mapseg[addons]' in a Python 3.11 environment of its own, or "
+            f"TensorFlow 2.15; the import failed ({error}). "
+            "Remedy: pip install 'mapseg[addons]' in a separate Python 3.11 environment, or "
             "--optimizer=adamw"
         ) from error
     if name == "lookahead_radam":
@@ -33,10 +33,10 @@ def build_addon_optimizer(
 
 
 def create_slots(optimizer: Any, variables: Sequence[tf.Variable]) -> None:
-    """Makes all of an addon optimizer's variables now, so that a checkpoint can fill them.
+    """Creates all variables of an addon optimizer, so that a checkpoint can be restored into them.
 
-    They would otherwise appear at the first step, after the restore. Lookahead and the optimizer
-    that it wraps count steps together.
+    Otherwise they would be created at the first step, after the restore. Lookahead and the
+    optimizer that it wraps share one step counter.
     """
     wrapped = getattr(optimizer, "_optimizer", None)
     if wrapped is not None:

@@ -1,4 +1,4 @@
-"""The workers that have called worker 0: what each has said, and whether they fit together."""
+"""The workers connected to worker 0, and whether their greetings agree."""
 
 import contextlib
 import json
@@ -12,106 +12,109 @@ _ANSWER_SECS = 1.0
 
 @dataclass(eq=False)
 class Caller:
-    """A connection to worker 0, and what it has said."""
+    """A connection to worker 0, and its greeting."""
 
     connection: socket.socket
-    worker: int = 0  # until its greeting is whole
-    said: dict[str, str] = field(default_factory=dict)
+    worker: int = 0  # until its greeting is complete
+    greeting: dict[str, str] = field(default_factory=dict)
     process: str = ""
-    heard: bytearray = field(default_factory=bytearray)
+    buffer: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(eq=False)
 class Callers:
-    """Who has come to worker 0.
+    """The workers connected to worker 0.
 
     Attributes:
-      count: of the workers, worker 0 included.
-      there: by worker, the last that came.
-      former: those in whose place another one came; if they still live, an index is there twice.
+      count: number of workers, worker 0 included.
+      current: the latest connection of each worker.
+      replaced: older connections of the same indices; if one is still alive, two processes share
+        an index.
     """
 
     count: int
-    there: dict[int, Caller] = field(default_factory=dict)
-    former: list[Caller] = field(default_factory=list)
+    current: dict[int, Caller] = field(default_factory=dict)
+    replaced: list[Caller] = field(default_factory=list)
 
     @property
     def missing(self) -> list[int]:
-        """The workers that have not come, ascending."""
-        return [i for i in range(1, self.count) if i not in self.there]
+        """The workers that are not connected, ascending."""
+        return [i for i in range(1, self.count) if i not in self.current]
 
-    def hear(self, caller: Caller) -> str:
-        """Takes what a connection has sent; returns what is wrong with the cluster, or nothing.
+    def receive(self, caller: Caller) -> str:
+        """Reads from a connection; returns what is wrong with the cluster, or an empty string.
 
         Raises:
-          ValueError, KeyError, TypeError, AttributeError, OSError: it ended, or is no worker's.
+          ValueError, KeyError, TypeError, AttributeError, OSError: the connection was closed, or
+            does not come from a worker.
         """
         part = caller.connection.recv(_LARGEST_GREETING)
         if not part:
-            raise OSError("it ended")
-        if caller.worker:  # a sign of life
-            return self._twice(caller) if caller in self.former else ""
-        caller.heard += part
-        if len(caller.heard) >= _LARGEST_GREETING:
-            raise ValueError("no greeting is so long")
-        if caller.heard.endswith(b"\n"):
-            said = json.loads(caller.heard)
-            worker, process = int(said.pop("worker")), str(said.pop("process"))
+            raise OSError("the connection was closed")
+        if caller.worker:  # a heartbeat
+            return self._duplicate(caller) if caller in self.replaced else ""
+        caller.buffer += part
+        if len(caller.buffer) >= _LARGEST_GREETING:
+            raise ValueError("the greeting is too long")
+        if caller.buffer.endswith(b"\n"):
+            greeting = json.loads(caller.buffer)
+            worker, process = int(greeting.pop("worker")), str(greeting.pop("process"))
             if not 0 < worker < self.count:
                 raise ValueError("no such worker")
-            caller.worker, caller.process, caller.said = worker, process, said
-            if worker in self.there:
-                self.former.append(self.there[worker])
-            self.there[worker] = caller
+            caller.worker, caller.process, caller.greeting = worker, process, greeting
+            if worker in self.current:
+                self.replaced.append(self.current[worker])
+            self.current[worker] = caller
         return ""
 
-    def forget(self, caller: Caller) -> None:
-        """Drops a connection; one in whose place it came counts again."""
-        self.former = [other for other in self.former if other is not caller]
-        if self.there.get(caller.worker) is not caller:
+    def remove(self, caller: Caller) -> None:
+        """Removes a closed connection; the one that it replaced, if any, becomes current again."""
+        self.replaced = [other for other in self.replaced if other is not caller]
+        if self.current.get(caller.worker) is not caller:
             return
-        del self.there[caller.worker]
-        for other in self.former:
+        del self.current[caller.worker]
+        for other in self.replaced:
             if other.worker == caller.worker:
-                self.there[other.worker] = other
-        self.former = [other for other in self.former if other not in self.there.values()]
+                self.current[other.worker] = other
+        self.replaced = [other for other in self.replaced if other not in self.current.values()]
 
     def answer(self, problem: str) -> None:
-        """Tells everyone what is wrong; empty for nothing."""
+        """Sends all workers what is wrong; an empty string if nothing is."""
         text = json.dumps({"problem": problem}).encode() + b"\n"
-        for caller in (*self.there.values(), *self.former):
-            # One that has gone is missed by TensorFlow within seconds, which says so.
+        for caller in (*self.current.values(), *self.replaced):
+            # If a worker is gone, TensorFlow notices within seconds and reports it.
             with contextlib.suppress(OSError):
                 caller.connection.settimeout(_ANSWER_SECS)
                 caller.connection.sendall(text)
                 caller.connection.shutdown(socket.SHUT_WR)
-        for caller in (*self.there.values(), *self.former):
-            # To the end: what is not read when it is closed may cost the other side the answer.
+        for caller in (*self.current.values(), *self.replaced):
+            # Read to the end: closing with unread data may discard the answer on its way.
             with contextlib.suppress(OSError):
                 while caller.connection.recv(_LARGEST_GREETING):
                     pass
 
-    def differences(self, own: Mapping[str, str]) -> str:
-        """Says what the greetings differ in; empty where they do not."""
-        for worker, caller in sorted(self.there.items()):
-            said = caller.said
+    def differences(self, expected: Mapping[str, str]) -> str:
+        """Describes how the greetings differ from worker 0's; empty if they are equal."""
+        for worker, caller in sorted(self.current.items()):
+            actual = caller.greeting
             differing = [
-                f"{name}={said.get(name)} on worker {worker}, {name}={own.get(name)} on worker 0"
-                for name in sorted(own.keys() | said.keys())
-                if own.get(name) != said.get(name)
+                f"{name}={actual.get(name)} on worker {worker}, "
+                f"{name}={expected.get(name)} on worker 0"
+                for name in sorted(expected.keys() | actual.keys())
+                if expected.get(name) != actual.get(name)
             ]
             if differing:
                 return (
-                    f"every worker must be started alike, with the same run_dir on a disk that all "
-                    f"share; got {'; '.join(differing)}. Remedy: give all the same flags"
+                    f"all workers must be started with the same flags, and share run_dir on one "
+                    f"disk; got {'; '.join(differing)}. Remedy: give all workers the same flags"
                 )
         return ""
 
-    def _twice(self, former: Caller) -> str:
-        other = self.there.get(former.worker)
-        if other is None:
+    def _duplicate(self, replaced: Caller) -> str:
+        current = self.current.get(replaced.worker)
+        if current is None:
             return ""
         return (
-            f"index {former.worker} of TF_CONFIG must be one process; got two, {former.process} "
-            f"and {other.process}. Remedy: start each process with an index of its own"
+            f"index {replaced.worker} of TF_CONFIG must be one process; got two, "
+            f"{replaced.process} and {current.process}. Remedy: give each process a different index"
         )

@@ -1,4 +1,4 @@
-"""Where the steps run: one device, the GPUs of a machine, or several machines."""
+"""Chooses the devices of a run: one device, the GPUs of a machine, or several machines."""
 
 import faulthandler
 import os
@@ -21,12 +21,12 @@ _CONNECT_SECS = 60.0
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train together and the devices of each.
+    """The processes that train together, and their devices.
 
     Attributes:
-      strategy: of TensorFlow; its replicas are the devices of all.
-      index: of this process; only 0 writes files.
-      count: of the processes.
+      strategy: TensorFlow's strategy; its replicas are the devices of all processes.
+      index: index of this process; only 0 writes files.
+      count: number of processes.
     """
 
     strategy: tf.distribute.Strategy
@@ -35,30 +35,30 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the run folder, and speaks for all."""
+        """Whether this process writes the run folder and reports progress."""
         return self.index == 0
 
     @property
     def replicas(self) -> int:
-        """The devices of all processes."""
+        """The number of devices of all processes."""
         return int(self.strategy.num_replicas_in_sync)
 
 
 def find_cluster(config: TrainConfig) -> rendezvous.Cluster | None:
-    """Returns the processes that are to train together; None where it is this one alone.
+    """Returns the processes that train together; None if this is the only one.
 
     Raises:
-      ValueError: `multi_worker` without a sound TF_CONFIG of several workers.
+      ValueError: `multi_worker` without a valid TF_CONFIG of several workers.
     """
     if config.strategy not in ("auto", "multi_worker"):
         return None
-    found = rendezvous.read_cluster()
-    if found is not None and len(found.workers) > 1:
-        return found
+    cluster = rendezvous.read_cluster()
+    if cluster is not None and len(cluster.workers) > 1:
+        return cluster
     if config.strategy == "multi_worker":
         raise ValueError(
             "strategy=multi_worker must find several workers in TF_CONFIG; got "
-            f"{'one' if found else 'no TF_CONFIG'}. Remedy: see docs/several_machines.md"
+            f"{'one' if cluster else 'no TF_CONFIG'}. Remedy: see docs/several_machines.md"
         )
     return None
 
@@ -69,30 +69,30 @@ def join(
     progress: Callable[[str], None],
     stopping: Callable[[], bool],
 ) -> Workers | None:
-    """Joins the other processes, if there are any, and chooses the devices.
+    """Connects to the other processes, if there are any, and chooses the devices.
 
     Args:
       config: `strategy`, `batch_size`, `accumulate_steps`, `peer_timeout_secs`.
-      greeting: what all processes must have in common: name -> value.
-      progress: takes lines while others are missing.
-      stopping: asked while others are missing.
+      greeting: values that must be equal in all processes, by name.
+      progress: receives lines while workers are missing.
+      stopping: polled while workers are missing; true ends the wait.
 
     Returns:
-      The workers; None if `stopping` said so.
+      The workers; None if `stopping` ended the wait.
 
     Raises:
-      ConnectionError: the others did not come.
-      ValueError: a batch that cannot be shared evenly, processes that differ, or a process that
-        has used TensorFlow already.
+      ConnectionError: another worker did not connect.
+      ValueError: the batch cannot be divided evenly, the processes differ, or this process has
+        already used TensorFlow.
     """
-    found = find_cluster(config)
-    if found is None:
+    cluster = find_cluster(config)
+    if cluster is None:
         workers = Workers(_local_strategy(config))
     else:
         arguments = (greeting, config.peer_timeout_secs, progress, stopping)
-        if not rendezvous.meet(found, *arguments):
+        if not rendezvous.meet(cluster, *arguments):
             return None
-        workers = Workers(_connect(progress), found.index, len(found.workers))
+        workers = Workers(_connect(progress), cluster.index, len(cluster.workers))
     if config.batch_size % (workers.replicas * config.accumulate_steps):
         raise ValueError(
             f"batch_size must be a multiple of devices times accumulate_steps, {workers.replicas} "
@@ -103,23 +103,24 @@ def join(
 
 
 def check_batch_norm(config: TrainConfig, replicas: int) -> None:
-    """Refuses batch norms that are trained on one crop at a time.
+    """Refuses to train batch norm on one crop at a time.
 
-    Image pooling leaves one value of a crop and channel. Less its own mean it is zero and has no
-    variance, so in training nothing comes of it, and in prediction hundreds of times too much.
+    Image pooling leaves one value per crop and channel. Normalised over a single crop it is always
+    zero and its variance is zero: the branch contributes nothing in training, and values hundreds
+    of times too large in prediction.
 
     Args:
-      config: `batch_size`, `accumulate_steps`, and what batch norms see.
-      replicas: the devices of all processes.
+      config: `batch_size`, `accumulate_steps`, `batch_norm`, `sync_batch_norm`.
+      replicas: number of devices of all processes.
 
     Raises:
-      ValueError: they would see one crop.
+      ValueError: batch norm would be trained on one crop.
     """
     devices = 1 if config.sync_batch_norm else replicas
     crops = config.batch_size // (devices * config.accumulate_steps)
     if config.batch_norm == "train" and crops == 1:
         raise ValueError(
-            "batch_norm=train must see two crops or more at once, eight or more to be any good; "
+            "batch_norm=train must see two crops or more at once, preferably eight or more; "
             f"got one: batch_size={config.batch_size} over {devices} devices in "
             f"accumulate_steps={config.accumulate_steps} parts. Remedy: --batch_norm=frozen with "
             "pretrained weights, a larger --batch_size, fewer parts, or --sync_batch_norm"
@@ -127,36 +128,36 @@ def check_batch_norm(config: TrainConfig, replicas: int) -> None:
 
 
 def _connect(progress: Callable[[str], None]) -> tf.distribute.Strategy:
-    """Lets TensorFlow connect the workers, which takes a moment, or for ever if one has gone."""
+    """Makes TensorFlow connect the workers; with no limit it would wait forever for a lost one."""
     limit = duration(_CONNECT_SECS)
-    progress(f"all workers are there and are being connected; a failure ends this within {limit}")
+    progress(f"all workers are ready; connecting them, for at most {limit}")
     try:
         with _bounded(_CONNECT_SECS):
             return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise ConnectionError(
             f"TensorFlow must be able to connect the workers of TF_CONFIG; {error.message}. "
-            "Remedy: check that every port is free where its worker runs"
+            "Remedy: check that each port is free on its worker's machine"
         ) from error
     except RuntimeError as error:
         raise ValueError(
-            "strategy=multi_worker must be the first that a process does with TensorFlow; "
-            f"{error}. Remedy: train in a process of its own, best with train_main.py"
+            "strategy=multi_worker must be set up before any other use of TensorFlow; "
+            f"{error}. Remedy: train in a separate process, preferably with train_main.py"
         ) from error
 
 
 @contextmanager
 def _bounded(secs: float) -> Iterator[None]:
-    """Ends the process after some seconds; Ctrl-C ends it at once, as if Python had no handler.
+    """Exits the process after some seconds; Ctrl-C ends it at once, by the default handler.
 
-    TensorFlow holds the interpreter while it connects: no thread or handler of Python would run.
-    It takes SIGTERM for itself, so the handlers are set again afterwards.
+    TensorFlow holds the GIL while it connects, so no Python thread or signal handler would run.
+    It installs its own SIGTERM handler, so the former handlers are restored afterwards.
     """
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
     former = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    with Path(os.devnull).open("w") as nowhere:
-        faulthandler.dump_traceback_later(secs, exit=True, file=nowhere)
+    with Path(os.devnull).open("w") as devnull:
+        faulthandler.dump_traceback_later(secs, exit=True, file=devnull)
         try:
             yield
         finally:
@@ -175,13 +176,13 @@ def _local_strategy(config: TrainConfig) -> tf.distribute.Strategy:
 
 
 def make_sum(workers: Workers) -> Callable[[np.ndarray], np.ndarray]:
-    """Makes a function that adds up arrays of one shape, one of each process.
+    """Makes a function that sums an array over the processes.
 
-    All processes must call it, at the same place among their steps. It takes float64 and integers
-    below 2^53; it returns float64 where there are several processes.
+    All processes must call it at the same step, with arrays of one shape. It accepts float64, and
+    integers below 2^53; with several processes it returns float64.
     """
     if workers.count == 1:
-        return lambda own: own
+        return lambda values: values
     strategy, local = workers.strategy, workers.replicas // workers.count
 
     @tf.function(reduce_retracing=True)
@@ -189,9 +190,9 @@ def make_sum(workers: Workers) -> Callable[[np.ndarray], np.ndarray]:
         def add() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             is_first = context.replica_id_in_sync_group % local == 0
-            own = tf.where(is_first, values, tf.zeros_like(values))
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+            counted_once = tf.where(is_first, values, tf.zeros_like(values))
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, counted_once)
 
         return strategy.experimental_local_results(strategy.run(add))[0]
 
-    return lambda own: run(tf.constant(own, tf.float64)).numpy()
+    return lambda values: run(tf.constant(values, tf.float64)).numpy()

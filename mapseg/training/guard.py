@@ -1,4 +1,4 @@
-"""The guard against steps whose loss or gradient is not finite."""
+"""Handles steps whose loss or gradient is not finite."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ _MOST_SKIPPED_IN_A_ROW = 20
 
 
 class Guard:
-    """Takes in the losses of steps, and decides what becomes of a run whose step is not finite.
+    """Collects the losses of the steps, and skips non-finite steps or stops the run.
 
     Attributes:
-      skipped: how many steps of the run were not finite.
+      skipped: number of non-finite steps of the run.
     """
 
     def __init__(
@@ -30,55 +30,55 @@ class Guard:
         is_first: bool,
         skipped: int,
     ):
-        """Begins without any steps.
+        """Binds to a run.
 
         Args:
           run: its options and its folder.
-          state: whose loss scale may mend an overflow.
-          stream: gives the batch of a step again.
-          progress: takes lines for people.
+          state: its loss scale, which may still be adapting to an overflow.
+          stream: reproduces the batch of a step.
+          progress: receives progress lines.
           is_first: whether this process writes files.
-          skipped: how many steps were not finite before.
+          skipped: number of non-finite steps before the run was resumed.
         """
         self._run, self._state, self._stream, self._progress = run, state, stream, progress
         self._is_first, self.skipped = is_first, skipped
         self._skipped_in_a_row = 0
         self._losses: list[float] = []  # of the finite steps since the last report
-        self._pending: list[tuple[tf.Tensor, tf.Tensor]] = []  # not yet asked of the device
+        self._pending: list[tuple[tf.Tensor, tf.Tensor]] = []  # not yet read from the device
 
     def add(self, losses: tf.Tensor, finite: tf.Tensor) -> None:
-        """Notes the outcome of steps, [count] each, without waiting for the device."""
+        """Queues the results of some steps, [count] each, without waiting for the device."""
         self._pending.append((losses, finite))
 
     def collect(self, step: int) -> None:
-        """Takes in the steps that were made; this is where the host waits for the device.
+        """Reads the queued results; this is where the host waits for the device.
 
         Args:
-          step: the run's present one.
+          step: the run's current step.
 
         Raises:
-          FloatingPointError: a step was not finite, and `on_nan` says stop, or too many in a row
-            were not.
+          FloatingPointError: a step was not finite and `on_nan` is stop, or too many steps in a
+            row were not finite.
         """
         if not self._pending:
             return
         losses, finite = (np.concatenate([p[i] for p in self._pending]) for i in range(2))
         self._pending = []
         self._losses += losses[finite].tolist()
-        for one in finite:
-            self._skipped_in_a_row = 0 if one else self._skipped_in_a_row + 1
+        for is_finite in finite:
+            self._skipped_in_a_row = 0 if is_finite else self._skipped_in_a_row + 1
         self.skipped += int(np.sum(~finite))
-        # Else the loss scale will mend it.
+        # With a larger loss scale it was an overflow, and the scale has been halved.
         if not finite.all() and float(self._state.loss_scale.scale.numpy()) <= 1:
             self._report(step - len(finite) + int(np.argmin(finite)))
 
     def take_losses(self) -> list[float]:
-        """Returns the losses of the finite steps that were collected since the last call."""
+        """Returns the losses of the finite steps collected since the last call."""
         losses, self._losses = self._losses, []
         return losses
 
     def _report(self, step: int) -> None:
-        """Writes the batch of a step that was not finite; reports it or stops."""
+        """Writes the batch of a non-finite step, then reports the step or stops the run."""
         config = self._run.train
         path = self._run.run_dir / "not_finite" / f"step-{step:08d}.npz"
         keys = self._stream.keys(step)
@@ -86,16 +86,16 @@ class Guard:
             image, label = next(self._stream.batches(step).as_numpy_iterator())
             with whole_file(path) as partial:
                 np.savez(partial, image=image, label=label, keys=keys)
-        found = (
-            f"the loss or a gradient of step {step} is not finite; no variable was changed by it. "
+        problem = (
+            f"the loss or a gradient of step {step} is not finite; the step changed no variable. "
             f"Its samples: {', '.join(keys)}; its batch: {path}"
         )
         if config.on_nan == "skip" and self._skipped_in_a_row < _MOST_SKIPPED_IN_A_ROW:
-            self._progress(f"skipped: {found}")
+            self._progress(f"skipped: {problem}")
             return
-        several = self._skipped_in_a_row > 1
-        row = f" (nor are {self._skipped_in_a_row} in a row)" if several else ""
+        count = self._skipped_in_a_row
+        row = f" ({count} steps in a row were not finite)" if count > 1 else ""
         raise FloatingPointError(
-            f"{found}{row}. Remedy: a lower --learning_rate, some --warmup_steps, or "
-            "--precision=float32; --on_nan=skip goes on without single such steps"
+            f"{problem}{row}. Remedy: a lower --learning_rate, some --warmup_steps, or "
+            "--precision=float32; --on_nan=skip skips isolated non-finite steps"
         )

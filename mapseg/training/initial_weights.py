@@ -1,4 +1,4 @@
-"""Weights that a training run starts from: another run's, a file's or TF DeepLab's."""
+"""Initial weights of a training run: from another run, a weights file or TF DeepLab."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,42 +23,44 @@ _LAST_LAYER = "logits-semantic/"
 
 
 def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[str]:
-    """Copies every weight whose name and shape fit; the others keep their values.
+    """Copies all weights whose name and shape match; the other weights keep their values.
 
-    The encoder must fit as a whole: beside a random one the rest would be worth nothing. The last
-    layer fits only if the source is known to have been trained on the same classes.
+    The whole encoder must match: with a random encoder the other weights are useless. The last
+    layer is copied only if the source is known to have been trained on the same classes.
 
     Args:
-      model: from `build_model`; it is changed.
-      source: a run folder (its best checkpoint), a checkpoint's folder or `weights.npz` of mapseg,
+      model: from `build_model`; changed in place.
+      source: a run folder (its best checkpoint), a checkpoint folder or `weights.npz` of mapseg,
         or the prefix of a TF DeepLab checkpoint.
-      label_set: what the model's logits mean.
+      label_set: the classes of the model's logits.
 
     Returns:
-      Lines that say what matched and what did not.
+      Lines that report which weights matched and which did not.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ValueError: it cannot be read, or does not hold the encoder.
+      FileNotFoundError: the source does not exist.
+      ValueError: the source cannot be read, or does not contain the encoder.
     """
-    found = _read_source(model, source)
-    own = weight_arrays(model)
-    same_classes = _names_of(source) == label_set.names
-    fitting = {
+    stored = _read_source(model, source)
+    current = weight_arrays(model)
+    same_classes = _class_names(source) == label_set.names
+    matching = {
         k: v
-        for k, v in found.items()
-        if k in own and own[k].shape == v.shape and (same_classes or not k.startswith(_LAST_LAYER))
+        for k, v in stored.items()
+        if k in current
+        and current[k].shape == v.shape
+        and (same_classes or not k.startswith(_LAST_LAYER))
     }
     (encoder,) = (named_weights(x) for x in model.layers if isinstance(x, keras.Model))
-    lacking = [key for key in encoder if key not in fitting]
-    if lacking:
+    missing = [key for key in encoder if key not in matching]
+    if missing:
         raise ValueError(
-            f"{source}: init_from must hold the whole encoder; of its {len(encoder)} weights "
-            f"{len(lacking)} are missing or of another shape: {first_names(lacking)}. Remedy: the "
-            "same --encoder as there"
+            f"{source}: init_from must contain the whole encoder; {len(missing)} of its "
+            f"{len(encoder)} weights are missing or differ in shape: {first_names(missing)}. "
+            "Remedy: the same --encoder as there"
         )
-    assign_weight_arrays(model, {**own, **fitting})
-    return _table(source, own, found, fitting)
+    assign_weight_arrays(model, {**current, **matching})
+    return _report(source, current, stored, matching)
 
 
 def _read_source(model: keras.Model, source: str) -> dict[str, np.ndarray]:
@@ -68,23 +70,23 @@ def _read_source(model: keras.Model, source: str) -> dict[str, np.ndarray]:
     return read_weights(path) if path.exists() else read_deeplab(model, source)
 
 
-def _names_of(source: str) -> tuple[str, ...]:
-    """Returns the classes of the run that a source belongs to; empty where that is unknown."""
+def _class_names(source: str) -> tuple[str, ...]:
+    """Returns the class names of the run that a source belongs to; empty if unknown."""
     for folder in (Path(source), *Path(source).absolute().parents[:3]):
         if (folder / "labels.json").is_file() and (folder / "config.json").is_file():
             return open_run(folder).label_set.names
     return ()
 
 
-def _table(
+def _report(
     source: str,
-    own: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
-    fitting: Mapping[str, np.ndarray],
+    current: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray],
+    matching: Mapping[str, np.ndarray],
 ) -> list[str]:
-    lines = [f"started from {source}: {len(fitting)} of {len(own)} weights matched"]
-    for key, value in own.items():
-        if key not in fitting:
-            there = f"there {list(found[key].shape)}" if key in found else "not there"
-            lines.append(f"  new: {key} {list(value.shape)} ({there})")
+    lines = [f"started from {source}: {len(matching)} of {len(current)} weights matched"]
+    for key, value in current.items():
+        if key not in matching:
+            reason = f"stored {list(stored[key].shape)}" if key in stored else "not stored"
+            lines.append(f"  new: {key} {list(value.shape)} ({reason})")
     return lines

@@ -1,4 +1,4 @@
-"""What is reported and recorded of a training run: lines, history, TensorBoard, loss.png."""
+"""Reports and records a training run: progress lines, history, TensorBoard, loss.png."""
 
 import math
 import time
@@ -19,16 +19,16 @@ _PLOT_SECS = 60  # between two drawings of loss.png, each of which takes half a 
 
 
 class Journal:
-    """Reports and records the course of a run; only the first process writes."""
+    """Reports and records the progress of a run; only the first process writes files."""
 
     def __init__(self, run: Run, progress: Callable[[str], None], *, is_first: bool, step: int):
-        """Cuts off what is recorded after the step that the run resumes from.
+        """Removes all records after the step that the run resumes from.
 
         Args:
           run: its options and its folder.
-          progress: takes lines for people.
+          progress: receives progress lines.
           is_first: whether this process writes files.
-          step: that the run begins or resumes with.
+          step: the step at which the run starts or resumes.
         """
         self._run, self._progress, self._is_first = run, progress, is_first
         self.rows = cut_history(run.history_path, step) if is_first else []
@@ -39,21 +39,21 @@ class Journal:
         self.start_clock(step)
 
     def start_clock(self, step: int) -> None:
-        """Begins to time the steps after this one."""
+        """Starts timing the steps after this one."""
         self._timed_at, self._timed_step = time.monotonic(), step
 
     def leave_out(self, secs: float) -> None:
-        """Leaves out some seconds that were not spent on steps."""
+        """Excludes seconds that were not spent on steps from the timing."""
         self._timed_at += secs
 
     def log(self, step: int, losses: Sequence[float], loss_scale: float, skipped: int) -> None:
         """Reports and records the steps since the last report.
 
         Args:
-          step: the last of them.
-          losses: of those that were finite.
-          loss_scale: of float16; else 1.
-          skipped: how many steps of the run were not finite.
+          step: the last of these steps.
+          losses: the losses of the finite ones.
+          loss_scale: the loss scale of float16; otherwise 1.
+          skipped: number of non-finite steps of the run so far.
         """
         config, now = self._run.train, time.monotonic()
         rate = learning_rate(config, tf.constant(step - 1, tf.int64))
@@ -65,7 +65,7 @@ class Journal:
             "skipped_steps": skipped,
         }
         text = f"loss {row['loss']:.4f}  rate {row['learning_rate']:.2e}"
-        if step > self._timed_step:  # else only the step that was compiled, which says nothing
+        if step > self._timed_step:  # otherwise only the first step, whose time is compilation
             steps_per_s = (step - self._timed_step) / (now - self._timed_at)
             row["images_per_s"] = steps_per_s * config.batch_size
             left = duration((config.steps - step) / steps_per_s)
@@ -98,17 +98,18 @@ class Journal:
 
 
 def cut_events(folder: Path, last_step: int) -> None:
-    """Drops TensorBoard's events after a step, which a resumed run will write again."""
+    """Removes TensorBoard's events after a step; a resumed run writes them again."""
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        kept, cut = [], False
+        kept_records, must_rewrite = [], False
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                fits = tf.compat.v1.Event.FromString(record).step <= last_step
-                kept += [record] if fits else []
-                cut = cut or not fits
-        except tf.errors.DataLossError:  # the process was killed while it wrote the last one
-            cut = True
-        if cut:
+                if tf.compat.v1.Event.FromString(record).step <= last_step:
+                    kept_records.append(record)
+                else:
+                    must_rewrite = True
+        except tf.errors.DataLossError:  # the process was killed while it wrote the last record
+            must_rewrite = True
+        if must_rewrite:
             with whole_file(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
-                for record in kept:
+                for record in kept_records:
                     writer.write(record)

@@ -35,8 +35,8 @@ from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
 
-# What TensorFlow raises where another process cannot be reached any more. Device names of several
-# workers stand in every error: they say nothing.
+# What TensorFlow raises when another process has become unreachable. Every error contains device
+# names of several workers, so these are no evidence.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -60,20 +60,20 @@ def train(
 
     Args:
       run: from `begin_run`.
-      manifest: of the records.
-      progress: takes lines for people.
+      manifest: the manifest of the records.
+      progress: receives progress lines.
       predicting: how whole images are evaluated.
       evaluating: evaluate every `eval_steps` and at the end, and keep the best checkpoint.
-      stopping: asked after each step; where true, the run is saved and the function returns.
+      stopping: polled between steps; if true, the run is saved and the function returns.
 
     Raises:
-      FileNotFoundError: a shard or initial weights that are not there.
-      ValueError: a checkpoint that does not fit, or a split that does not exist.
-      FloatingPointError: the loss is not finite.
-      ConnectionError: another worker of the run did not come, or was lost.
+      FileNotFoundError: a shard or the initial weights do not exist.
+      ValueError: a checkpoint does not fit the run, or a split does not exist.
+      FloatingPointError: the loss or a gradient is not finite.
+      ConnectionError: another worker of the run did not connect, or was lost.
     """
-    found = find_cluster(run.train)
-    is_first = found is None or found.index == 0
+    cluster = find_cluster(run.train)
+    is_first = cluster is None or cluster.index == 0
     with lock_run(run.run_dir) if is_first else nullcontext(lambda: None) as check_folder:
         if _is_finished(run, evaluating):
             if is_first:
@@ -84,7 +84,7 @@ def train(
         greeting = _greeting(run, predicting, evaluating)
         workers = join(run.train, greeting, progress, stopping)
         if workers is None:
-            progress("stopped while other workers were missing; nothing was begun")
+            progress("stopped while other workers were missing; training had not started")
             return
         check_batch_norm(run.train, workers.replicas)
         try:
@@ -93,22 +93,22 @@ def train(
                 manifest,
                 workers,
                 predicting if evaluating else None,
-                progress if is_first else lambda _: None,  # worker 0 speaks for all
+                progress if is_first else lambda _: None,  # only worker 0 reports
                 stopping,
                 check_folder,
             )
         except (OSError, tf.errors.OpError) as error:
-            check_folder()  # one that was removed is the cause of whatever could not be written
+            check_folder()  # a removed run folder is the true cause of a failed write
             if isinstance(error, OSError):
                 raise
-            if workers.count == 1 or not _tells_of_a_loss(error):
+            if workers.count == 1 or not _is_lost_worker(error):
                 raise
-            raise ConnectionError(_lost_worker(run, workers.index, error)) from error
+            raise ConnectionError(_lost_worker_message(run, workers.index, error)) from error
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a run on its devices is made of."""
+    """The parts of a run on its devices."""
 
     state: TrainState
     take_steps: Steps
@@ -128,20 +128,20 @@ def _train(
     stopping: Callable[[], bool],
     check_folder: Callable[[], None],
 ) -> None:
-    """Trains on devices that have been joined; None for `predicting` evaluates nothing."""
+    """Trains on connected devices; if `predicting` is None, nothing is evaluated."""
     add_up = make_sum(workers)
 
     def agree(*wishes: bool) -> list[bool]:
-        """Returns which of some wishes any worker has: all must do the same at the same step."""
+        """Returns for each wish whether any worker has it: all must act at the same step."""
         return [bool(count) for count in add_up(np.array(wishes, np.float64))]
 
     parts = _assemble(run, manifest, workers, predicting, progress, add_up, check_folder)
     step = _take_all_steps(run.train, parts, progress, lambda late: agree(stopping(), late))
     parts.saver.save(step)
     parts.journal.plot()
-    agree(False)  # all wait until all is written
+    agree(False)  # a barrier: all wait until everything is written
     if step < run.train.steps:
-        progress(f"stopped and saved at step {step}; the same command goes on")
+        progress(f"stopped and saved at step {step}; the same command resumes")
     else:
         progress(f"finished at step {step}: {run.run_dir}")
 
@@ -164,11 +164,11 @@ def _assemble(
     state = open_state(run, workers.strategy, progress, resumed=resumed)
     for line in describe(run, state, split.samples, workers):
         progress(line)
-    if is_first:  # only now: a run whose first weights are unavailable leaves no folder behind
+    if is_first:  # only now: a run whose initial weights are unavailable leaves no folder behind
         if removed := clear_leftovers(run.run_dir, is_new=not resumed):
             progress(
-                f"begins anew: no checkpoint is in {run.run_dir}; removed what an earlier start "
-                f"left: {', '.join(removed)}"
+                f"starting from scratch: {run.run_dir} has no checkpoint; removed files of an "
+                f"earlier start: {', '.join(removed)}"
             )
         store_run(run)
     step = int(state.step.numpy())
@@ -177,9 +177,9 @@ def _assemble(
     guard = Guard(run, state, stream, progress, is_first=is_first, skipped=skipped)
     validator = None
     if predicting is not None:
-        evaluated = {int(row["step"]) for row in journal.rows if "mean_iou" in row}
+        evaluated_steps = {int(row["step"]) for row in journal.rows if "mean_iou" in row}
         validator = Validator(
-            run, manifest, state, workers, predicting, progress, add_up, evaluated
+            run, manifest, state, workers, predicting, progress, add_up, evaluated_steps
         )
     class_pixels = run.label_set.count(split.pixels, run.source_classes)
     return _Parts(
@@ -199,11 +199,11 @@ def _take_all_steps(
     progress: Progress,
     agree: Callable[[bool], list[bool]],
 ) -> int:
-    """Takes steps until the last, or until a worker is to stop; returns the step reached."""
+    """Takes steps until the last, or until a worker must stop; returns the step reached."""
     state, journal, guard, saver = parts.state, parts.journal, parts.guard, parts.saver
-    step = began = int(state.step.numpy())
+    step = first_step = int(state.step.numpy())
     if step:
-        progress(f"going on from step {step}")
+        progress(f"resuming from step {step}")
     if parts.validator:
         parts.validator.run_if_due(step, saver, journal)
     while step < config.steps:
@@ -212,10 +212,10 @@ def _take_all_steps(
             saver.save(step)
         if stop:
             break
-        if step == began:
+        if step == first_step:
             with telling("compiling the training step", progress):
                 losses, finite = parts.take_steps(parts.batches, tf.constant(1))
-                losses.numpy()  # waits
+                losses.numpy()  # waits for the device
             step += 1
             journal.start_clock(step)
         else:
@@ -235,14 +235,14 @@ def _take_all_steps(
 
 
 def _steps_until_due(config: TrainConfig, step: int) -> int:
-    """Returns how many steps there are to the next that something is done after."""
+    """Returns the number of steps until the next log, checkpoint or evaluation."""
     periods = (config.log_steps, config.checkpoint_steps, config.eval_steps)
     waits = [period - step % period for period in periods if period]
     return min(*waits, config.steps - step)
 
 
 def _is_finished(run: Run, evaluating: bool) -> bool:
-    check_steps(run)  # again: another process may have trained it before this one had the lock
+    check_steps(run)  # again: another process may have trained it before this one got the lock
     if run.train.steps not in saved_steps(run.checkpoints_dir):
         return False
     history = read_history(run.history_path)
@@ -250,11 +250,11 @@ def _is_finished(run: Run, evaluating: bool) -> bool:
 
 
 def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str, str]:
-    """What all workers of a run must have in common."""
+    """Returns the values that must be equal on all workers of a run, by name."""
     saved = saved_steps(run.checkpoints_dir)
     versions = (mapseg.__version__, tf.__version__, keras.__version__)
     options = {**to_json(predicting), **to_json(run.model), **to_json(run.train)}
-    # By content: each machine may have the file elsewhere, or another one in the same place.
+    # By content: machines may have the file at different paths, or different files at one path.
     labels = json.dumps({**run.label_set.to_json(), "name": ""}).encode()
     digest = hashlib.sha256(labels).hexdigest()[:12]
     options["label_set"] = f"{len(run.label_set.classes)} classes, digest {digest}"
@@ -269,28 +269,28 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
     }
 
 
-def _tells_of_a_loss(error: tf.errors.OpError) -> bool:
-    """Whether an error is that of a worker which cannot be reached, not of this one's own step."""
+def _is_lost_worker(error: tf.errors.OpError) -> bool:
+    """Whether an error means that another worker is unreachable, not that the step failed here."""
     if isinstance(error, _MAYBE_LOST):
         return bool(_LOST_TEXT.search(_cause(error)))
     return isinstance(error, _LOST)
 
 
 def _cause(error: tf.errors.OpError) -> str:
-    """Returns what TensorFlow says, less where in the program the operation was made."""
+    """Returns TensorFlow's message without the traceback of the operation."""
     heads = ("Graph execution error", "Detected at node", "File ", "[[", "The error could be from")
     lines = (line.strip() for line in str(error.message).splitlines())
     return " ".join(line for line in lines if line and not line.startswith(heads))
 
 
-def _lost_worker(run: Run, own: int, error: tf.errors.OpError) -> str:
+def _lost_worker_message(run: Run, index: int, error: tf.errors.OpError) -> str:
     cause = _cause(error)
-    others = [task for task in re.findall(r"task:(\d+)", cause) if int(task) != own]
-    who = f"worker {others[0]}" if others else "a worker"
+    lost_workers = [task for task in re.findall(r"task:(\d+)", cause) if int(task) != index]
+    subject = f"worker {lost_workers[0]}" if lost_workers else "a worker"
     saved = saved_steps(run.checkpoints_dir)
-    again = f"go on from step {saved[-1]}" if saved else "begin anew: nothing was saved yet"
+    outcome = f"resume from step {saved[-1]}" if saved else "start from scratch: nothing was saved"
     return (
-        f"{who} has ended or cannot be reached any more; training cannot go on without it. Remedy: "
-        f"see what it says, and start all workers again with the same command: they {again}. "
+        f"{subject} has ended or is unreachable; training cannot continue without it. Remedy: "
+        f"read its output, and start all workers again with the same command: they {outcome}. "
         f"TensorFlow's {type(error).__name__}: {cause[:600]}"
     )

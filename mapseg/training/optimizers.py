@@ -9,17 +9,18 @@ import tensorflow as tf
 from mapseg.config import ADDON_OPTIMIZERS, TrainConfig
 
 _MOMENTUM = 0.9
-# Micikevicius et al. 2018, section 3.2: start high, halve on overflow, double after a quiet time.
+# Micikevicius et al. 2018, section 3.2: start high, halve on overflow, double after many steps
+# without one.
 _FIRST_LOSS_SCALE = 2.0**15
 _QUIET_STEPS = 2000
 
 
 def learning_rate(config: TrainConfig, step: tf.Tensor) -> tf.Tensor:
-    """Gives the learning rate of a step.
+    """Computes the learning rate of a step.
 
     `poly` is (1 - t)^power (Chen et al. 2018), `cosine` (1 + cos(pi t)) / 2 (Loshchilov and Hutter
-    2017), with t from 0 after the warm-up to 1 at `schedule_steps`; both run from `learning_rate`
-    to `end_learning_rate`, and stay there after the schedule's end.
+    2017), with t from 0 after the warm-up to 1 at `schedule_steps`. Both decay from
+    `learning_rate` to `end_learning_rate`, and stay there after the end of the schedule.
 
     Args:
       config: `schedule_steps` must be set.
@@ -32,17 +33,17 @@ def learning_rate(config: TrainConfig, step: tf.Tensor) -> tf.Tensor:
         raise ValueError(f"schedule_steps must be positive; got {config.schedule_steps}")
     step = tf.cast(step, tf.float32)
     warmup = float(config.warmup_steps)
-    course = tf.clip_by_value((step - warmup) / max(config.schedule_steps - warmup, 1.0), 0, 1)
+    t = tf.clip_by_value((step - warmup) / max(config.schedule_steps - warmup, 1.0), 0, 1)
     if config.schedule == "poly":
-        share = (1 - course) ** config.poly_power
+        share = (1 - t) ** config.poly_power
     else:
-        share = (1 + tf.cos(course * 3.141592653589793)) / 2
+        share = (1 + tf.cos(t * 3.141592653589793)) / 2
     rate = config.end_learning_rate + (config.learning_rate - config.end_learning_rate) * share
     return tf.where(step < warmup, config.learning_rate * (step + 1) / max(warmup, 1.0), rate)
 
 
 class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Reads the run's own step: optimizers count differently when a step is skipped."""
+    """Follows the run's step: the optimizers' own counts differ once a step is skipped."""
 
     def __init__(self, config: TrainConfig, step: tf.Variable):
         super().__init__()
@@ -50,7 +51,7 @@ class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self._step = step
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """Returns the rate of the run's step; the optimizer's own count is ignored."""
+        """Returns the rate at the run's step; ignores the optimizer's count."""
         return learning_rate(self._config, self._step)
 
 
@@ -59,15 +60,15 @@ def build_optimizer(
 ) -> Any:
     """Builds the optimizer with all of its variables.
 
-    Weight decay is not its business: see `updates`.
+    It does not apply weight decay: see `updates`.
 
     Args:
-      config: `optimizer` and the learning rate's schedule.
+      config: `optimizer` and the learning rate schedule.
       step: [] int64, the run's step.
-      variables: what it will train.
+      variables: the variables to train.
 
     Raises:
-      ValueError: an optimizer of TensorFlow Addons where that is not installed.
+      ValueError: the optimizer needs TensorFlow Addons, which is not installed.
     """
     schedule = StepSchedule(config, step)
     if config.optimizer in ADDON_OPTIMIZERS:
@@ -85,7 +86,7 @@ def build_optimizer(
 
 
 def kernels(variables: Sequence[tf.Variable]) -> list[tf.Variable]:
-    """Picks the variables that decay: kernels, but no scale, shift or bias."""
+    """Returns the variables with weight decay: kernels, but no scale, shift or bias."""
     return [v for v in variables if "kernel" in v.name.split("/")[-1]]
 
 
@@ -101,8 +102,8 @@ def decay_weights(config: TrainConfig, step: tf.Tensor, variables: Sequence[tf.V
 class LossScale(tf.Module):
     """Dynamic loss scaling for float16; for other types the scale stays 1.
 
-    Keras's own LossScaleOptimizer decides by itself, on each replica, whether to skip; here that
-    is decided once for all replicas, before the optimizer, so this only holds the scale.
+    Keras's LossScaleOptimizer decides on each replica whether to skip a step. Here that is decided
+    once for all replicas, before the optimizer runs, so this class only holds the scale.
     """
 
     def __init__(self, dynamic: bool):
@@ -116,7 +117,7 @@ class LossScale(tf.Module):
         """Halves the scale after an overflow, doubles it after 2000 steps without one.
 
         Args:
-          finite: [] bool, whether all gradients of the step were finite.
+          finite: [] bool, whether loss and gradients of the step were finite.
         """
         if not self._dynamic:
             return

@@ -1,7 +1,7 @@
-"""What a training run is made of, before a step is taken: its options and its records.
+"""Prepares a training run before its first step: options and records.
 
-Training and the doctor both prepare a run here. Nothing at its top imports TensorFlow, so that an
-option or a folder that is wrong is reported at once.
+Used by training and the doctor. No module-level import loads TensorFlow, so that a wrong option or
+folder is reported at once.
 """
 
 from collections.abc import Mapping
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def begin_run(run_dir: Path, manifest: "Manifest", options: Mapping[str, Any]) -> Run:
-    """Opens a run folder with a later call's options, or plans a new run in it.
+    """Opens an existing run with new options, or plans a new run.
 
     Args:
-      run_dir: where; a new folder, an empty one, or one that training made before.
-      manifest: of the records.
-      options: fields of ModelConfig and TrainConfig that the user gave.
+      run_dir: a new or empty folder, or the folder of an existing run.
+      manifest: the manifest of the records.
+      options: fields of ModelConfig and TrainConfig set by the user.
 
     Returns:
       The run, not yet stored.
 
     Raises:
-      FileNotFoundError: a file that `options` name is not there.
-      ValueError: an unknown option, a bad value, one that would make another run of it, or other
-        records.
+      FileNotFoundError: a file named in `options` does not exist.
+      ValueError: an unknown option, an invalid value, an option that an existing run cannot
+        change, or records other than the run's.
     """
     model, train = split_options(options)
     run = resume_run(run_dir, options)
@@ -45,19 +45,19 @@ def begin_run(run_dir: Path, manifest: "Manifest", options: Mapping[str, Any]) -
 
 
 def resume_run(run_dir: Path, options: Mapping[str, Any]) -> Run | None:
-    """Opens a run that has a checkpoint, with a later call's options.
+    """Opens a run that has a checkpoint, with new options.
 
-    Without one nothing is lost by other options: then the folder is as good as new.
+    A run without a checkpoint has nothing to lose, so its folder counts as new.
 
     Args:
-      run_dir: the folder.
-      options: fields of ModelConfig and TrainConfig that the user gave.
+      run_dir: the run folder.
+      options: fields of ModelConfig and TrainConfig set by the user.
 
     Returns:
-      The run; None where it is new.
+      The run; None if it is new.
 
     Raises:
-      ValueError: a folder of something else, or an option that would make another run of it.
+      ValueError: the folder is not a run folder, or an option cannot be changed.
     """
     if not saved_steps(run_dir / "checkpoints"):
         check_new(run_dir)
@@ -69,10 +69,10 @@ def resume_run(run_dir: Path, options: Mapping[str, Any]) -> Run | None:
 
 
 def check_steps(run: Run) -> None:
-    """Refuses a run that has been trained beyond its `steps`.
+    """Checks that a run has not been trained beyond its `steps`.
 
     Raises:
-      ValueError: it has.
+      ValueError: it has a checkpoint of a later step.
     """
     saved = saved_steps(run.checkpoints_dir)
     if saved and run.train.steps < saved[-1]:
@@ -83,43 +83,43 @@ def check_steps(run: Run) -> None:
 
 
 def check_same_records(run: Run, manifest: "Manifest") -> None:
-    """Refuses records that a run did not begin with.
+    """Checks that the records are those that a run was started with.
 
     Args:
-      run: as stored.
-      manifest: of the records.
+      run: the stored run.
+      manifest: the manifest of the records.
 
     Raises:
-      ValueError: other classes, no such split, or other samples in it.
+      ValueError: the classes differ, the split does not exist, or its samples differ.
     """
     check_classes(run, manifest.classes, manifest.records_dir)
     if manifest.split(run.train.train_split).digest != run.records_digest:
         raise ValueError(
-            f"{manifest.records_dir}: a run must go on with the records that it began with; those "
-            f"of {run.run_dir} were others. Remedy: give the same --records_dir, or start another "
+            f"{manifest.records_dir}: a run must resume with the records that it started with; "
+            f"those of {run.run_dir} differ. Remedy: give the same --records_dir, or start another "
             f"--run_dir with --init_from={run.run_dir}"
         )
 
 
 def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: TrainConfig) -> Run:
-    """Binds a new run to its records; precision and schedule are resolved.
+    """Binds a new run to its records, and resolves precision and schedule.
 
     Args:
-      run_dir: its folder.
-      manifest: of its records.
-      model: the network.
-      train: how it is trained.
+      run_dir: the run folder.
+      manifest: the manifest of the records.
+      model: options of the network.
+      train: options of training.
 
     Raises:
-      FileNotFoundError: the file of the label set is not there.
-      ValueError: no such split, or a label set that does not fit.
+      FileNotFoundError: the file of the label set does not exist.
+      ValueError: the split does not exist, or the label set does not fit the records.
     """
     split = manifest.split(train.train_split)
     labels = make_label_set(manifest.classes, train.label_set)
     if not labels.count(split.pixels, manifest.classes).any():
         raise ValueError(
             f"{manifest.records_dir}: split {split.name} must have pixels of a class that is "
-            f"trained; label set {labels.name} has none there. Remedy: another --label_set or "
+            f"trained; it has none of label set {labels.name}. Remedy: another --label_set or "
             "--train_split"
         )
     train = replace(
@@ -139,12 +139,12 @@ def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: Trai
     )
 
 
-def resolve_precision(asked: str) -> str:
-    """Says what `auto` is here: bfloat16 where every GPU has its arithmetic, else float32."""
-    if asked != "auto":
-        return asked
-    found = gpus()
-    # bfloat16 arithmetic came with compute capability 8.0.
-    if found and all(gpu.capability >= (8, 0) for gpu in found):
+def resolve_precision(precision: str) -> str:
+    """Resolves `auto`: mixed_bfloat16 if all GPUs support bfloat16 arithmetic, else float32."""
+    if precision != "auto":
+        return precision
+    devices = gpus()
+    # bfloat16 arithmetic needs compute capability 8.0.
+    if devices and all(gpu.capability >= (8, 0) for gpu in devices):
         return "mixed_bfloat16"
     return "float32"

@@ -1,10 +1,10 @@
-"""The processes of a training over several machines: who they are, and that all have come.
+"""How the processes of a distributed run wait for each other before TensorFlow connects them.
 
-TensorFlow itself waits for a missing process without a word, deaf to signals. So the processes meet
-first: all send a greeting to worker 0, at the address where TensorFlow will then listen. It lets
-them go on when everyone is there and has said the same, or tells everyone why not. Whoever waits
-sends a sign of life every half second: so two processes of one index are told from one that was
-lost without a word and started again.
+TensorFlow waits for a missing process silently and ignores signals. So the processes meet first:
+all send a greeting to worker 0, at the address where TensorFlow will listen later. Once all have
+connected, worker 0 answers: they may start, or why not. A waiting worker sends a heartbeat every
+half second. This distinguishes two processes with one index from a process that was lost silently
+and restarted.
 """
 
 import json
@@ -22,16 +22,16 @@ _TICK_SECS = 0.2
 _REPORT_SECS = 10.0
 _LARGEST_ANSWER = 1 << 16
 _BEAT_SECS = 0.5
-_SETTLING_SECS = 1.0  # after the last has come: a second one of the same index may come beside it
+_SETTLING_SECS = 1.0  # after the last worker: a second process with its index may still connect
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes that train together, and which of them this one is.
+    """The processes that train together, and the index of this one.
 
     Attributes:
-      workers: `host:port` of each; all must reach the first.
-      index: this process's place among them; 0 writes the run folder.
+      workers: `host:port` of each process; all must be able to reach the first.
+      index: index of this process; 0 writes the run folder.
     """
 
     workers: tuple[str, ...]
@@ -39,10 +39,10 @@ class Cluster:
 
 
 def read_cluster() -> Cluster | None:
-    """Reads TF_CONFIG (TensorFlow's variable of the environment); None where it is not set.
+    """Reads TensorFlow's environment variable TF_CONFIG; returns None if it is not set.
 
     Raises:
-      ValueError: it is not what TensorFlow documents, or has other roles than workers.
+      ValueError: it does not have the documented format, or has roles other than worker.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text:
@@ -52,11 +52,11 @@ def read_cluster() -> Cluster | None:
         roles, task = raw["cluster"], raw["task"]
         workers = tuple(str(address) for address in roles["worker"])
         index = int(task["index"])
-        whole = [":" in w and w.rpartition(":")[2].isdigit() for w in workers]
-        sound = set(roles) == {"worker"} and task["type"] == "worker" and all(whole)
+        have_ports = [":" in w and w.rpartition(":")[2].isdigit() for w in workers]
+        valid = set(roles) == {"worker"} and task["type"] == "worker" and all(have_ports)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(_bad_tf_config(text)) from error
-    if not sound or not 0 <= index < len(workers):
+    if not valid or not 0 <= index < len(workers):
         raise ValueError(_bad_tf_config(text))
     return Cluster(workers, index)
 
@@ -76,21 +76,21 @@ def meet(
     progress: Callable[[str], None],
     stopping: Callable[[], bool],
 ) -> bool:
-    """Waits until every process of the cluster has come.
+    """Waits until all processes of the cluster have connected.
 
     Args:
-      cluster: who is to come.
-      greeting: what must be the same everywhere: name -> value.
+      cluster: the expected processes.
+      greeting: values that must be equal on all workers, by name.
       timeout_secs: how long to wait.
-      progress: takes a line every 10 s.
-      stopping: asked all the while.
+      progress: receives a line every 10 s.
+      stopping: polled while waiting; true ends the wait.
 
     Returns:
-      Whether all are there; no, if `stopping` said so.
+      True once all are connected, False if `stopping` ended the wait.
 
     Raises:
-      ConnectionError: they did not come in time, or the port is taken.
-      ValueError: the greetings differ.
+      ConnectionError: a process did not connect in time, or the port is in use.
+      ValueError: the greetings differ, or two processes have the same index.
     """
     wait = _Wait(cluster, timeout_secs, progress, stopping)
     return _receive(wait, greeting) if cluster.index == 0 else _call(wait, greeting)
@@ -98,7 +98,7 @@ def meet(
 
 @dataclass
 class _Wait:
-    """A wait's end, and its lines of progress."""
+    """The timeout of a wait, and its progress lines."""
 
     cluster: Cluster
     timeout_secs: float
@@ -110,19 +110,19 @@ class _Wait:
     def is_over(self) -> bool:
         return time.monotonic() - self.started > self.timeout_secs
 
-    def tell(self, missing: list[int]) -> None:
+    def report(self, missing: list[int]) -> None:
         now = time.monotonic()
         if now - self.reported >= _REPORT_SECS:
             self.reported = now
-            gone, whole = duration(now - self.started), duration(self.timeout_secs)
-            self.progress(f"waiting for {self.names(missing)}: {gone} of {whole}")
+            elapsed, limit = duration(now - self.started), duration(self.timeout_secs)
+            self.progress(f"waiting for {self.names(missing)}: {elapsed} of {limit}")
 
     def names(self, workers: list[int]) -> str:
         return ", ".join(f"worker {i} ({self.cluster.workers[i]})" for i in workers)
 
 
-def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
-    """Worker 0: takes the others' greetings, and answers all at once when the last has come."""
+def _receive(wait: _Wait, greeting: Mapping[str, str]) -> bool:
+    """On worker 0: collects the greetings, and answers all workers once the last has connected."""
     callers = Callers(len(wait.cluster.workers))
     server = _listener(wait.cluster)
     with server, selectors.DefaultSelector() as selector:
@@ -138,12 +138,12 @@ def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
                         problem = _late(wait, callers.missing)
                         callers.answer(problem)
                         raise ConnectionError(problem)
-                    wait.tell(callers.missing)
-                problem = _take(selector, server, callers)
+                    wait.report(callers.missing)
+                problem = _poll(selector, server, callers)
                 if problem:
                     callers.answer(problem)
                     raise ValueError(problem)
-            problem = callers.differences(own)
+            problem = callers.differences(greeting)
             callers.answer(problem)
             if problem:
                 raise ValueError(problem)
@@ -154,8 +154,8 @@ def _receive(wait: _Wait, own: Mapping[str, str]) -> bool:
     return True
 
 
-def _take(selector: selectors.BaseSelector, server: socket.socket, callers: Callers) -> str:
-    """Takes what has come within a tick; returns what is wrong with the cluster, or nothing."""
+def _poll(selector: selectors.BaseSelector, server: socket.socket, callers: Callers) -> str:
+    """Serves the connections for one tick; returns what is wrong with the cluster, or ""."""
     for key, _ in selector.select(_TICK_SECS):
         if key.fileobj is server:
             connection, _address = server.accept()
@@ -164,11 +164,11 @@ def _take(selector: selectors.BaseSelector, server: socket.socket, callers: Call
             continue
         caller = key.data
         try:
-            problem = callers.hear(caller)
+            problem = callers.receive(caller)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            selector.unregister(caller.connection)  # it ended, or is not a worker's
+            selector.unregister(caller.connection)  # closed, or not from a worker
             caller.connection.close()
-            callers.forget(caller)
+            callers.remove(caller)
             continue
         if problem:
             return problem
@@ -176,37 +176,37 @@ def _take(selector: selectors.BaseSelector, server: socket.socket, callers: Call
 
 
 def _listener(cluster: Cluster) -> socket.socket:
-    """Listens on this process's own port."""
+    """Listens on this process's port."""
     port = int(cluster.workers[cluster.index].rpartition(":")[2])
     try:
         return socket.create_server(("", port))
     except OSError as error:
         raise ConnectionError(
-            f"worker {cluster.index} must be able to listen on port {port}, as TF_CONFIG says; "
-            f"{error}. Remedy: end the program that has it, which may be another process of index "
-            f"{cluster.index}: each needs its own; or name another port in every worker's TF_CONFIG"
+            f"worker {cluster.index} must be able to listen on port {port} of TF_CONFIG; {error}. "
+            "Remedy: end the program that uses the port, which may be another process with index "
+            f"{cluster.index}: each needs its own; or set another port in every worker's TF_CONFIG"
         ) from error
 
 
-def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
-    """Another worker: greets worker 0 until it answers."""
+def _call(wait: _Wait, greeting: Mapping[str, str]) -> bool:
+    """On the other workers: greets worker 0 until it answers."""
     host, _, port = wait.cluster.workers[0].rpartition(":")
-    _listener(wait.cluster).close()  # TensorFlow will need it, and would not say what is wrong
+    _listener(wait.cluster).close()  # TensorFlow will need the port; its error would be obscure
     process = f"process {os.getpid()} on {socket.gethostname()}"
-    greeting = {"worker": wait.cluster.index, "process": process, **own}
-    message = json.dumps(greeting).encode() + b"\n"
+    content = {"worker": wait.cluster.index, "process": process, **greeting}
+    message = json.dumps(content).encode() + b"\n"
     while not wait.stopping():
         if wait.is_over():
             raise ConnectionError(_late(wait, [0]))
-        wait.tell([0])
+        wait.report([0])
         try:
             with socket.create_connection((host, int(port)), timeout=_TICK_SECS) as connection:
                 connection.sendall(message)
-                answer = _listen(wait, connection)
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or not yet worker 0
+                answer = _await_answer(wait, connection)
+        except (OSError, ValueError, KeyError, TypeError):  # unreachable, or not yet worker 0
             time.sleep(_TICK_SECS)
             continue
-        if answer is None:  # worker 0 went away, or this one shall stop
+        if answer is None:  # worker 0 closed the connection, or this worker must stop
             time.sleep(_TICK_SECS)
             continue
         if answer:
@@ -215,16 +215,16 @@ def _call(wait: _Wait, own: Mapping[str, str]) -> bool:
     return False
 
 
-def _listen(wait: _Wait, connection: socket.socket) -> str | None:
-    """Waits for worker 0's answer: what is wrong, empty for nothing; None where none came."""
-    heard = b""
-    beaten = time.monotonic()
-    while not heard.endswith(b"\n"):
-        wait.tell([0])
+def _await_answer(wait: _Wait, connection: socket.socket) -> str | None:
+    """Waits for worker 0's answer: what is wrong, "" if nothing is; None if there is no answer."""
+    received = b""
+    last_beat = time.monotonic()
+    while not received.endswith(b"\n"):
+        wait.report([0])
         if wait.stopping() or wait.is_over():
             return None
-        if time.monotonic() - beaten >= _BEAT_SECS:
-            beaten = time.monotonic()
+        if time.monotonic() - last_beat >= _BEAT_SECS:
+            last_beat = time.monotonic()
             connection.sendall(b"\n")
         try:
             part = connection.recv(_LARGEST_ANSWER)
@@ -232,13 +232,13 @@ def _listen(wait: _Wait, connection: socket.socket) -> str | None:
             continue
         if not part:
             return None
-        heard += part
-    return str(json.loads(heard)["problem"])
+        received += part
+    return str(json.loads(received)["problem"])
 
 
 def _late(wait: _Wait, missing: list[int]) -> str:
     return (
-        f"all workers of TF_CONFIG must come within {duration(wait.timeout_secs)}; "
+        f"all workers of TF_CONFIG must connect within {duration(wait.timeout_secs)}; "
         f"{wait.names(missing)} did not. Remedy: start the same command there, each process with "
-        "an index of its own, check that the address can be reached, or raise --peer_timeout_secs"
+        "a different index, check that the address is reachable, or raise --peer_timeout_secs"
     )

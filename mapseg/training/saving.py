@@ -1,4 +1,4 @@
-"""When and how a training run is saved."""
+"""Saves a training run."""
 
 import tempfile
 import time
@@ -13,7 +13,7 @@ from mapseg.training.step import make_averaging
 
 
 class Saver:
-    """Writes the checkpoints of a run; all processes of a run call it at the same steps."""
+    """Writes the checkpoints of a run; all processes must call it at the same steps."""
 
     def __init__(
         self,
@@ -27,10 +27,10 @@ class Saver:
 
         Args:
           run: its options and its folder.
-          state: what is saved.
+          state: the state to save.
           workers: the processes and devices.
-          check_folder: raises where the run folder is not this process's any more.
-          before_save: called with the step that is about to be saved; what it raises prevents it.
+          check_folder: raises if the run folder no longer belongs to this process.
+          before_save: called with the step before it is saved; if it raises, nothing is saved.
         """
         self._run, self._state, self._workers = run, state, workers
         self._check_folder, self._before_save = check_folder, before_save
@@ -42,7 +42,7 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint of the present step, unless there is one."""
+        """Writes a checkpoint of the current step, unless it is already saved."""
         if self._saved_step != step:
             self._before_save(step)
             if self._average is not None:
@@ -57,13 +57,13 @@ class Saver:
                     weights,
                     self._run.train.keep_checkpoints,
                 )
-            else:  # what workers have between them is written by all or by none
+            else:  # variables distributed over workers are written by all workers or by none
                 with tempfile.TemporaryDirectory() as folder:
                     self._state.checkpoint.write(f"{folder}/state")
             self._saved_step = step
         self._saved_at = time.monotonic()
 
     def is_late(self) -> bool:
-        """Whether `checkpoint_secs` have gone by since the last save; the first process decides."""
-        waited = time.monotonic() - self._saved_at
-        return self._workers.is_first and 0 < self._run.train.checkpoint_secs <= waited
+        """Whether the last save was `checkpoint_secs` ago; only the first process decides."""
+        elapsed = time.monotonic() - self._saved_at
+        return self._workers.is_first and 0 < self._run.train.checkpoint_secs <= elapsed

@@ -1,4 +1,4 @@
-"""What a training step changes: network, optimizer, step and loss scale."""
+"""The state that a training step changes: network, optimizer, step and loss scale."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,15 +16,15 @@ from mapseg.runs.folder import Run
 from mapseg.training import optimizers
 from mapseg.training.initial_weights import init_weights
 
-# Keeps dropout's random stream apart from the augmentation's, which is 1.
+# Separates dropout's random stream from the augmentation's, which is 1.
 _DROPOUT = 2
 
 
 class DropoutSeed:
-    """Gives the seed of dropout: another one in each step and in each part of its batch.
+    """The seed of dropout: a different one for each step and each part of its batch.
 
-    The run's seed is a variable, not a constant of the graph: what XLA compiled for one seed serves
-    every other.
+    The run's seed is a variable, not a graph constant, so that code compiled by XLA is the same
+    for all seeds.
     """
 
     def __init__(self, seed: int, step: tf.Variable):
@@ -42,7 +42,7 @@ class DropoutSeed:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; `checkpoint` holds all of it."""
+    """All state that a step changes; `checkpoint` contains it."""
 
     model: keras.Model
     optimizer: Any
@@ -53,12 +53,12 @@ class TrainState:
 
 
 def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> TrainState:
-    """Builds network and optimizer; call it in the strategy's scope.
+    """Builds network and optimizer; must be called in the strategy's scope.
 
     Args:
-      run: what to build.
-      progress: takes lines on where the weights come from.
-      fresh: load the weights that a new run starts from; otherwise a checkpoint is to follow.
+      run: the run to build for.
+      progress: receives lines about the initial weights.
+      fresh: load the initial weights of a new run; otherwise a checkpoint will be restored.
     """
     keras.utils.set_random_seed(run.train.seed)
     step = tf.Variable(0, trainable=False, dtype=tf.int64, name="step")
@@ -96,17 +96,17 @@ def open_state(
     *,
     resumed: bool,
 ) -> TrainState:
-    """Builds network and optimizer on some devices, as of the newest checkpoint or anew.
+    """Builds network and optimizer on some devices, from the newest checkpoint or from scratch.
 
     Args:
-      run: what to build.
+      run: the run to build for.
       strategy: the devices.
-      progress: takes lines on where the weights come from.
+      progress: receives lines about the initial weights.
       resumed: whether the run has a checkpoint.
 
     Raises:
-      FileNotFoundError: initial weights that are not there.
-      ValueError: initial weights or a checkpoint that does not fit.
+      FileNotFoundError: the initial weights do not exist.
+      ValueError: the initial weights or the checkpoint do not fit the network.
     """
     with strategy.scope():
         state = build_state(run, progress, fresh=not resumed)
@@ -116,16 +116,16 @@ def open_state(
 
 
 def freeze_batch_norm(model: keras.Model) -> None:
-    """Keeps every batch norm as it is: its statistics are used and nothing of it is trained."""
+    """Freezes every batch norm: it uses its moving statistics, and is not trained."""
     for norm in _batch_norms(model):
         norm.trainable = False
 
 
 def synchronize_batch_norm(model: keras.Model) -> None:
-    """Lets every batch norm normalize over the crops of all devices."""
+    """Makes every batch norm normalize over the crops of all devices."""
     for norm in _batch_norms(model):
         norm.synchronized = True
-        norm.fused = False  # Keras 2 has a form that looks at one device alone
+        norm.fused = False  # the fused operation of Keras 2 normalizes per device
 
 
 def _batch_norms(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
@@ -141,20 +141,20 @@ def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def use_xla(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
-    """Says whether XLA compiles the step.
+    """Returns whether XLA compiles the step.
 
     Raises:
-      ValueError: it cannot, but is asked for.
+      ValueError: `xla` is on, but XLA cannot compile the step.
     """
     problem, several = "", strategy.num_replicas_in_sync > 1
     if several and len(strategy.extended.worker_devices) > 1:
         problem = "one device in each process"
     elif several and config.sync_batch_norm:
-        problem = "sync_batch_norm off: it cannot compile what devices say to each other"
+        problem = "sync_batch_norm off: XLA cannot compile communication between devices"
     if config.xla == "on" and problem:
         raise ValueError(
             f"xla=on must be used with {problem}. Remedy: --xla=auto, or see "
-            "docs/several_machines.md on a process for each device"
+            "docs/several_machines.md for how to start one process per device"
         )
     on_gpu = bool(gpus())
     return config.xla == "on" or (config.xla == "auto" and on_gpu and not problem)

@@ -12,7 +12,7 @@ from mapseg.machine import gpus
 from mapseg.model.deeplab import coarse_model
 from mapseg.training.losses import make_loss
 from mapseg.training.state import TrainState, use_xla
-from mapseg.training.updates import assign, join, make_update, tensorflow_variables
+from mapseg.training.updates import assign, join_flat, make_update, tensorflow_variables
 
 _STEPS_PER_CALL_ON_GPU = 10
 
@@ -30,10 +30,10 @@ def make_step(
 ) -> Step:
     """Compiles the training step: (image, label) -> (loss [] float32, finite [] bool).
 
-    The loss is the mean over the labelled pixels of the batch of all devices, and the gradient is
-    that of this mean, clipped as a whole, into how many devices and parts it may be cut. If a
-    gradient anywhere is not finite, no variable changes but the step's number and the loss
-    scale: the moving statistics that the forward pass already wrote are put back.
+    The loss is the mean over the labelled pixels of the global batch, and its gradient is clipped
+    by global norm, however many devices and parts the batch is split into. If the loss or a
+    gradient is not finite on any replica, only the step number and the loss scale change: the
+    moving statistics that the forward pass has already updated are restored.
     """
     replicas = strategy.num_replicas_in_sync
     compiled = use_xla(config, strategy)
@@ -45,20 +45,20 @@ def make_step(
         differentiate = _in_parts(differentiate, state, config, replicas)
     moving = _moving_statistics(state, config, joined=joined)
 
-    # XLA compiles all of the step on one device, and on several what each does alone.
+    # XLA compiles the whole step on one device; on several, only the forward and backward pass.
     @tf.function(jit_compile=compiled, autograph=False)
     def forward(image: tf.Tensor, label: tf.Tensor) -> tuple[Any, ...]:
-        before = [join(group) for group in moving]
-        # The number of labelled pixels on all devices is not yet known: all pixels stand for it.
+        before = [join_flat(group) for group in moving]
+        # The number of labelled pixels on all devices is not known yet: divide by all pixels first.
         unit = tf.convert_to_tensor(state.loss_scale.scale) / _pixels(label, replicas)
         total, pixels, *gradients = differentiate(image, label, unit)
-        return tf.stack([total, pixels]), update.join(gradients), before
+        return tf.stack([total, pixels]), update.join_gradients(gradients), before
 
     def first(value: tf.Tensor) -> tf.Tensor:
         return strategy.experimental_local_results(value)[0]
 
-    # The verdict is taken on the sum over the replicas, which is the same for all of them: were
-    # each to decide by its own gradients, they would drift apart.
+    # Checked on the sum over the replicas, which is the same on all of them: if each replica
+    # checked its own gradients, they would drift apart.
     @tf.function(jit_compile=compiled and replicas == 1, autograph=False)
     def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         facts, gradients, before = strategy.run(forward, (image, label))
@@ -77,16 +77,16 @@ def make_step(
     return step
 
 
-def _add_up(*found: Any) -> Any:
-    """Adds up over replicas what each of them found."""
+def _add_up(*tensors: Any) -> Any:
+    """Sums tensors over the replicas."""
     context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, found)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def _moving_statistics(
     state: TrainState, config: TrainConfig, *, joined: bool
 ) -> list[list[tf.Variable]]:
-    """Returns what the forward pass writes, in the groups in which it is put back."""
+    """Returns the variables that the forward pass updates, in the groups used to restore them."""
     if config.batch_norm == "frozen":
         return []
     moving = tensorflow_variables(state.model.non_trainable_variables)
@@ -96,9 +96,9 @@ def _moving_statistics(
 def _put_back(
     moving: Sequence[Sequence[tf.Variable]], before: Sequence[tf.Tensor], finite: tf.Tensor
 ) -> None:
-    """Gives a replica's moving statistics their values of before where the step is not finite."""
+    """Restores a replica's moving statistics if the step is not finite."""
     for group, values in zip(moving, before, strict=True):
-        assign(group, tf.where(finite, join(group), values))
+        assign(group, tf.where(finite, join_flat(group), values))
 
 
 def _make_differentiate(
@@ -119,7 +119,7 @@ def _make_differentiate(
 def _in_parts(
     differentiate: _Differentiate, state: TrainState, config: TrainConfig, replicas: int
 ) -> _Differentiate:
-    """Differentiates one part of the batch after the other, and adds up what they give."""
+    """Differentiates one part of the batch after the other, and sums the results."""
     parts = config.accumulate_steps
 
     def accumulate(image: tf.Tensor, label: tf.Tensor, unit: tf.Tensor) -> list[tf.Tensor]:
@@ -127,12 +127,12 @@ def _in_parts(
 
         def add(part: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
             state.dropout_seed.part = part
-            found = differentiate(images[part], labels[part], unit)
-            return [part + 1, *(a + b for a, b in zip(sums, found, strict=True))]
+            results = differentiate(images[part], labels[part], unit)
+            return [part + 1, *(a + b for a, b in zip(sums, results, strict=True))]
 
         trained = state.model.trainable_variables
         sums = [tf.zeros([]), tf.zeros([]), *(tf.zeros(v.shape) for v in trained)]
-        if config.sync_batch_norm and replicas > 1:  # a loop cannot hold what devices say
+        if config.sync_batch_norm and replicas > 1:  # tf.while_loop cannot contain an all-reduce
             for part in range(parts):
                 with tf.control_dependencies(sums):
                     _, *sums = add(part, *sums)
@@ -155,15 +155,15 @@ def _pixels(label: tf.Tensor, replicas: int) -> tf.Tensor:
 
 
 def make_steps(step: Step) -> Steps:
-    """Makes several steps one call: (batches, count) -> (losses [count], finite [count] bool)."""
+    """Runs several steps per call: (batches, count) -> (losses [count], finite [count] bool)."""
 
     @tf.function(autograph=False)
     def steps(batches: Iterator[Any], count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def take(
             i: tf.Tensor, losses: tf.TensorArray, finite: tf.TensorArray
         ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
-            loss, sound = step(*next(batches))
-            return i + 1, losses.write(i, loss), finite.write(i, sound)
+            loss, is_finite = step(*next(batches))
+            return i + 1, losses.write(i, loss), finite.write(i, is_finite)
 
         _, losses, finite = tf.while_loop(
             lambda i, *_: i < count,
@@ -182,7 +182,7 @@ def make_steps(step: Step) -> Steps:
 
 @contextmanager
 def _without_rewriting() -> Iterator[None]:
-    """Keeps TensorFlow from rewriting graphs: on a CPU it delays training and speeds up no step."""
+    """Turns off TensorFlow's graph rewriting: on a CPU it delays the start, with no faster step."""
     name, options = "disable_meta_optimizer", tf.config.optimizer
     before = options.get_experimental_options().get(name, False)
     options.set_experimental_options({name: True})
@@ -193,21 +193,21 @@ def _without_rewriting() -> Iterator[None]:
 
 
 def steps_per_call() -> int:
-    """Says how many steps run without coming back to Python."""
+    """Returns how many steps run before control returns to Python."""
     return _STEPS_PER_CALL_ON_GPU if gpus() else 1
 
 
 def make_averaging(state: TrainState, strategy: tf.distribute.Strategy) -> Callable[[], None]:
-    """Makes a function that gives all devices the mean of their batch norms' moving statistics.
+    """Makes a function that averages the batch norms' moving statistics over all devices.
 
-    Where each device normalizes over its own crops, the statistics drift apart; a checkpoint and
-    an evaluation need one of each.
+    If each device normalizes over its own crops, the statistics drift apart, but a checkpoint and
+    an evaluation need a single value.
     """
     moving = tensorflow_variables(state.model.non_trainable_variables)
 
     def average() -> None:
         context = tf.distribute.get_replica_context()
-        assign(moving, context.all_reduce(tf.distribute.ReduceOp.MEAN, join(moving)))
+        assign(moving, context.all_reduce(tf.distribute.ReduceOp.MEAN, join_flat(moving)))
 
     @tf.function
     def run() -> None:

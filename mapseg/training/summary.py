@@ -1,4 +1,4 @@
-"""What is about to be trained, in lines for people."""
+"""Summary of a run, printed before training starts."""
 
 import math
 
@@ -11,7 +11,7 @@ from mapseg.training.state import TrainState, use_xla
 
 
 def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> list[str]:
-    """Says what is about to be trained, on what, and how long it is."""
+    """Returns lines about the network, the devices and the length of a run."""
     names = ", ".join(gpu.name for gpu in gpus())
     devices = names or f"CPU ({cores()} cores)"
     if workers.count > 1:
@@ -31,13 +31,14 @@ def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> lis
     ]
     if run.model.encoder_weights == "auto" and start == "none":
         lines.append(
-            f"NOTE: there are no ImageNet weights of {run.model.encoder}: it starts at random"
+            f"NOTE: there are no ImageNet weights for {run.model.encoder}: it starts from random "
+            "weights"
         )
     warmup, end = run.train.warmup_steps, run.train.schedule_steps or run.train.steps
     if warmup >= end:
         lines.append(
-            f"WARNING: warmup_steps={warmup} of a schedule of {end} steps: the rate only rises. "
-            "Remedy: fewer --warmup_steps"
+            f"WARNING: warmup_steps={warmup} of a schedule of {end} steps: the learning rate never "
+            "decays. Remedy: fewer --warmup_steps"
         )
     for problem in (hidden_gpu(), onednn.difference(run.onednn)):
         if problem:
@@ -46,5 +47,5 @@ def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> lis
 
 
 def trained_parameters(state: TrainState) -> int:
-    """Counts the numbers that training changes by their gradient."""
+    """Counts the trainable parameters."""
     return sum(math.prod(v.shape) for v in state.model.trainable_variables)

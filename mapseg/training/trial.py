@@ -1,4 +1,4 @@
-"""A training step that is tried before a run: whether it fits, its time and its memory."""
+"""Trial of the training step before a run: whether it fits into memory, and its time."""
 
 import math
 import time
@@ -16,16 +16,16 @@ from mapseg.training.state import TrainState
 from mapseg.training.step import make_step
 
 _STEPS_TIMED, _TIMED_SECS = 5, 60.0
-_MOST_OVERFLOWS = 20  # until the loss scale of float16 has found its height
+_MOST_OVERFLOWS = 20  # while the loss scale of float16 adapts
 
 
 class FirstStep(NamedTuple):
-    """The outcome of the first step.
+    """The result of the first step.
 
     Attributes:
       loss: its loss.
-      finite: whether loss and gradients are.
-      secs: how long it took, compiling included.
+      finite: whether loss and gradients are finite.
+      secs: its duration, compilation included.
     """
 
     loss: float
@@ -34,14 +34,14 @@ class FirstStep(NamedTuple):
 
 
 class Trial:
-    """A step that is taken again and again with one batch.
+    """A training step that is repeated with one batch.
 
     Attributes:
-      crops: of the batch, those that fit into the memory of the devices.
+      crops: how many crops of the batch fit into the memory of the devices.
     """
 
     def __init__(self, state: TrainState, config: TrainConfig, workers: Workers):
-        """Binds to a network on its devices, which the steps change."""
+        """Binds to a network on its devices; the steps change its weights."""
         self._state, self._config, self._workers = state, config, workers
         self.crops = config.batch_size
         self._step: Callable[[], Any] | None = None
@@ -49,7 +49,7 @@ class Trial:
 
     @property
     def weight_bytes(self) -> int:
-        """What the network's weights take in float32."""
+        """The size of the network's weights in float32."""
         return sum(4 * math.prod(v.shape) for v in self._state.model.variables)
 
     def take_first_step(
@@ -58,15 +58,15 @@ class Trial:
         class_pixels: Sequence[int] | np.ndarray,
         progress: Callable[[str], None],
     ) -> FirstStep:
-        """Takes a step, with half the crops again and again where memory is too little.
+        """Takes a step; halves the number of crops until it fits into memory.
 
         Args:
           batch: ([B, h, w, 3] uint8, [B, h, w] uint8).
           class_pixels: see `make_loss`.
-          progress: takes lines for people.
+          progress: receives progress lines.
 
         Raises:
-          tf.errors.ResourceExhaustedError: the least batch does not fit.
+          tf.errors.ResourceExhaustedError: the smallest batch does not fit.
         """
         compiled = make_step(self._state, self._config, self._workers.strategy, class_pixels)
         while True:
@@ -90,14 +90,14 @@ class Trial:
         return FirstStep(loss, bool(finite), secs)
 
     def on_devices(self, pixels: np.ndarray) -> Any:
-        """Gives each device its share of the crops."""
+        """Distributes the crops over the devices."""
         each = len(pixels) // self._workers.replicas
         return self._workers.strategy.experimental_distribute_values_from_function(
             lambda replica: tf.constant(pixels[replica.replica_id_in_sync_group * each :][:each])
         )
 
     def time_steps(self) -> tuple[float, int]:
-        """Takes steps, after the first; returns the seconds of one, and how many were timed."""
+        """Times steps after the first; returns the seconds per step and the number of steps."""
         if self._step is None:
             raise ValueError("take_first_step must be called before time_steps")
         machine.reset_peak()
@@ -111,15 +111,15 @@ class Trial:
         return (time.perf_counter() - started) / count, count
 
     def largest_batch(self) -> tuple[int, float]:
-        """Estimates how many crops a batch may have, from the memory that the steps took.
+        """Estimates the largest batch from the memory that the timed steps used.
 
         Returns:
-          The crops, and the bytes that each takes; (0, 0) where that is not known.
+          The number of crops, and the bytes per crop; (0, 0) if unknown.
         """
-        # Fixed are weights and slots, which lay there before, and gradients.
+        # Independent of the batch: gradients; and weights and slots, which are in the idle bytes.
         gradients, replicas = self.weight_bytes, self._workers.replicas
-        taken = machine.allocated_bytes("peak") - self._idle_bytes - gradients
-        crop_bytes = taken * replicas / self.crops
+        activations = machine.allocated_bytes("peak") - self._idle_bytes - gradients
+        crop_bytes = activations * replicas / self.crops
         if machine.gpus():
             spare = machine.gpu_limit_bytes() - self._idle_bytes - gradients
         else:

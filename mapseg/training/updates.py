@@ -1,9 +1,9 @@
-"""The update of a step on flat vectors: clipping, weight decay, and SGD's or Adam's arithmetic.
+"""The optimizer update on flat vectors: gradient clipping, weight decay, and SGD or Adam.
 
-A network has hundreds of variables, and Keras updates each by operations of its own: thousands of
-nodes, which TensorFlow traces and optimizes before the first step. Here they are joined to two
-vectors, of the variables that decay and of the others. The variables stay as Keras made them, and
-so do checkpoints; the arithmetic is Keras's, operation by operation, to the same bits.
+A network has hundreds of variables, and Keras updates each with separate operations: thousands of
+nodes, which TensorFlow traces and optimizes before the first step. Here the variables are joined
+into two vectors, with and without weight decay. Variables and checkpoints keep Keras's format, and
+the arithmetic is Keras's, operation by operation, bit for bit.
 """
 
 import math
@@ -15,20 +15,20 @@ import tensorflow as tf
 from mapseg.config import ADDON_OPTIMIZERS, TrainConfig
 from mapseg.training.optimizers import decay_weights, kernels, learning_rate
 
-# What Keras calls the variables that an optimizer keeps for each of the network's.
+# Keras's names for the slots that an optimizer keeps for each variable of the network.
 _SLOTS = {"sgd": ("momentums",), "adamw": ("_momentums", "_velocities")}
 
 
-def join(values: Sequence[Any]) -> tf.Tensor:
-    """Joins tensors or variables of any shapes to one vector; a single one keeps its shape."""
+def join_flat(values: Sequence[Any]) -> tf.Tensor:
+    """Joins tensors or variables of any shapes into one vector; a single one keeps its shape."""
     if len(values) == 1:
         return tf.convert_to_tensor(values[0])
-    flat = tf.constant([-1])  # one node for all
+    flat = tf.constant([-1])  # one graph node for all
     return tf.concat([x if len(x.shape) == 1 else tf.reshape(x, flat) for x in values], 0)
 
 
-def cut(variables: Sequence[Any], joined: tf.Tensor) -> list[tf.Tensor]:
-    """Cuts what `join` made into tensors of the shapes of variables."""
+def split_flat(variables: Sequence[Any], joined: tf.Tensor) -> list[tf.Tensor]:
+    """Splits a vector from `join_flat` into tensors of the variables' shapes."""
     if len(variables) == 1:
         return [joined]
     parts = tf.split(joined, [math.prod(v.shape) for v in variables])
@@ -41,18 +41,18 @@ def cut(variables: Sequence[Any], joined: tf.Tensor) -> list[tf.Tensor]:
 
 
 def assign(variables: Sequence[Any], joined: tf.Tensor) -> None:
-    """Assigns to variables what `join` makes of their new values."""
-    for variable, part in zip(variables, cut(variables, joined), strict=True):
+    """Assigns new values to variables, joined by `join_flat`."""
+    for variable, part in zip(variables, split_flat(variables, joined), strict=True):
         variable.assign(part, read_value=False)
 
 
 def tensorflow_variables(variables: Sequence[Any]) -> list[tf.Variable]:
-    """Returns the variables inside Keras 3's, which take longer to read and to assign."""
+    """Returns the TensorFlow variables inside those of Keras 3: faster to read and to assign."""
     return [v if isinstance(v, tf.Variable) else v.value for v in variables]
 
 
 class _Group(NamedTuple):
-    """Variables that are updated as one, and what the optimizer keeps for them."""
+    """Variables that are updated together, and the optimizer's slots for them."""
 
     variables: list[tf.Variable]
     slots: list[list[tf.Variable]]
@@ -60,7 +60,7 @@ class _Group(NamedTuple):
 
 
 class KerasUpdate:
-    """Updates a network as the Keras optimizer would that it is given, SGD or Adam."""
+    """Updates a network exactly as its Keras optimizer would, SGD or Adam."""
 
     def __init__(
         self,
@@ -74,20 +74,20 @@ class KerasUpdate:
         """Binds to the run's step and to the variables that the optimizer was built for."""
         self._config, self._optimizer, self._step = config, optimizer, step
         decaying = {id(v) for v in kernels(variables)}
-        places = [i for i, v in enumerate(variables) if id(v) in decaying]
-        others = [i for i, v in enumerate(variables) if id(v) not in decaying]
-        self._places = [x for x in (places, others) if x]
+        with_decay = [i for i, v in enumerate(variables) if id(v) in decaying]
+        without_decay = [i for i, v in enumerate(variables) if id(v) not in decaying]
+        self._indices = [x for x in (with_decay, without_decay) if x]  # of each group
         if not joined:
-            self._places = [[i] for i in range(len(variables))]
+            self._indices = [[i] for i in range(len(variables))]
         slots = [getattr(optimizer, name) for name in _SLOTS[config.optimizer]]
         self._groups = []
-        for own in self._places:
-            parts = [tensorflow_variables([x[i] for i in own]) for x in (variables, *slots)]
-            self._groups.append(_Group(parts[0], parts[1:], id(variables[own[0]]) in decaying))
+        for indices in self._indices:
+            parts = [tensorflow_variables([x[i] for i in indices]) for x in (variables, *slots)]
+            self._groups.append(_Group(parts[0], parts[1:], id(variables[indices[0]]) in decaying))
 
-    def join(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Joins the gradients of all variables as `run` takes them."""
-        return [join([gradients[i] for i in own]) for own in self._places]
+    def join_gradients(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Joins the gradients of all variables into the groups that `run` expects."""
+        return [join_flat([gradients[i] for i in indices]) for indices in self._indices]
 
     def run(
         self,
@@ -96,13 +96,13 @@ class KerasUpdate:
         factor: tf.Tensor,
         finite: tf.Tensor,
     ) -> None:
-        """Updates all replicas and counts the step; where it is not finite, nothing changes.
+        """Updates all replicas and counts the step; changes nothing if the step is not finite.
 
         Args:
-          strategy: of the replicas; call this outside of them.
-          gradients: from `join` on each replica, of the batch of all.
-          factor: [] float32, what the gradients are to be multiplied by.
-          finite: [] bool.
+          strategy: the strategy; must be called outside of its replicas.
+          gradients: from `join_gradients` on each replica, of the global batch.
+          factor: [] float32, multiplies the gradients.
+          finite: [] bool, whether the step is finite.
         """
         strategy.run(self._apply, (gradients, factor, finite))
         iterations = self._optimizer.iterations
@@ -111,30 +111,30 @@ class KerasUpdate:
     def _apply(self, gradients: Sequence[tf.Tensor], factor: tf.Tensor, finite: tf.Tensor) -> None:
         if self._config.clip_norm:
             gradients = [g * factor for g in gradients]
-            factor = self._shrinking(gradients)
+            factor = self._clip_factor(gradients)
         rate = learning_rate(self._config, self._step)
         rule = self._sgd if self._config.optimizer == "sgd" else self._adam
         for group, gradient in zip(self._groups, gradients, strict=True):
-            own = [group.variables, *group.slots]
-            old = [join(variables) for variables in own]
+            lists = [group.variables, *group.slots]
+            old = [join_flat(variables) for variables in lists]
             new = rule(rate, self._config.weight_decay * group.decays, gradient, factor, *old)
-            for variables, before, after in zip(own, old, new, strict=True):
+            for variables, before, after in zip(lists, old, new, strict=True):
                 assign(variables, tf.where(finite, after, before))
 
-    def _shrinking(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns what clipping multiplies gradients by.
+    def _clip_factor(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Returns the factor by which clipping multiplies the gradients.
 
-        The norm is added up variable by variable, in the order of the model's.
+        As in Keras, the norm is summed variable by variable, in the order of the model.
         """
         parts: dict[int, tf.Tensor] = {}
-        for own, group, gradient in zip(self._places, self._groups, gradients, strict=True):
-            parts |= zip(own, cut(group.variables, gradient), strict=True)
+        for indices, group, gradient in zip(self._indices, self._groups, gradients, strict=True):
+            parts |= zip(indices, split_flat(group.variables, gradient), strict=True)
         norm = tf.linalg.global_norm([parts[i] for i in sorted(parts)])
         (factor,), _ = tf.clip_by_global_norm([tf.ones([])], self._config.clip_norm, norm)
         return factor
 
-    # TensorFlow multiplies numbers with each other before it multiplies a vector by them. Where
-    # Keras's operations let it, in SGD without decay, this is done here.
+    # TensorFlow multiplies scalars with each other before it multiplies a vector by them. Where
+    # Keras's operations allow that, in SGD without decay, the code does the same.
     def _sgd(
         self,
         rate: tf.Tensor,
@@ -144,7 +144,7 @@ class KerasUpdate:
         value: tf.Tensor,
         speed: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """Decays through the gradient: `weight_decay * kernel` is added to it."""
+        """SGD with L2 regularization: `weight_decay * kernel` is added to the gradient."""
         change = gradient * (factor * rate)
         if decay:
             change = (gradient * factor + decay * value) * rate
@@ -161,31 +161,31 @@ class KerasUpdate:
         mean: tf.Tensor,
         square: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """Decays beside the gradient: decoupled (Loshchilov and Hutter 2019)."""
-        own, gradient = self._optimizer, gradient * factor
+        """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+        adam, gradient = self._optimizer, gradient * factor
         if decay:
             value *= 1 - rate * decay
-        count = tf.cast(own.iterations + 1, tf.float32)
-        mean_power, square_power = own.beta_1**count, own.beta_2**count
+        count = tf.cast(adam.iterations + 1, tf.float32)
+        mean_power, square_power = adam.beta_1**count, adam.beta_2**count
         alpha = rate * tf.sqrt(1 - square_power) / (1 - mean_power)
-        mean += (gradient - mean) * (1 - own.beta_1)
-        square += (tf.square(gradient) - square) * (1 - own.beta_2)
-        return value - mean * alpha / (tf.sqrt(square) + own.epsilon), mean, square
+        mean += (gradient - mean) * (1 - adam.beta_1)
+        square += (tf.square(gradient) - square) * (1 - adam.beta_2)
+        return value - mean * alpha / (tf.sqrt(square) + adam.epsilon), mean, square
 
 
 class AddonUpdate:
-    """Updates a network by an optimizer of TensorFlow Addons, with its own arithmetic."""
+    """Updates a network with an optimizer of TensorFlow Addons, which does its own arithmetic."""
 
     def __init__(
         self, config: TrainConfig, optimizer: Any, step: tf.Variable, variables: Sequence[Any]
     ):
-        """Binds as `KerasUpdate` does."""
+        """See `KerasUpdate`."""
         self._config, self._optimizer, self._step = config, optimizer, step
         self._variables = variables
 
-    def join(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Does what `KerasUpdate.join` does."""
-        return [join(gradients)]
+    def join_gradients(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """See `KerasUpdate.join_gradients`."""
+        return [join_flat(gradients)]
 
     def run(
         self,
@@ -194,15 +194,15 @@ class AddonUpdate:
         factor: tf.Tensor,
         finite: tf.Tensor,
     ) -> None:
-        """Does what `KerasUpdate.run` does."""
+        """See `KerasUpdate.run`."""
         replicas = strategy.num_replicas_in_sync
 
         def apply(joined: tf.Tensor, factor: tf.Tensor) -> None:
-            gradients = [part * factor for part in cut(self._variables, joined)]
+            gradients = [part * factor for part in split_flat(self._variables, joined)]
             if self._config.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(gradients, self._config.clip_norm)
             if replicas > 1:
-                gradients = [g / replicas for g in gradients]  # the optimizer adds them up
+                gradients = [g / replicas for g in gradients]  # the optimizer sums over replicas
             decay_weights(self._config, self._step, self._variables)
             self._optimizer.apply_gradients(zip(gradients, self._variables, strict=True))
 
@@ -217,15 +217,15 @@ def make_update(
     *,
     joined: bool,
 ) -> KerasUpdate | AddonUpdate:
-    """Makes the update for an optimizer that was built for some variables of a network.
+    """Makes the update for an optimizer and the variables that it was built for.
 
     Args:
-      config: how it updates.
+      config: `optimizer`, `clip_norm`, `weight_decay` and the learning rate schedule.
       optimizer: from `build_optimizer`.
       step: [] int64, the run's step.
-      variables: what the optimizer was built for.
-      joined: update the variables as vectors. XLA makes one operation of many by itself, and
-        compiles longer where they are joined.
+      variables: the variables that the optimizer was built for.
+      joined: update the variables as joined vectors. XLA fuses the separate operations itself, and
+        takes longer to compile joined ones.
     """
     if config.optimizer in ADDON_OPTIMIZERS:
         return AddonUpdate(config, optimizer, step, variables)

@@ -1,4 +1,4 @@
-"""Evaluation of a run while it trains."""
+"""Evaluates a run during training."""
 
 import time
 from collections.abc import Callable, Collection
@@ -23,9 +23,9 @@ from mapseg.training.state import TrainState
 
 
 class Validator:
-    """Evaluates a run at its steps of evaluation, and keeps the best checkpoint.
+    """Evaluates a run every `eval_steps` and at its end, and keeps the best checkpoint.
 
-    All processes call it at the same steps, and share the images.
+    All processes must call it at the same steps, and share the images.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class Validator:
 
         Args:
           run: its options and its folder.
-          manifest: of the records.
-          state: whose network is evaluated.
+          manifest: the manifest of the records.
+          state: contains the network to evaluate.
           workers: the processes and devices.
           predicting: how whole images are evaluated.
-          progress: takes lines for people.
-          add_up: adds up arrays of all processes.
-          evaluated_steps: of which the first process has the scores already.
+          progress: receives progress lines.
+          add_up: sums arrays over all processes.
+          evaluated_steps: steps that are already scored; known to the first process only.
         """
         self._run, self._manifest, self._workers = run, manifest, workers
         self._state, self._progress, self._add_up = state, progress, add_up
         self._evaluated_steps = {*evaluated_steps}
         self._model = state.model
-        if workers.replicas > 1:  # a copy: the network itself lies on many devices
+        if workers.replicas > 1:  # a copy: the network itself is on several devices
             config = replace(run.model, encoder_weights="none")
             classes = len(run.label_set.classes)
             self._model = build_model(config, classes, precision=run.train.precision)
         self._predictor = Predictor(live_network(self._model), predicting, run.long_side_px)
 
     def run_if_due(self, step: int, saver: Saver, journal: Journal) -> None:
-        """Saves and evaluates at a step that is to be evaluated and was not."""
+        """Saves and evaluates if an evaluation is due at this step and not yet done."""
         config = self._run.train
         last = step == config.steps
         due = last or (config.eval_steps and step and step % config.eval_steps == 0)
@@ -105,7 +105,7 @@ class Validator:
         write_evaluation(run.run_dir, config.eval_split, scores, **facts)
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
-        # Last: the row says that the evaluation is done.
+        # Last: the row marks the evaluation as done.
         totals = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
         journal.record({"step": step, **totals})
         self._progress(

@@ -1,4 +1,4 @@
-"""Encoders with weights as those of trained networks, and what they make of an image."""
+"""Encoders with weights like those of trained networks, and their features of an image."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ def config(encoder, **options):
 
 
 def scramble(model):
-    """Makes kernels their own mirror image, and batch norms those of a trained network."""
+    """Makes kernels symmetric, and draws batch norms like those of a trained network."""
     rng = np.random.default_rng(1)
     for name, weight in named_weights(model).items():
         if name.endswith("gamma"):

@@ -1,4 +1,4 @@
-"""The fused batch norm trains as Keras's does."""
+"""The fused batch norm trains like Keras's."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import tensorflow as tf
 from mapseg.model.layers import BatchNormalization
 
 
-def trained(layer, x, steps=3):
+def train(layer, x, steps=3):
     """Takes steps; returns outputs, gradients and all variables."""
     layer.build(x.shape)
     layer.gamma.assign(np.linspace(0.5, 2, x.shape[-1]))
@@ -23,23 +23,23 @@ def trained(layer, x, steps=3):
         return y, *tape.gradient(objective, [x, *layer.trainable_variables])
 
     for number in range(steps):
-        found = step(x + number)
-    return [*found, *layer.variables]
+        results = step(x + number)
+    return [*results, *layer.variables]
 
 
 @pytest.mark.addons
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (4, 1, 1, 3), (1, 1, 1, 3)])
-def test_batch_norm_is_that_of_keras(shape):
+def test_batch_norm_equals_that_of_keras(shape):
     x = tf.constant(np.random.default_rng(0).normal(3, 2, shape), tf.float32)
-    found, expected = (
-        trained(kind(momentum=0.9, epsilon=1e-3), x)
+    ours, theirs = (
+        train(kind(momentum=0.9, epsilon=1e-3), x)
         for kind in (BatchNormalization, keras.layers.BatchNormalization)
     )
-    for value, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=2e-4)
+    for value, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=2e-4)
 
 
-def test_the_moving_variance_is_without_bessels_correction():
+def test_the_moving_variance_has_no_bessels_correction():
     x = np.random.default_rng(0).normal(3, 2, [2, 1, 1, 4]).astype(np.float32)
     layer = BatchNormalization(momentum=0.0)
     layer(tf.constant(x), training=True)
@@ -50,16 +50,16 @@ def test_the_moving_variance_is_without_bessels_correction():
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_batch_norm_in_half_precision_keeps_float32_statistics(dtype):
     x = tf.constant(np.random.default_rng(0).normal(3, 2, [2, 9, 9, 4]), tf.float32)
-    found, expected = (
-        trained(kind(momentum=0.9, dtype=dtype), tf.cast(x, dtype[6:]))
+    ours, theirs = (
+        train(kind(momentum=0.9, dtype=dtype), tf.cast(x, dtype[6:]))
         for kind in (BatchNormalization, keras.layers.BatchNormalization)
     )
-    assert found[0].dtype == expected[0].dtype == dtype[6:]
-    for value, wanted in zip(found[-2:], expected[-2:], strict=True):
+    assert ours[0].dtype == theirs[0].dtype == dtype[6:]
+    for value, expected in zip(ours[-2:], theirs[-2:], strict=True):
         assert value.dtype == "float32"
-        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
-        tf.cast(found[0], tf.float32), tf.cast(expected[0], tf.float32), atol=0.02
+        tf.cast(ours[0], tf.float32), tf.cast(theirs[0], tf.float32), atol=0.02
     )
 
 

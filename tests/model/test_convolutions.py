@@ -31,7 +31,7 @@ def output_and_gradients(layer, x, *, compiled):
     ],
 )
 @pytest.mark.parametrize("kind", ["Conv2D", "DepthwiseConv2D"])
-def test_forms_for_xla_give_what_keras_gives(kind, kernel_px, rate, size, padding):
+def test_forms_for_xla_equal_keras(kind, kernel_px, rate, size, padding):
     options = {"kernel_size": kernel_px, "padding": padding, "dilation_rate": rate}
     options |= {"filters": 4, "use_bias": True} if kind == "Conv2D" else {"use_bias": False}
     keras.utils.set_random_seed(1)
@@ -41,20 +41,20 @@ def test_forms_for_xla_give_what_keras_gives(kind, kernel_px, rate, size, paddin
         layer(x)
     ours.set_weights(theirs.get_weights())
     expected = output_and_gradients(theirs, x, compiled=False)
-    found = [output_and_gradients(ours, x, compiled=False)]  # Keras's own form
+    results = [output_and_gradients(ours, x, compiled=False)]  # Keras's implementation
     convolutions.use_forms_for_xla([ours])
-    found.append(output_and_gradients(ours, x, compiled=True))
-    for values in found:
-        for value, right in zip(values, expected, strict=True):
-            np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-4)
+    results.append(output_and_gradients(ours, x, compiled=True))
+    for values in results:
+        for value, expected_value in zip(values, expected, strict=True):
+            np.testing.assert_allclose(value, expected_value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("encoder", "of_stride_2"),
+    ("encoder", "stride_2_count"),
     [("resnet50", 0), ("mobilenet_v2", 2), ("efficientnet_lite0", 2)],
 )
-def test_in_training_nothing_moves_pixels_into_the_batch(encoder, of_stride_2):
-    """Where XLA compiles; Keras's forms do, at an output stride of 8 or 16."""
+def test_training_for_xla_moves_no_pixels_into_the_batch(encoder, stride_2_count):
+    """Keras's layers do so at an output stride of 8 or 16."""
     config = ModelConfig(encoder=encoder, encoder_weights="none", output_stride=8)
     model = build_encoder(config).model
 
@@ -67,10 +67,10 @@ def test_in_training_nothing_moves_pixels_into_the_batch(encoder, of_stride_2):
     convolutions.use_forms_for_xla(model.layers)
     assert "SpaceToBatchND" not in operations(True)
     assert "SpaceToBatchND" in operations(False)  # evaluation is not compiled
-    assert operations(True).count("DepthwiseConv2dNative") == of_stride_2
+    assert operations(True).count("DepthwiseConv2dNative") == stride_2_count
 
 
-def test_every_convolution_of_xception_can_take_its_form_for_xla():
+def test_every_depthwise_convolution_of_xception_has_a_form_for_xla():
     config = ModelConfig(encoder="xception65", encoder_weights="none")
     layers = build_encoder(config).model.layers
     depthwise = [x for x in layers if isinstance(x, keras.layers.DepthwiseConv2D)]

@@ -19,14 +19,14 @@ def rng():
 
 @pytest.fixture(scope="module")
 def encoder():
-    """A network that tests share; they must not change it."""
+    """A network shared by tests, which must not change it."""
     keras.utils.set_random_seed(1)
     return build_encoder(CONFIG).model
 
 
-def test_parameters_are_the_published_without_the_head(encoder):
-    # The published program has 5,695,987 (5.7 M in the paper) for 19 classes: with biases in the
-    # first two convolutions, which batch norm undoes, and with the head after its first batch norm.
+def test_parameters_are_those_published_without_the_head(encoder):
+    # The published code has 5,695,987 (5.7 M in the paper) for 19 classes: with biases in the first
+    # two convolutions, which batch norm cancels, and with the head after its first batch norm.
     head = 3 * 3 * 128 * 64 + 2 * 64 + 64 * 19 + 19
     trained = sum(int(np.prod(v.shape)) for v in encoder.trainable_variables)
     assert trained == 5_695_987 - head - 2 * 32
@@ -42,29 +42,29 @@ def test_features_have_a_sample_on_every_stride_and_the_last_pixel(encoder, step
     assert features.shape == (2, *(n + 1 for n in steps), 128)
 
 
-def test_features_lie_on_their_pixels_and_know_the_whole_image(rng):
+def test_features_lie_on_their_pixels_and_have_global_context(rng):
     encoder = build_encoder(CONFIG).model
     for name, weight in named_weights(encoder).items():
         if name.endswith("kernel"):
             kernel = np.array(weight)
             kernel = kernel + kernel[::-1]
             weight.assign((kernel + kernel[:, ::-1]) / 4)
-    # Kernels are their own mirror image: where pixels 0 and -1 lie on the grids of all strides, of
-    # DAPPM's coarsest means too, features mirror with the image, if they lie on their pixels.
+    # Kernels are symmetric, and pixels 0 and -1 lie on the grids of all strides, also of DAPPM's
+    # coarsest means. So if features lie on their pixels, mirroring the image mirrors the features.
     image = rng.normal(size=(1, 513, 513, 3)).astype(np.float32)
-    found = encoder(image, training=False)
-    mirrored = encoder(image[:, ::-1, ::-1], training=False)
-    for ours, theirs in zip(found, mirrored, strict=True):
-        ours, theirs = ours.numpy(), theirs.numpy()[:, ::-1, ::-1]
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(ours).max())
+    features = encoder(image, training=False)
+    mirrored_features = encoder(image[:, ::-1, ::-1], training=False)
+    for plain, mirrored in zip(features, mirrored_features, strict=True):
+        plain, mirrored = plain.numpy(), mirrored.numpy()[:, ::-1, ::-1]
+        np.testing.assert_allclose(plain, mirrored, rtol=0, atol=1e-4 * np.abs(plain).max())
     image[:, :16, :16] += 9
-    changes = np.abs(encoder(image, training=False)[1] - found[1]).max((0, 3))
+    changes = np.abs(encoder(image, training=False)[1] - features[1]).max((0, 3))
     assert changes[-1, -1] > 1e-5
     assert changes[0, 0] > 100 * changes[-1, -1]
 
 
 @pytest.mark.addons
-def test_logits_have_the_size_of_the_image_and_come_without_a_pyramid(rng):
+def test_logits_have_the_size_of_the_image_and_there_is_no_pyramid(rng):
     model = build_model(CONFIG, 5)
     for size in ((1, 1), (64, 47), (65, 129)):
         image = rng.integers(0, 256, (2, *size, 3), np.uint8)
@@ -73,8 +73,8 @@ def test_logits_have_the_size_of_the_image_and_come_without_a_pyramid(rng):
 
 
 @pytest.fixture(scope="module")
-def stirred():
-    """A network whose batch norms do something, and its weights by name; not to be changed."""
+def trained_like():
+    """A network with random batch norms, and its weights by name; tests must not change it."""
     keras.utils.set_random_seed(1)
     rng = np.random.default_rng(1)
     model = build_encoder(CONFIG).model
@@ -85,9 +85,9 @@ def stirred():
 
 
 def run_part(model, inputs, output):
-    """What a layer gives if others gave `inputs`, values by layer name."""
-    given = [model.get_layer(name).output for name in inputs]
-    return keras.Model(given, model.get_layer(output).output)(list(inputs.values()))
+    """Returns the output of a layer for given outputs of earlier layers, `inputs` by name."""
+    tensors = [model.get_layer(name).output for name in inputs]
+    return keras.Model(tensors, model.get_layer(output).output)(list(inputs.values()))
 
 
 def norm(x, weights, name):
@@ -102,9 +102,9 @@ def enlarge(x, like):
     return tf.compat.v1.image.resize_bilinear(x, like.shape[1:3], align_corners=True)
 
 
-def test_the_context_module_is_that_of_the_paper(stirred, rng):
+def test_the_context_module_follows_the_paper(trained_like, rng):
     """DAPPM, Figure 5: y_i = C3(U(C1(pooled_i)) + y_(i-1)), y_0 = C1(x), then C1(all) + C1(x)."""
-    model, weights = stirred
+    model, weights = trained_like
 
     def c(x, name):
         return tf.nn.conv2d(
@@ -112,23 +112,23 @@ def test_the_context_module_is_that_of_the_paper(stirred, rng):
         )
 
     x = tf.constant(rng.normal(size=(1, 9, 17, 512)).astype(np.float32))
-    # At sizes 8n + 1 such windows lie around the samples, and count only those within.
+    # At sizes 8n + 1 these windows are centred on the samples, and average only those inside.
     pooled = [tf.nn.avg_pool2d(x, k, s, "SAME") for k, s in ((5, 2), (9, 4), (17, 8))]
     pooled.append(tf.reduce_mean(x, [1, 2], keepdims=True))
-    found = [c(x, "context-scale0")]
+    scales = [c(x, "context-scale0")]
     for i, means in enumerate(pooled, start=1):
-        found.append(
-            c(enlarge(c(means, f"context-scale{i}"), x) + found[-1], f"context-process{i}")
+        scales.append(
+            c(enlarge(c(means, f"context-scale{i}"), x) + scales[-1], f"context-process{i}")
         )
-    expected = c(tf.concat(found, -1), "context-compression") + c(x, "context-shortcut")
+    expected = c(tf.concat(scales, -1), "context-compression") + c(x, "context-shortcut")
     ours = run_part(model, {"conv6-coarse-add": x}, "context-add")
     np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("conv4", 1), ("conv5", 2)])
-def test_the_branches_inform_each_other_as_in_the_paper(stirred, rng, stage, steps):
-    """Equation 1: both see what the other was before; ReLU of the sums."""
-    model, weights = stirred
+def test_the_branches_exchange_features_as_in_the_paper(trained_like, rng, stage, steps):
+    """Equation 1: each branch gets the other's features from before; ReLU of the sums."""
+    model, weights = trained_like
     fine = tf.constant(rng.normal(size=(1, 9, 17, 64)).astype(np.float32))
     coarse_shape = (1, 8 // 2**steps + 1, 16 // 2**steps + 1, 64 * 2**steps)
     coarse = tf.constant(rng.normal(size=coarse_shape).astype(np.float32))
@@ -150,26 +150,26 @@ def test_xla_compiles_the_context_module_in_half_precision(rng):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     model = build_encoder(CONFIG).model
     keras.mixed_precision.set_global_policy("float32")
-    given = [model.get_layer(f"conv6-{branch}-add").output for branch in ("coarse", "fine")]
-    part = keras.Model(given, model.get_layer("head-add").output)
+    inputs = [model.get_layer(f"conv6-{branch}-add").output for branch in ("coarse", "fine")]
+    part = keras.Model(inputs, model.get_layer("head-add").output)
 
     @tf.function(jit_compile=True)
-    def slopes(*features):
+    def run(*features):
         with tf.GradientTape() as tape:
             tape.watch(features)
-            found = part(features, training=True)
-            total = tf.reduce_sum(tf.cast(found, tf.float32) ** 2)
-        return found, tape.gradient(total, features)
+            output = part(features, training=True)
+            total = tf.reduce_sum(tf.cast(output, tf.float32) ** 2)
+        return output, tape.gradient(total, features)
 
     shapes = (2, 2, 3, 512), (2, 9, 17, 128)
-    found, gradients = slopes(*(tf.constant(rng.normal(size=s), tf.bfloat16) for s in shapes))
-    assert found.dtype == tf.bfloat16
+    output, gradients = run(*(tf.constant(rng.normal(size=s), tf.bfloat16) for s in shapes))
+    assert output.dtype == tf.bfloat16
     for gradient in gradients:
         assert np.isfinite(tf.cast(gradient, tf.float32)).all()
         assert np.any(tf.cast(gradient, tf.float32) != 0)
 
 
-def test_half_precision_reaches_every_convolution_and_stays_near(rng):
+def test_half_precision_is_used_in_every_convolution_and_stays_accurate(rng):
     precise = build_encoder(CONFIG).model
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     rough = build_encoder(CONFIG).model
@@ -177,13 +177,13 @@ def test_half_precision_reaches_every_convolution_and_stays_near(rng):
     assert {x.compute_dtype for x in rough.layers if x.weights} == {"bfloat16"}
     rough.set_weights(precise.get_weights())
     image = rng.normal(size=(1, 129, 193, 3)).astype(np.float32)
-    expected, found = precise(image)[1], rough(image)[1]
-    assert found.dtype == tf.bfloat16
-    difference = np.abs(tf.cast(found, tf.float32) - expected)
+    expected, actual = precise(image)[1], rough(image)[1]
+    assert actual.dtype == tf.bfloat16
+    difference = np.abs(tf.cast(actual, tf.float32) - expected)
     assert difference.mean() < 0.02 * np.abs(expected).mean()
 
 
-def test_own_weights_come_back(encoder, tmp_path):
+def test_saved_weights_can_be_loaded(encoder, tmp_path):
     path = tmp_path / "own.weights.h5"
     encoder.save_weights(path)
     again = build_encoder(ModelConfig(**{**vars(CONFIG), "encoder_weights": str(path)})).model

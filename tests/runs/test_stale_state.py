@@ -213,7 +213,7 @@ def test_a_start_after_a_failed_one_is_clean(records_dir, tmp_path, monkeypatch)
         (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (run_dir / name).write_text("{}")
     train(run_dir, records_dir, lines.append, **TINY)
-    (line,) = [line for line in lines if line.startswith("begins anew")]
+    (line,) = [line for line in lines if line.startswith("starting from scratch")]
     assert line.endswith(
         "removed what an earlier start left: checkpoints, evaluation, history.csv, loss.png, "
         "not_finite, tensorboard"
@@ -231,7 +231,7 @@ def test_a_start_after_a_failed_one_is_clean(records_dir, tmp_path, monkeypatch)
 
     lines.clear()  # a run with a checkpoint keeps its files
     train(run_dir, records_dir, lines.append, **{**TINY, "steps": 6})
-    assert not [line for line in lines if line.startswith("begins anew")]
+    assert not [line for line in lines if line.startswith("starting from scratch")]
     assert [r["step"] for r in read_history(run_dir / "history.csv")] == [2, 4, 6]
 
 

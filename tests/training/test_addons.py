@@ -1,4 +1,4 @@
-"""The optimizers of TensorFlow Addons, and run folders that cross between the environments."""
+"""The optimizers of TensorFlow Addons, and run folders used in both environments."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_every_slot_exists_before_the_first_step(name):
     before = len(optimizer.variables())
     optimizer.apply_gradients([(tf.ones_like(v), v) for v in variables])
     assert len(optimizer.variables()) == before
-    if name == "lookahead_radam":  # both count together: 2 x (m, v) + 2 x slow + one count
+    if name == "lookahead_radam":  # one shared counter: 2 x (m, v) + 2 x slow + one counter
         assert optimizer._optimizer.iterations is optimizer.iterations
     assert int(optimizer.iterations) == 1
 
@@ -60,18 +60,18 @@ def test_every_slot_is_resumed_exactly(name, precision, tmp_path):
     config = TrainConfig(optimizer=name, schedule_steps=20, learning_rate=0.01, precision=precision)
     image, label = small_batch()
 
-    def go(state, steps):
+    def take_steps(state, steps):
         step = train.make_step(state, config, tf.distribute.get_strategy())
         for _ in range(steps):
             step(image, label)
         return state
 
-    whole = go(SmallState(config), 14)
-    cut = go(SmallState(config), 8)  # after Lookahead has synchronised once
+    whole = take_steps(SmallState(config), 14)
+    cut = take_steps(SmallState(config), 8)  # after Lookahead has synchronised once
     path = checkpoints.write_checkpoint(tmp_path, 8, cut.checkpoint, {}, keep=1)
     resumed = SmallState(config)
     checkpoints.read_state(path, resumed.checkpoint)
-    go(resumed, 6)
+    take_steps(resumed, 6)
     assert len(whole.arrays()) >= {"lookahead_radam": 27, "novograd": 20}[name]
     for value, other in zip(whole.arrays(), resumed.arrays(), strict=True):
         np.testing.assert_array_equal(value, other)
@@ -81,8 +81,8 @@ _PREDICT = """
 import sys
 import numpy as np
 from mapseg.estimator import Estimator
-found = Estimator(sys.argv[1], progress=lambda _: None).predict(np.load(sys.argv[2]))
-np.save(sys.argv[3], found.ids)
+prediction = Estimator(sys.argv[1], progress=lambda _: None).predict(np.load(sys.argv[2]))
+np.save(sys.argv[3], prediction.ids)
 """
 
 
@@ -91,7 +91,7 @@ def in_environment(python, *arguments):
     subprocess.run([str(python), *arguments], check=True, cwd=ROOT, env=environment)
 
 
-@needs_addons  # both ways at once: not a second time from the other side
+@needs_addons  # tests both directions, so it need not run in the other environment too
 @pytest.mark.addons
 def test_a_run_folder_crosses_environments(records_dir, tmp_path):
     other = ROOT / ".venv" / "bin" / "python"
@@ -111,5 +111,5 @@ def test_a_run_folder_crosses_environments(records_dir, tmp_path):
         assert (ids == np.load(ids_path)).mean() > 0.999
     info = json.loads((checkpoints.find_checkpoint(theirs) / "info.json").read_text())
     assert info["tensorflow"] != tf.__version__
-    with pytest.raises(ValueError, match="--init_from"):  # training goes on only where it began
+    with pytest.raises(ValueError, match="--init_from"):  # a run resumes only under its own Keras
         Estimator(theirs, progress=print).train(records_dir, steps=6)

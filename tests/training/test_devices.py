@@ -9,15 +9,15 @@ from mapseg.training.devices import check_batch_norm
     [({"batch_size": 1}, 1), ({"batch_size": 4, "accumulate_steps": 4}, 1), ({"batch_size": 2}, 2)],
     ids=str,
 )
-def test_a_batch_norm_that_would_see_one_crop_is_refused(options, replicas):
-    """Image pooling leaves it one value: zero in training, anything in prediction."""
+def test_batch_norm_over_one_crop_is_refused(options, replicas):
+    """After image pooling one value is left: normalised it is zero in training."""
 
-    def check(**more):
-        check_batch_norm(TrainConfig(**{**options, **more}), replicas)
+    def check(**changes):
+        check_batch_norm(TrainConfig(**{**options, **changes}), replicas)
 
     with pytest.raises(ValueError, match=r"two crops or more.*got one: batch_size=.*Remedy: --b"):
         check()
     check(batch_norm="frozen")
     check(batch_size=2 * options["batch_size"])
     if replicas > 1:
-        check(sync_batch_norm=True)  # they look at the crops of all devices
+        check(sync_batch_norm=True)  # normalises over the crops of all devices

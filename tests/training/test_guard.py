@@ -16,7 +16,7 @@ def quiet(_):
 
 
 def check_replay(path, records_dir, run, step):
-    """The batch that was written is the step's, and its keys are those of the samples."""
+    """Checks that the written batch and keys are those of the step; returns the keys."""
     stream = CropStream(read_manifest(records_dir), run.train, run.label_set)
     with np.load(path) as written:
         image, label = next(stream.batches(step).as_numpy_iterator())
@@ -29,7 +29,7 @@ def check_replay(path, records_dir, run, step):
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on_nan):
-    # The first step's gradient is finite, and leaves weights that are not: no later step is.
+    # The first step's gradient is finite, but its weights are not: every later step is non-finite.
     options = {**TINY, "learning_rate": 1e30, "log_steps": 1, "on_nan": on_nan, "steps": 25}
     run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
     step = {"stop": 1, "skip": 20}[on_nan]  # twenty in a row are too many
@@ -39,7 +39,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on
     path = tmp_path / f"run/not_finite/step-{step:08d}.npz"
     keys = check_replay(path, records_dir, run, step)
     assert f"Its samples: {', '.join(keys)}; its batch: " in str(error.value)
-    # The remedy can be followed in the same folder: nothing was saved yet.
+    # The same folder can be used with the remedy: nothing was saved yet.
     again = begin_run(tmp_path / "run", read_manifest(records_dir), TINY)
     assert again.train.learning_rate == 0.01
 
@@ -61,7 +61,7 @@ def step_2_is_not_finite(monkeypatch):
 
 
 @pytest.mark.usefixtures("small", "step_2_is_not_finite")
-def test_a_step_that_is_not_finite_is_told_before_it_is_saved_over(records_dir, tmp_path):
+def test_a_step_that_is_not_finite_is_reported_before_the_next_save(records_dir, tmp_path):
     options = {**TINY, "log_steps": 4, "checkpoint_steps": 3}
     run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
     with pytest.raises(FloatingPointError, match="of step 2 is not finite"):

@@ -21,7 +21,7 @@ def xception():
 
 
 def test_a_deeplab_checkpoint_fills_all_but_the_last_layer(xception, tmp_path):
-    """The published ones have 19 or 21 classes, and variables that we do not need."""
+    """The published checkpoints have 19 or 21 classes, and variables that we do not need."""
     rng = np.random.default_rng(0)
     own = weight_arrays(xception)
     stored = {}
@@ -49,12 +49,12 @@ def test_a_deeplab_checkpoint_fills_all_but_the_last_layer(xception, tmp_path):
     np.testing.assert_array_equal(filled["logits-semantic/bias"], own["logits-semantic/bias"])
 
 
-def test_what_is_not_there_or_does_not_fit_is_named(xception, run_dir, tmp_path):
+def test_a_missing_or_unsuitable_source_is_named(xception, run_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: init_from must be a run folder"):
         init_weights(xception, str(tmp_path / "nowhere"), LABELS)
     np.savez(tmp_path / "other.npz", stranger=np.zeros(3))
     before = weight_arrays(xception)
-    with pytest.raises(ValueError, match=r"whole encoder; of its 660 weights 660 are missing"):
+    with pytest.raises(ValueError, match=r"whole encoder; 660 of its 660 weights are missing"):
         init_weights(xception, str(tmp_path / "other.npz"), LABELS)
     for key, value in weight_arrays(xception).items():
         np.testing.assert_array_equal(value, before[key])
@@ -76,8 +76,8 @@ def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir):
     ]
 
 
-def test_another_encoder_is_refused_though_the_decoders_fit(run_dir):
-    """Names and shapes of many weights agree; a random encoder would be left beside them."""
+def test_another_encoder_is_refused_even_if_the_decoder_matches(run_dir):
+    """Names and shapes of many weights match, but the encoder would stay random."""
     run = open_run(run_dir)
     other = replace(run.model, encoder="ddrnet23_slim", encoder_weights="none", output_stride=8)
     model = build_model(other, len(run.label_set.classes))

@@ -71,19 +71,19 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(records_dir, tmp_pa
         )
         ended = False
         while not checkpoints.saved_steps(cut / "checkpoints"):
-            assert not ended, "it ended before it was killed"
+            assert not ended, "the process ended before it was killed"
             ended = process.poll() is not None
             time.sleep(0.01)
         process.kill()
         process.wait()
         if checkpoints.saved_steps(cut / "checkpoints")[-1] < 12:
             break
-        shutil.rmtree(cut)  # it had taken all steps before this process came to kill it
+        shutil.rmtree(cut)  # it finished before it was killed
     else:
-        pytest.fail("it ended before it was killed, five times")
+        pytest.fail("the process finished before it was killed, five times")
     lines = []
     take_all_steps(cut, lines.append)
-    assert any(line.startswith("going on from step") for line in lines)
+    assert any(line.startswith("resuming from step") for line in lines)
     assert_same_state(whole, cut, 12)
     assert [r["step"] for r in read_history(cut / "history.csv")] == [2, 4, 6, 8, 10, 12]
 
@@ -107,19 +107,19 @@ def test_sigterm_saves_and_ends_cleanly(records_dir, tmp_path):
 
 
 @pytest.mark.usefixtures("small")
-def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
+def test_a_run_finishes_resumes_with_more_steps_and_refuses_other_options(records_dir, tmp_path):
     run_dir = tmp_path / "run"
     options = {**TINY, "eval_steps": 2}
-    told = []
+    lines = []
 
     def go(**more):
         run = begin_run(run_dir, read_manifest(records_dir), {**options, **more})
-        train.train(run, read_manifest(records_dir), told.append)
+        train.train(run, read_manifest(records_dir), lines.append)
         return run
 
     run = go()
     assert run.train.schedule_steps == 4
-    assert any("M trained parameters" in t for t in told)
+    assert any("M trained parameters" in line for line in lines)
     history = read_history(run.history_path)
     assert [(r["step"], "mean_iou" in r) for r in history] == [
         (2, False), (2, True), (4, False), (4, True),
@@ -132,10 +132,10 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     assert scores["iou"].keys() == {"flat--road", "marking--general", "nature--sky"}
 
     before = (run_dir / "history.csv").read_text()
-    told.clear()
-    go()  # finished: nothing is done again
+    lines.clear()
+    go()  # finished: nothing is repeated
     assert (run_dir / "history.csv").read_text() == before
-    assert told == [f"nothing to do: {run_dir} is finished at step 4"]
+    assert lines == [f"nothing to do: {run_dir} is finished at step 4"]
 
     raised = go(steps=6)
     assert raised.train.schedule_steps == 4
@@ -143,7 +143,7 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
     assert (last["step"], last["learning_rate"]) == (6, 0.0)
 
     other = make_tiny_records(tmp_path / "other", seed=7)
-    with pytest.raises(ValueError, match="records that it began with"):
+    with pytest.raises(ValueError, match="records that it started with"):
         begin_run(run_dir, read_manifest(other), {**options, "steps": 6})
     with pytest.raises(ValueError, match="seed=1 is stored, seed=5 is requested"):
         go(seed=5)
@@ -153,10 +153,10 @@ def test_a_run_is_finished_raised_refused_and_told(records_dir, tmp_path):
 
 
 @pytest.mark.parametrize("log_steps", [1, 100])
-def test_a_run_folder_removed_while_it_is_trained_is_one_clear_error(
+def test_removing_the_run_folder_during_training_is_one_clear_error(
     records_dir, tmp_path, small, log_steps
 ):
-    """Whether the history or a checkpoint is written next; and no folder appears in its place."""
+    """Whether the history or a checkpoint is written next; the folder is not created again."""
     options = {**TINY, "steps": 9, "checkpoint_steps": 3, "log_steps": log_steps}
     manifest = read_manifest(records_dir)
     run = begin_run(tmp_path / "run", manifest, options)

@@ -13,7 +13,7 @@ FIRST_AND_SECOND = tf.constant([[[0, 1, VOID]]], tf.uint8)
 
 
 def loss_of(loss, logits, label, factor=1, pixels=(), **options):
-    """The mean over the labelled pixels."""
+    """Returns the mean over the labelled pixels."""
     total, count = make_loss(TrainConfig(loss=loss, **options), pixels)(logits, label, factor)
     return float(total) / float(count)
 
@@ -26,7 +26,7 @@ def test_cross_entropy_worked_by_hand():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
-def test_cross_entropy_is_that_of_tensorflow(scale, smoothing):
+def test_cross_entropy_equals_tensorflows(scale, smoothing):
     rng = np.random.default_rng(0)
     logits = tf.constant(scale * rng.normal(size=[1, 8, 9, 19]), tf.float32)
     label = rng.integers(0, 19, [1, 8, 9])
@@ -35,50 +35,50 @@ def test_cross_entropy_is_that_of_tensorflow(scale, smoothing):
     def gradient_of(loss):
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            found = loss()
-        return found, tape.gradient(found, logits)
+            value = loss()
+        return value, tape.gradient(value, logits)
 
     ours = make_loss(TrainConfig(label_smoothing=smoothing))
-    found = gradient_of(lambda: ours(logits, tf.constant(label, tf.uint8), 1)[0])
+    actual = gradient_of(lambda: ours(logits, tf.constant(label, tf.uint8), 1)[0])
     expected = gradient_of(
         lambda: tf.reduce_sum(
             tf.nn.softmax_cross_entropy_with_logits(tf.constant(targets, tf.float32), logits)
         )
     )
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(actual[1], expected[1], atol=1e-6)
 
 
 def test_label_smoothing_worked_by_hand():
-    # Of targets (0.9, 0.1) and (0.1, 0.9): Szegedy et al. 2016 with 0.2 to two classes.
+    # Targets (0.9, 0.1) and (0.1, 0.9): Szegedy et al. 2016 with 0.2 over two classes.
     first = 0.9 * np.log(4) + 0.1 * np.log(4 / 3)
     second = 0.1 * np.log(4) + 0.9 * np.log(4 / 3)
-    found = loss_of("ce", QUARTERS, FIRST_AND_SECOND, label_smoothing=0.2)
-    assert found == pytest.approx((first + second) / 2)
+    smoothed = loss_of("ce", QUARTERS, FIRST_AND_SECOND, label_smoothing=0.2)
+    assert smoothed == pytest.approx((first + second) / 2)
 
 
 def test_class_weights_worked_by_hand():
-    # ENet: 1 / ln(1.02 + p), p of 3/4 and 1/4; then divided by their mean over the pixels.
+    # ENet: 1 / ln(1.02 + p) for p = 3/4 and 1/4, divided by the mean over the pixels.
     rare, common = 1 / np.log(1.27), 1 / np.log(1.77)
     mean = 0.75 * common + 0.25 * rare
     np.testing.assert_allclose(class_weights([30, 10]), [common / mean, rare / mean], rtol=1e-6)
     assert class_weights([30, 10]) @ [0.75, 0.25] == pytest.approx(1)
-    assert class_weights([1, 0, 1])[1] == class_weights([1, 0, 1]).max()  # finite where none is
-    found = loss_of("ce", QUARTERS, FIRST_AND_SECOND, pixels=[30, 10], class_weights=True)
-    weighted = common / mean * np.log(4) + rare / mean * np.log(4 / 3)
-    assert found == pytest.approx(weighted / 2)
+    assert class_weights([1, 0, 1])[1] == class_weights([1, 0, 1]).max()  # finite if absent
+    weighted = loss_of("ce", QUARTERS, FIRST_AND_SECOND, pixels=[30, 10], class_weights=True)
+    expected = common / mean * np.log(4) + rare / mean * np.log(4 / 3)
+    assert weighted == pytest.approx(expected / 2)
     with pytest.raises(ValueError, match="class_weights must have the pixels"):
         make_loss(TrainConfig(class_weights=True))
 
 
 def test_ohem_takes_the_hardest_labelled_pixels():
-    # Three labelled pixels of losses ln 4, ln 4/3 and ln 2: of half of them, 2, the two largest.
+    # Three labelled pixels with losses ln 4, ln 4/3 and ln 2: half of them, rounded up, is two.
     logits = tf.concat([QUARTERS, tf.zeros([1, 1, 1, 2])], 2)
     label = tf.constant([[[0, 1, VOID, 1]]], tf.uint8)
-    found = loss_of("ohem", logits, label, ohem_share=0.5)
-    assert found == pytest.approx((np.log(4) + np.log(2)) / 2)
-    one = loss_of("ohem", logits, label, ohem_share=0.1)
-    assert one == pytest.approx(np.log(4))
+    hardest_two = loss_of("ohem", logits, label, ohem_share=0.5)
+    assert hardest_two == pytest.approx((np.log(4) + np.log(2)) / 2)
+    hardest = loss_of("ohem", logits, label, ohem_share=0.1)
+    assert hardest == pytest.approx(np.log(4))
     assert loss_of("ohem", logits, label, ohem_share=1.0) == pytest.approx(
         loss_of("ce", logits, label)
     )
@@ -105,11 +105,11 @@ def naive_lovasz(probabilities, ids):
         errors = np.where(ids == c, 1 - probabilities[:, c], probabilities[:, c])
         order = np.argsort(-errors)
 
-        def jaccard_loss(wrong, right=ids == c):
-            """Equation 4's set function: one minus the IoU if just these pixels are wrong."""
+        def jaccard_loss(wrong, target=ids == c):
+            """Equation 4: one minus the IoU if exactly these pixels are wrong."""
             wrong = np.isin(np.arange(len(ids)), wrong)
-            found = np.where(wrong, ~right, right)
-            return 1 - (found & right).sum() / (found | right).sum()
+            predicted = np.where(wrong, ~target, target)
+            return 1 - (predicted & target).sum() / (predicted | target).sum()
 
         slopes = [jaccard_loss(order[: i + 1]) - jaccard_loss(order[:i]) for i in range(len(ids))]
         losses.append(errors[order] @ slopes)
@@ -119,26 +119,27 @@ def naive_lovasz(probabilities, ids):
 def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=[2, 3, 5, 4]).astype(np.float32)
-    label = rng.integers(0, 3, [2, 3, 5]).astype(np.uint8)  # class 3 is nowhere
+    label = rng.integers(0, 3, [2, 3, 5]).astype(np.uint8)  # class 3 is absent
     label[0, 0, :3] = VOID
-    seen = label != VOID
+    labelled = label != VOID
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = naive_lovasz(probabilities[seen].astype(np.float64), label[seen])
+    expected = naive_lovasz(probabilities[labelled].astype(np.float64), label[labelled])
     assert loss_of("lovasz", tf.constant(logits), tf.constant(label)) == pytest.approx(expected)
-    # A hard and right answer has no loss, a hard and wrong one the Jaccard loss itself.
+    # A certain and correct prediction has loss 0, a certain and wrong one the Jaccard loss.
     guess = np.where(label == VOID, 3, label)
     sure = tf.one_hot(guess, 4) * 100
     assert loss_of("lovasz", sure, tf.constant(label)) == pytest.approx(0, abs=1e-6)
     guess[1, 2, :2] = (label[1, 2, :2] + 1) % 3
     ious = [
-        (seen & (guess == c) & (label == c)).sum() / (seen & ((guess == c) | (label == c))).sum()
+        (labelled & (guess == c) & (label == c)).sum()
+        / (labelled & ((guess == c) | (label == c))).sum()
         for c in range(3)
     ]
     wrong = loss_of("lovasz", tf.one_hot(guess, 4) * 100, tf.constant(label))
     assert wrong == pytest.approx(1 - np.mean(ious))
 
 
-def test_lovasz_softmax_looks_at_the_pixels_on_the_logits_samples():
+def test_lovasz_softmax_uses_the_pixels_on_samples_of_the_logits():
     rng = np.random.default_rng(0)
     logits = tf.constant(rng.normal(size=[1, 3, 4, 3]).astype(np.float32))
     label = rng.integers(0, 3, [1, 9, 13]).astype(np.uint8)
@@ -164,7 +165,7 @@ def test_an_unknown_loss_is_refused(loss):
     "options",
     [{"loss": "focal", "label_smoothing": 0.1}, {"loss": "lovasz", "class_weights": True}],
 )
-def test_an_option_that_a_loss_does_not_know_is_refused(options):
+def test_an_option_that_the_loss_does_not_use_is_refused(options):
     with pytest.raises(
         ValueError, match=f"must be used with a loss of ce, .*loss={options['loss']}"
     ):
@@ -201,7 +202,7 @@ def test_a_batch_without_labels_is_zero_not_nan(loss):
     ("factor", "size", "compiled"),
     [(1, (3, 4), False), (2, (5, 7), False), (4, (9, 13), False), (4, (7, 10), True)],
 )
-def test_up_sampled_logits_give_the_loss_and_gradient_of_whole_ones(factor, size, compiled):
+def test_loss_and_gradient_equal_those_of_up_sampled_logits(factor, size, compiled):
     rng = np.random.default_rng(0)
     coarse = [-(-(side - 1) // factor) + 1 for side in size]
     logits = tf.constant(rng.normal(size=[2, *coarse, 5]).astype(np.float32))
@@ -209,18 +210,18 @@ def test_up_sampled_logits_give_the_loss_and_gradient_of_whole_ones(factor, size
     label[label == 5] = VOID
     label = tf.constant(label)
 
-    def whole(logits):
+    def upsampled_loss(logits):
         fine = Upsample(factor, dtype="float32")([logits, label])
-        wanted = tf.one_hot(label, 5)  # VOID has none
-        return -tf.reduce_sum(wanted * tf.nn.log_softmax(fine)), tf.reduce_sum(wanted)
+        targets = tf.one_hot(label, 5)  # all zero for VOID
+        return -tf.reduce_sum(targets * tf.nn.log_softmax(fine)), tf.reduce_sum(targets)
 
-    def found(logits):
+    def loss(logits):
         return make_loss(TrainConfig())(logits, label, factor)
 
-    expected = with_gradient(whole, logits)
+    results = with_gradient(upsampled_loss, logits)
     compute = tf.function(with_gradient, jit_compile=compiled)
-    for value, right in zip(compute(found, logits), expected, strict=True):
-        np.testing.assert_allclose(value, right, rtol=1e-5, atol=1e-5)
+    for value, expected in zip(compute(loss, logits), results, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
 
 
 def with_gradient(loss, logits):
@@ -233,7 +234,7 @@ def with_gradient(loss, logits):
 
 @pytest.mark.addons
 @pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_of_losses_that_rank_follow_finite_differences(compiled):
+def test_gradients_of_ranking_losses_equal_finite_differences(compiled):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, [1, 5, 7]).astype(np.uint8)
     label[label == 3] = VOID

@@ -1,4 +1,4 @@
-"""Several workers: the true error is kept, a lost worker is one by the class of what is raised."""
+"""Several workers: own errors are kept, and a lost worker is recognised by TensorFlow's error."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ ABORTED = (
 
 @pytest.fixture
 def failing(records_dir, tmp_path, monkeypatch):
-    """Training as worker 0 of three, which ends with an error."""
+    """Trains as worker 0 of three, which fails with an error."""
 
     def train(error):
         def fail(*_):
@@ -58,14 +58,12 @@ def failing(records_dir, tmp_path, monkeypatch):
         tf.errors.UnknownError,
     ],
 )
-def test_a_lost_worker_is_named_and_what_tensorflow_says_is_kept(failing, kind):
+def test_a_lost_worker_is_named_with_the_message_of_tensorflow(failing, kind):
     error = kind(None, None, ABORTED)
-    with pytest.raises(
-        ConnectionError, match=r"^worker 2 has ended or cannot be reached"
-    ) as caught:
+    with pytest.raises(ConnectionError, match=r"^worker 2 has ended or is unreachable") as caught:
         failing(error)
     assert caught.value.__cause__ is error
-    assert "they begin anew: nothing was saved yet" in str(caught.value)
+    assert "they start from scratch: nothing was saved" in str(caught.value)
     quoted = f"TensorFlow's {kind.__name__}: Collective ops is aborted by: Error reported from "
     assert quoted in str(caught.value)
     assert "a.py" not in str(caught.value)
@@ -83,7 +81,7 @@ def test_a_lost_worker_is_named_and_what_tensorflow_says_is_kept(failing, kind):
         ValueError("a bug"),
     ],
 )
-def test_every_other_error_stays_what_it_is(failing, error):
+def test_every_other_error_is_raised_unchanged(failing, error):
     with pytest.raises(type(error)) as caught:
         failing(error)
     assert caught.value is error
@@ -118,30 +116,30 @@ def test_a_broken_shard_is_named_by_the_worker_that_read_it(records_dir, tmp_pat
         assert "This is a bug" not in line
 
 
-# --- one index twice
+# --- two processes with one index
 
 
 class Processes:
-    """Processes that meet, each in a thread; `found` has what came of each."""
+    """Processes that meet, each in a thread; `outcomes` has the result or error of each."""
 
     def __init__(self):
-        self.found, self.threads = {}, []
+        self.outcomes, self.threads = {}, []
 
     def start(self, name, cluster, greeting=ALIKE, timeout_secs=1200.0, stopping=lambda: False):
-        def go():
+        def run():
             try:
-                self.found[name] = meet(cluster, greeting, timeout_secs, print, stopping)
+                self.outcomes[name] = meet(cluster, greeting, timeout_secs, print, stopping)
             except (ConnectionError, ValueError) as error:
-                self.found[name] = error
+                self.outcomes[name] = error
 
-        self.threads.append(threading.Thread(target=go))
+        self.threads.append(threading.Thread(target=run))
         self.threads[-1].start()
 
     def end(self):
         for thread in self.threads:
             thread.join(1500)
             assert not thread.is_alive()
-        return self.found
+        return self.outcomes
 
 
 def addresses(count):
@@ -149,24 +147,24 @@ def addresses(count):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_two_processes_of_one_index_are_refused_at_once_on_both(count):
-    """Those that come together too, though none is missing then."""
+def test_two_processes_with_one_index_are_both_refused_at_once(count):
+    """Also when they start together and no worker is missing (count 2)."""
     workers, processes, started = addresses(count), Processes(), time.monotonic()
     for name, index in (("chief", 0), ("one", 1), ("other", 1)):
         processes.start(name, Cluster(workers, index))
         time.sleep(0.1)
-    found = processes.end()
+    outcomes = processes.end()
     assert time.monotonic() - started < 600  # not at the end of the wait
     here = f"process {os.getpid()} on {socket.gethostname()}"
     for name in ("chief", "one", "other"):
-        assert isinstance(found[name], ValueError), found
+        assert isinstance(outcomes[name], ValueError), outcomes
         assert f"index 1 of TF_CONFIG must be one process; got two, {here} and {here}" in str(
-            found[name]
+            outcomes[name]
         )
 
 
-def test_one_that_was_lost_without_a_word_is_no_second_one(monkeypatch):
-    """Its connection stays open, as after a power cut; it gives no sign of life."""
+def test_a_silently_lost_process_may_be_replaced(monkeypatch):
+    """Its connection stays open, as after a power cut, but it sends no heartbeat."""
     workers, processes = addresses(3), Processes()
     processes.start("chief", Cluster(workers, 0))
     with connected(workers[0]) as lost:
@@ -178,7 +176,7 @@ def test_one_that_was_lost_without_a_word_is_no_second_one(monkeypatch):
         assert processes.end() == {"chief": True, 1: True, 2: True}
 
 
-def test_one_that_stops_leaves_the_place_to_the_other():
+def test_a_duplicate_that_stops_leaves_the_index_to_the_first():
     workers, processes = addresses(3), Processes()
     processes.start("chief", Cluster(workers, 0))
     processes.start(1, Cluster(workers, 1))
@@ -191,15 +189,15 @@ def test_one_that_stops_leaves_the_place_to_the_other():
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_port_that_is_taken_may_be_that_of_the_same_index(index):
+def test_a_port_in_use_hints_at_a_process_with_the_same_index(index):
     with socket.create_server(("", 0)) as server:
         workers = ["127.0.0.1:1", "127.0.0.1:1"]
         workers[index] = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ConnectionError, match=f"may be another process of index {index}"):
+        with pytest.raises(ConnectionError, match=f"may be another process with index {index}"):
             meet(Cluster(tuple(workers), index), {}, 1.0, print, lambda: False)
 
 
-# --- the label set that all have in common
+# --- all workers must have the same label set
 
 
 def test_workers_compare_label_sets_by_content(records_dir, tmp_path):
@@ -222,7 +220,7 @@ def test_workers_compare_label_sets_by_content(records_dir, tmp_path):
     differing = {name for name in one if one[name] != third[name]}
     assert differing == {"label_set"}
     assert one["label_set"].startswith("2 classes, digest ")
-    # The same path, and another content on another machine.
+    # The same path with different content on another machine.
     run = begin_run(tmp_path / "run", manifest, {**TINY, "label_set": str(paths[0])})
     edited = dataclasses.replace(
         run, label_set=dataclasses.replace(run.label_set, source_to_train=(255,) * 256)

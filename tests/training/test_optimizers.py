@@ -25,7 +25,7 @@ def test_cosine_worked_by_hand():
     assert rate(150, schedule="cosine", end_learning_rate=0.1) == pytest.approx(0.1)
 
 
-def test_warmup_climbs_to_the_rate_and_then_the_schedule_begins():
+def test_warmup_rises_to_the_rate_and_then_the_schedule_starts():
     warm = {"warmup_steps": 10, "poly_power": 1.0}
     assert [rate(s, **warm) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert rate(10, **warm) == 1
@@ -44,8 +44,8 @@ def model_of_two():
 
 
 def test_only_kernels_decay():
-    kept = optimizers.kernels(model_of_two().trainable_variables)
-    assert [v.shape for v in kept] == [(3, 2)]
+    decaying = optimizers.kernels(model_of_two().trainable_variables)
+    assert [v.shape for v in decaying] == [(3, 2)]
 
 
 def test_decay_shrinks_kernels_by_the_rate():
@@ -67,7 +67,7 @@ def test_optimizers_follow_the_runs_own_step(name):
     variable = model_of_two().trainable_variables[0]
     config = TrainConfig(optimizer=name, schedule_steps=10, learning_rate=0.5)
     optimizer = optimizers.build_optimizer(config, step, [variable])
-    step.assign(10)  # the schedule's end: nothing may move
+    step.assign(10)  # the end of the schedule: nothing may change
     before = np.array(variable)
     optimizer.apply_gradients([(tf.ones([3, 2]), variable)])
     np.testing.assert_array_equal(variable, before)
@@ -88,7 +88,7 @@ def test_addon_optimizers_name_the_extra_where_it_is_missing(name):
         pytest.skip("TensorFlow Addons is installed")
 
 
-def test_loss_scale_halves_on_overflow_and_doubles_after_a_quiet_time():
+def test_loss_scale_halves_on_overflow_and_doubles_after_many_finite_steps():
     scale = optimizers.LossScale(dynamic=True)
     first = float(scale.scale)
     scale.update(tf.constant(False))

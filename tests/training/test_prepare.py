@@ -22,7 +22,7 @@ def quiet(_):
         ({"encoder_weights": "nowhere.h5"}, "nowhere.h5"),
     ],
 )
-def test_what_cannot_begin_leaves_no_run_behind(records_dir, tmp_path, options, message):
+def test_a_run_that_fails_to_start_leaves_no_files_behind(records_dir, tmp_path, options, message):
     run_dir, manifest = tmp_path / "run", read_manifest(records_dir)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run = begin_run(run_dir, manifest, {**TINY, **options})
@@ -32,7 +32,7 @@ def test_what_cannot_begin_leaves_no_run_behind(records_dir, tmp_path, options, 
     assert dataclasses.is_dataclass(run)
 
 
-def test_a_strangers_folder_is_left_alone(records_dir, tmp_path):
+def test_a_folder_with_other_files_is_refused(records_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         begin_run(tmp_path, read_manifest(records_dir), TINY)

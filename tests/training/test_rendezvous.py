@@ -20,40 +20,40 @@ def never():
 
 
 class Meeting:
-    """Workers that meet, each in a thread; `found` has what came of it, by worker."""
+    """Workers that meet, each in a thread; `outcomes` has the result or error of each worker."""
 
     def __init__(self, workers, greetings, timeout_secs=1200.0, stopping=never):
-        self.found, self.lines = {}, []
+        self.outcomes, self.lines = {}, []
         self.threads = [
-            threading.Thread(target=self.go, args=(workers, i, said, timeout_secs, stopping))
-            for i, said in greetings.items()
+            threading.Thread(target=self.run, args=(workers, i, greeting, timeout_secs, stopping))
+            for i, greeting in greetings.items()
         ]
         for thread in self.threads:
             thread.start()
 
-    def go(self, workers, index, greeting, timeout_secs, stopping):
+    def run(self, workers, index, greeting, timeout_secs, stopping):
         try:
             arguments = (greeting, timeout_secs, self.lines.append, stopping)
-            self.found[index] = meet(Cluster(workers, index), *arguments)
+            self.outcomes[index] = meet(Cluster(workers, index), *arguments)
         except (ConnectionError, ValueError) as error:
-            self.found[index] = error
+            self.outcomes[index] = error
 
     def end(self):
         for thread in self.threads:
             thread.join(1500)
             assert not thread.is_alive()
-        return self.found
+        return self.outcomes
 
 
-def test_all_go_on_when_all_are_there():
+def test_all_start_once_all_are_connected():
     workers = addresses(4)
-    found = Meeting(workers, dict.fromkeys(range(4), ALIKE)).end()
-    assert found == dict.fromkeys(range(4), True)
+    outcomes = Meeting(workers, dict.fromkeys(range(4), ALIKE)).end()
+    assert outcomes == dict.fromkeys(range(4), True)
     with socket.create_server(("", int(workers[0].rpartition(":")[2]))):
         pass  # the port is free for TensorFlow at once
 
 
-def test_the_order_of_coming_does_not_matter():
+def test_the_order_of_starting_does_not_matter():
     workers = addresses(2)
     first = Meeting(workers, {1: ALIKE})
     time.sleep(0.5)
@@ -61,27 +61,27 @@ def test_the_order_of_coming_does_not_matter():
     assert {**first.end(), **second.end()} == {0: True, 1: True}
 
 
-def test_what_differs_is_told_to_everyone():
-    found = Meeting(addresses(3), {0: ALIKE, 1: ALIKE, 2: {**ALIKE, "batch_size": "8"}}).end()
-    for error in found.values():
+def test_differences_are_reported_on_all_workers():
+    outcomes = Meeting(addresses(3), {0: ALIKE, 1: ALIKE, 2: {**ALIKE, "batch_size": "8"}}).end()
+    for error in outcomes.values():
         assert isinstance(error, ValueError)
         assert "batch_size=8 on worker 2, batch_size=16 on worker 0" in str(error)
 
 
-def test_a_missing_worker_is_named_to_everyone():
+def test_a_missing_worker_is_named_on_all_workers():
     workers = addresses(3)
-    found = Meeting(workers, {0: ALIKE, 1: ALIKE}, timeout_secs=1.0).end()
-    assert isinstance(found[0], ConnectionError)
-    assert f"worker 2 ({workers[2]}) did not" in str(found[0])
-    assert "did not" in str(found[1])
+    outcomes = Meeting(workers, {0: ALIKE, 1: ALIKE}, timeout_secs=1.0).end()
+    assert isinstance(outcomes[0], ConnectionError)
+    assert f"worker 2 ({workers[2]}) did not" in str(outcomes[0])
+    assert "did not" in str(outcomes[1])
 
 
-def test_without_worker_0_the_others_name_it(monkeypatch):
+def test_without_worker_0_the_other_workers_name_it(monkeypatch):
     monkeypatch.setattr("mapseg.training.rendezvous._REPORT_SECS", 0.0)
     workers = addresses(2)
     meeting = Meeting(workers, {1: ALIKE}, timeout_secs=3.0)
-    found = meeting.end()
-    assert f"worker 0 ({workers[0]}) did not" in str(found[1])
+    outcomes = meeting.end()
+    assert f"worker 0 ({workers[0]}) did not" in str(outcomes[1])
     assert any(line.startswith(f"waiting for worker 0 ({workers[0]})") for line in meeting.lines)
 
 
@@ -94,7 +94,7 @@ def test_a_wait_can_be_stopped(index):
     assert meeting.end() == {index: False}
 
 
-def test_one_that_comes_goes_and_comes_again_is_counted_once():
+def test_a_worker_that_disconnects_and_reconnects_is_counted_once():
     workers = addresses(3)
     chief = Meeting(workers, {0: ALIKE})
     asked = threading.Event()
@@ -104,7 +104,7 @@ def test_one_that_comes_goes_and_comes_again_is_counted_once():
     assert gone.end() == {1: False}
     late = Meeting(workers, {2: ALIKE})
     time.sleep(0.5)
-    assert not late.found  # worker 1 went away: worker 2 waits on
+    assert not late.outcomes  # worker 1 disconnected: worker 2 keeps waiting
     again = Meeting(workers, {1: ALIKE})
     assert {**chief.end(), **late.end(), **again.end()} == {0: True, 1: True, 2: True}
 
@@ -116,13 +116,13 @@ def test_strangers_are_not_counted():
         with connected(workers[0]) as stranger:
             stranger.sendall(noise)
     time.sleep(0.3)
-    assert not chief.found
+    assert not chief.outcomes
     other = Meeting(workers, {1: ALIKE})
     assert {**chief.end(), **other.end()} == {0: True, 1: True}
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_taken_port_is_named(index):
+def test_a_port_in_use_is_named(index):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         workers = ["127.0.0.1:1", "127.0.0.1:1"]

@@ -35,13 +35,13 @@ def test_frozen_batch_norm_does_not_move():
 
 def test_dropout_differs_by_step_and_part():
     step = tf.Variable(0, dtype=tf.int64)
-    seed, seen = DropoutSeed(1, step), set()
+    seed, values = DropoutSeed(1, step), set()
     for number in range(3):
         step.assign(number)
         for part in range(3):
             seed.part = part
-            seen.add(tuple(seed().numpy()))
-    assert len(seen) == 9
+            values.add(tuple(seed().numpy()))
+    assert len(values) == 9
 
 
 def test_the_compiled_step_is_the_same_for_every_seed():
@@ -55,7 +55,7 @@ def test_the_compiled_step_is_the_same_for_every_seed():
     assert tuple(seeds[0]().numpy()) != tuple(seeds[1]().numpy())
 
 
-def test_xla_is_refused_where_it_cannot_be():
+def test_xla_is_refused_where_it_cannot_compile():
     class Strategy:
         num_replicas_in_sync = 2
 
@@ -70,14 +70,14 @@ def test_xla_is_refused_where_it_cannot_be():
         use_xla(TrainConfig(xla="on", sync_batch_norm=True), Strategy)
 
 
-def test_fine_tuning_keeps_what_fits(records_dir, run_dir, tmp_path):
-    told = []
+def test_fine_tuning_keeps_matching_weights(records_dir, run_dir, tmp_path):
+    lines = []
     options = {**TINY, "label_set": "lane_marking", "init_from": str(run_dir)}
     run = begin_run(tmp_path / "second", read_manifest(records_dir), options)
-    own = weight_arrays(build_state(run, told.append, fresh=True).model)
+    own = weight_arrays(build_state(run, lines.append, fresh=True).model)
     weights = read_weights(checkpoints.find_checkpoint(run_dir))
     same = [k for k in own if own[k].shape == weights[k].shape]
     assert len(same) == len(own) - 2  # all but the logits' kernel and bias
     for key in same:
         np.testing.assert_array_equal(own[key], weights[key])
-    assert sum("new:" in t for t in told) == 2
+    assert sum("new:" in line for line in lines) == 2

@@ -27,8 +27,8 @@ def test_a_step_lowers_the_loss(optimizer):
     config = TrainConfig(optimizer=optimizer, schedule_steps=100, learning_rate=0.05)
     state = SmallState(config)
     step = make_step(state, config, one_device())
-    found = [float(step(*small_batch())[0]) for _ in range(30)]
-    assert found[-1] < 0.7 * found[0]
+    losses = [float(step(*small_batch())[0]) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
     assert int(state.step) == 30
 
 
@@ -43,9 +43,9 @@ def test_the_step_follows_the_gradient_and_the_decay():
         loss = total / pixels
     gradient = np.array(tape.gradient(loss, [kernel])[0])
     state = SmallState(config)  # the forward pass above moved the statistics
-    found, finite = make_step(state, config, one_device())(image, label)
+    step_loss, finite = make_step(state, config, one_device())(image, label)
     assert bool(finite)
-    assert float(found) == pytest.approx(float(loss), rel=1e-5)
+    assert float(step_loss) == pytest.approx(float(loss), rel=1e-5)
     expected = before - 0.1 * (gradient + 0.01 * before)
     np.testing.assert_allclose(state.model.get_layer("logits-semantic").kernel, expected, atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_an_overflow_halves_the_scale_and_changes_no_variable():
     step = make_step(state, config, one_device())
     assert bool(step(*small_batch())[1])
     before = state.arrays()
-    state.loss_scale.scale.assign(3e38)  # the scaled loss is beyond float32
+    state.loss_scale.scale.assign(3e38)  # the scaled loss overflows float32
     _, finite = step(*small_batch())
     assert not bool(finite)
     assert float(state.loss_scale.scale) == pytest.approx(1.5e38)
@@ -90,45 +90,45 @@ def taken_by_one():
 
 
 @pytest.mark.addons
-def test_many_devices_take_the_steps_of_one(taken_by_one, tmp_path):
+def test_many_devices_train_like_one(taken_by_one, tmp_path):
     """This process, two devices of one process, and two processes: see take_steps.py."""
     ports, started = free_ports(2), {}
-    for name, more in {
+    for name, variables in {
         "mirrored": {},
         "multi_worker_0": tf_config(ports, 0),
         "multi_worker_1": tf_config(ports, 1),
     }.items():
         kind = name.rstrip("_01")
         command = [sys.executable, str(ROOT / "tests/take_steps.py"), kind]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         errors = (tmp_path / f"{name}.txt").open("w")
         command.append(f"{tmp_path}/{name}.npz")
         started[name] = subprocess.Popen(command, env=env, stdout=errors, stderr=errors)
     for name, process in started.items():
         assert process.wait(timeout=1200) == 0, (tmp_path / f"{name}.txt").read_text()[-3000:]
-    taken = {name: dict(np.load(tmp_path / f"{name}.npz")) for name in started}
+    results = {name: dict(np.load(tmp_path / f"{name}.npz")) for name in started}
     expected = {
         f"{name}/{i}": np.array(value)
         for name, values in taken_by_one.items()
         for i, value in enumerate(values)
     }
-    for devices, found in taken.items():
-        lacking = {n for n in expected if devices == "mirrored" and n.startswith("compiled/")}
-        assert expected.keys() - found.keys() == lacking  # XLA takes one device of a process
-        for name in found.keys() - {"own_norm/0"}:  # a part normalized alone has another loss
+    for devices, arrays in results.items():
+        missing = {n for n in expected if devices == "mirrored" and n.startswith("compiled/")}
+        assert expected.keys() - arrays.keys() == missing  # XLA needs one device per process
+        for name in arrays.keys() - {"own_norm/0"}:  # normalizing per device changes the loss
             where = f"{devices} {name}"
             if name.startswith("sync_norm_in_parts/"):
-                expected[name] = taken["mirrored"][name]
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-6, err_msg=where)
+                expected[name] = results["mirrored"][name]
+            np.testing.assert_allclose(arrays[name], expected[name], atol=1e-6, err_msg=where)
 
 
-def test_parts_and_the_compiler_change_nothing(taken_by_one):
+def test_accumulation_and_xla_do_not_change_the_result(taken_by_one):
     for case in ("in_parts", "compiled"):
         for value, right in zip(taken_by_one[case], taken_by_one["frozen_norm"], strict=True):
             np.testing.assert_allclose(value, right, atol=1e-6, err_msg=case)
 
 
-def test_clipping_bounds_the_gradient_of_the_whole_batch():
+def test_clipping_bounds_the_gradient_of_the_global_batch():
     config = replace(CASES["clipped_in_parts"], weight_decay=0.0)
     state = SmallState(config)
     before = [np.array(v) for v in state.model.trainable_variables]
@@ -138,14 +138,14 @@ def test_clipping_bounds_the_gradient_of_the_whole_batch():
     assert norm == pytest.approx(config.learning_rate * config.clip_norm, rel=1e-4)
 
 
-def test_steps_of_one_call_are_those_of_many():
+def test_steps_do_not_depend_on_the_steps_per_call():
     config = TrainConfig(schedule_steps=100, learning_rate=0.1)
-    found = []
+    results = []
     for calls in ([5], [1, 3, 1]):
         state = SmallState(config)
         steps = make_steps(make_step(state, config, one_device()))
         batches = iter(tf.data.Dataset.from_tensors(small_batch()).repeat())
         losses = [steps(batches, tf.constant(count))[0].numpy() for count in calls]
-        found.append([np.concatenate(losses), *state.arrays()])
-    for one, other in zip(*found, strict=True):
+        results.append([np.concatenate(losses), *state.arrays()])
+    for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,4 +1,4 @@
-"""The update does what Keras's optimizers do, to the same bits, or nothing."""
+"""The update equals that of Keras's optimizers bit for bit; non-finite steps change nothing."""
 
 import keras
 import numpy as np
@@ -7,13 +7,13 @@ import tensorflow as tf
 
 from mapseg.config import TrainConfig
 from mapseg.training.optimizers import build_optimizer, decay_weights, kernels, learning_rate
-from mapseg.training.updates import assign, cut, join, make_update
+from mapseg.training.updates import assign, join_flat, make_update, split_flat
 
 OPTIONS = {"schedule_steps": 10, "learning_rate": 0.1, "weight_decay": 0.05, "warmup_steps": 2}
 
 
 class Small:
-    """Variables of several shapes, whose kernels are not the first, with their optimizer."""
+    """Variables of several shapes, of which the first is no kernel, with their optimizer."""
 
     def __init__(self, config):
         keras.utils.set_random_seed(1)
@@ -28,10 +28,11 @@ class Small:
         self.optimizer = build_optimizer(config, self.step, self.trained)
 
     def arrays(self):
-        """Values of network and optimizer, but not the learning rate that Keras 2 notes there."""
-        own = self.optimizer.variables
-        own = [v for v in (own() if callable(own) else own) if "learning_rate" not in v.name]
-        return [np.array(v) for v in (*self.model.variables, *own)]
+        """Values of network and optimizer, without the learning rate that Keras 2 stores there."""
+        variables = self.optimizer.variables
+        variables = variables() if callable(variables) else variables
+        slots = [v for v in variables if "learning_rate" not in v.name]
+        return [np.array(v) for v in (*self.model.variables, *slots)]
 
 
 def by_keras(small, config, gradients, factor):
@@ -51,23 +52,23 @@ def by_keras(small, config, gradients, factor):
 
 @pytest.mark.addons
 @pytest.mark.parametrize("joined", [True, False])
-# SGD clips to the bits of a graph, in which TensorFlow multiplies the two factors first.
+# SGD with clipping is left out: only in a graph does TensorFlow multiply the two factors first.
 @pytest.mark.parametrize(("optimizer", "clip_norm"), [("sgd", 0), ("adamw", 0), ("adamw", 0.5)])
-def test_the_update_is_that_of_keras_to_the_bit(optimizer, clip_norm, joined):
+def test_the_update_equals_keras_bit_for_bit(optimizer, clip_norm, joined):
     config = TrainConfig(optimizer=optimizer, clip_norm=clip_norm, **OPTIONS)
-    keras_own, own = Small(config), Small(config)
-    update = make_update(config, own.optimizer, own.step, own.trained, joined=joined)
+    reference, small = Small(config), Small(config)
+    update = make_update(config, small.optimizer, small.step, small.trained, joined=joined)
     strategy, rng = tf.distribute.get_strategy(), np.random.default_rng(0)
     for number in range(6):
-        gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in own.trained]
+        gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in small.trained]
         factor = tf.constant(0.0 if number == 3 else 0.5)  # 0 for a batch of void
-        by_keras(keras_own, config, gradients, factor)
-        update.run(strategy, update.join(gradients), factor, tf.constant(True))
-        for value, expected in zip(own.arrays(), keras_own.arrays(), strict=True):
+        by_keras(reference, config, gradients, factor)
+        update.run(strategy, update.join_gradients(gradients), factor, tf.constant(True))
+        for value, expected in zip(small.arrays(), reference.arrays(), strict=True):
             np.testing.assert_array_equal(value, expected)
-        for small in (keras_own, own):
-            small.step.assign_add(1)
-    assert int(own.optimizer.iterations) == 6
+        for network in (reference, small):
+            network.step.assign_add(1)
+    assert int(small.optimizer.iterations) == 6
 
 
 @pytest.mark.addons
@@ -78,22 +79,22 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer, joined):
     small = Small(config)
     update = make_update(config, small.optimizer, small.step, small.trained, joined=joined)
     strategy, ones = tf.distribute.get_strategy(), [tf.ones(v.shape) for v in small.trained]
-    update.run(strategy, update.join(ones), tf.constant(1.0), tf.constant(True))
+    update.run(strategy, update.join_gradients(ones), tf.constant(1.0), tf.constant(True))
     before = small.arrays()
     for bad in (np.nan, np.inf):
         broken = [*ones[:-1], tf.fill(ones[-1].shape, bad)]
-        update.run(strategy, update.join(broken), tf.constant(1.0), tf.constant(False))
+        update.run(strategy, update.join_gradients(broken), tf.constant(1.0), tf.constant(False))
         for value, old in zip(small.arrays(), before, strict=True):
             np.testing.assert_array_equal(value, old)
 
 
-def test_sgd_decays_through_the_gradient_and_adamw_beside_it():
+def test_sgd_and_adamw_shrink_kernels_by_the_rate():
     for optimizer in ("sgd", "adamw"):
         config = TrainConfig(optimizer=optimizer, **{**OPTIONS, "warmup_steps": 0})
         small = Small(config)
         before = {id(v): np.array(v) for v in small.trained}
         update = make_update(config, small.optimizer, small.step, small.trained, joined=True)
-        zeros = update.join([tf.zeros(v.shape) for v in small.trained])
+        zeros = update.join_gradients([tf.zeros(v.shape) for v in small.trained])
         update.run(tf.distribute.get_strategy(), zeros, tf.constant(1.0), tf.constant(True))
         decaying = {id(v) for v in kernels(small.trained)}
         rate = float(learning_rate(config, tf.constant(0)))
@@ -103,12 +104,12 @@ def test_sgd_decays_through_the_gradient_and_adamw_beside_it():
             np.testing.assert_allclose(v, kept * before[id(v)], rtol=1e-6, err_msg=optimizer)
 
 
-def test_what_was_joined_can_be_cut_and_assigned():
+def test_joined_values_can_be_split_and_assigned():
     values = [np.arange(6.0).reshape(1, 2, 3), np.float64(7), np.arange(2.0), np.ones([2, 1])]
     variables = [tf.Variable(np.zeros_like(v), dtype=tf.float32) for v in values]
-    joined = join([tf.constant(v, tf.float32) for v in values])
+    joined = join_flat([tf.constant(v, tf.float32) for v in values])
     assert joined.shape == [11]
-    for part, value in zip(cut(variables, joined), values, strict=True):
+    for part, value in zip(split_flat(variables, joined), values, strict=True):
         np.testing.assert_array_equal(part, value)
     assign(variables, joined)
     for variable, value in zip(variables, values, strict=True):

@@ -1,6 +1,6 @@
-"""Two processes train as one, through the whole program but for the size of the network.
+"""Two processes train as one, in the whole program but with a small network.
 
-test_step.py has the step alone.
+test_step.py tests the step alone.
 """
 
 import json
@@ -71,21 +71,21 @@ class Pair:
 
 
 @pytest.mark.usefixtures("small")
-def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
+def test_two_workers_train_as_one_and_resume_after_one_is_lost(records_dir, tmp_path):
     one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
     manifest = read_manifest(records_dir)
     train(begin_run(one, manifest, OPTIONS), manifest, print)
     codes, texts = Pair(records_dir, two).wait()
     assert codes == [0, 0], texts
-    assert "step" not in texts[1]  # worker 0 speaks for all
-    expected, found = (read_weights(checkpoints.find_checkpoint(run, "6")) for run in (one, two))
-    assert len(found) == 8
-    for name, value in found.items():  # moving statistics included
+    assert "step" not in texts[1]  # only worker 0 reports
+    expected, actual = (read_weights(checkpoints.find_checkpoint(run, "6")) for run in (one, two))
+    assert len(actual) == 8
+    for name, value in actual.items():  # moving statistics included
         np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
     scores = [json.loads((run / "evaluation/validation.json").read_text()) for run in (one, two)]
     assert sum(map(sum, scores[0]["confusion"])) == sum(map(sum, scores[1]["confusion"]))
 
-    # One of the two is killed: the other says so, and ends.
+    # One of the two is killed: the other reports it and ends.
     for _ in range(5):
         pair = Pair(records_dir, cut)
         pair.wait_for("\nstep 3/6")
@@ -93,30 +93,30 @@ def test_two_workers_train_as_one_and_go_on_after_a_loss(records_dir, tmp_path):
         codes, texts = pair.wait()
         if checkpoints.saved_steps(cut / "checkpoints")[-1] < 5:
             break
-        shutil.rmtree(cut)  # they were at the end before this process came to kill one
+        shutil.rmtree(cut)  # they finished before one was killed
     assert codes == [1, -9]
     errors = [line for line in texts[0].splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "has ended or cannot be reached" in errors[0]
-    assert re.search(r"go on from step [2-4]\b", errors[0])
+    assert "has ended or is unreachable" in errors[0]
+    assert re.search(r"resume from step [2-4]\b", errors[0])
     assert "Traceback" not in texts[0]
 
-    # They go on; SIGTERM for one stops both, and what was trained is saved.
+    # They resume; SIGTERM for one stops both, after saving.
     pair = Pair(records_dir, cut)
     pair.wait_for("\nstep 5/6")
     pair.processes[1].send_signal(signal.SIGTERM)
     codes, texts = pair.wait()
     assert codes == [0, 0], texts
-    assert "going on from step" in texts[0]
+    assert "resuming from step" in texts[0]
     step = checkpoints.saved_steps(cut / "checkpoints")[-1]
     assert step in (5, 6)
-    expected, found = stored_variables(two, step), stored_variables(cut, step)
-    assert expected.keys() == found.keys()
-    for name, value in found.items():
+    expected, actual = stored_variables(two, step), stored_variables(cut, step)
+    assert expected.keys() == actual.keys()
+    for name, value in actual.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_a_worker_alone_can_be_stopped_and_gives_up(records_dir, tmp_path):
+def test_a_waiting_worker_can_be_stopped_and_times_out(records_dir, tmp_path):
     def start(**more):
         options = {**OPTIONS, "records_dir": records_dir, "run_dir": tmp_path / "run", **more}
         return subprocess.Popen(
