@@ -3,7 +3,7 @@
     python experiments/ablation.py --flagfile=experiments/FILE.flags --records_dir=R --work_dir=W
         [--seeds=1,2,3] [--only=CASE,...] [--classes=NAME,...]
 
-Each case changes options of the flag file. The column `earns` is the difference to the base case
+Each case changes options of the flag file. The column `gain` is the difference to the base case
 with the same seed, averaged over the seeds. The table has the mean IoU and the IoU of --classes.
 
 Run the same command again to resume; it prints the table of the finished runs.
@@ -118,7 +118,7 @@ def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> li
 def table(outcomes: Mapping[str, Sequence[Outcome]], classes: Sequence[str]) -> str:
     """Formats the table: the scores of each case, and the difference to the base."""
     columns = ["mean IoU", *classes]
-    head = [f"{c} | earns" for c in columns]
+    head = [f"{c} | gain" for c in columns]
     lines = [f"| case | seeds | {' | '.join(head)} | training steps |"]
     lines.append("| --- " * (3 + 2 * len(columns)) + "|")
     base = figures(outcomes[BASE], classes)

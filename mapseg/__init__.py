@@ -29,7 +29,7 @@ def _check_stack() -> None:
     try:
         version = importlib.metadata.version("tensorflow")
     except importlib.metadata.PackageNotFoundError:
-        return  # a nightly or vendor build, or none, for which the import error says more
+        return  # a nightly or vendor build, or none, for which the import error is clearer
     major, minor, patch = (int("".join(filter(str.isdigit, p))) for p in version.split(".")[:3])
     if (major, minor) == (2, 15) and patch >= 1:
         return

@@ -254,7 +254,7 @@ def remedy_of(number: int | None) -> str:
 def quoted_errno(error: BaseException) -> int | None:
     """Returns the `errno` of the system error that a TensorFlow error quotes, if any.
 
-    The class says little: a full disk, an exceeded quota, too many open files and full device
+    The class is not enough: a full disk, an exceeded quota, too many open files and full device
     memory are all ResourceExhaustedError.
     """
     if not {"OpError", "ResourceExhaustedError"} & {kind.__name__ for kind in type(error).__mro__}:

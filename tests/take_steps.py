@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg.config import TrainConfig
+from mapseg.model.layers import BatchNormalization
 from mapseg.model.resampling import Upsample
 from mapseg.training import devices as strategy
 from mapseg.training.optimizers import LossScale, build_optimizer
@@ -46,7 +47,7 @@ class SmallState:
         image = keras.Input((None, None, 3), dtype="uint8")
         x = keras.layers.Rescaling(1 / 255, dtype="float32", name="rescale")(image)
         x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(x)
-        x = keras.layers.BatchNormalization(name="norm")(x)
+        x = BatchNormalization(name="norm")(x)
         x = keras.layers.Conv2D(3, 1, dtype="float32", name="logits-semantic")(x)
         x = Upsample(1, dtype="float32", name="logits-upsample")([x, image])
         self.model = keras.Model(image, x)

@@ -1,4 +1,4 @@
-"""Imports run one way, as DESIGN says; flags and addons stay in their modules."""
+"""Imports run one way, by the rules of the design; flags and addons stay in their modules."""
 
 import ast
 import subprocess

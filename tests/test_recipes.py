@@ -49,7 +49,7 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     own = json.loads((work_dir / "seed1" / "evaluation" / "val.json").read_text())
     assert own["mean_iou"] == found["mean_iou"]
     assert found["classes_present"] == 3
-    assert own["flip_average"]  # as the flag file says
+    assert own["flip_average"]  # as in the flag file
     assert stored["protocol"]["schedule_steps"] == 2
     assert found["facts"]["precision"] == ["float32"]
     assert found["facts"]["classes"] == [list(found["iou"])]
@@ -234,8 +234,8 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
     monkeypatch.setitem(lite2, "encoder_weights", str(tmp_path / "not there"))
     assert ablation.main(["ablation.py", *given, "--classes=flat--road"]) == 0
     *said, base, focal = capsys.readouterr().out.splitlines()
-    (told,) = (line for line in said if line.startswith("skipped: "))
-    assert told.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in told
+    (skipped,) = (line for line in said if line.startswith("skipped: "))
+    assert skipped.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in skipped
     assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
     assert focal.startswith("| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 |")
     assert ablation.main(["ablation.py", *given, "--classes=boat"]) == 1

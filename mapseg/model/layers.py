@@ -48,8 +48,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     The moving variance averages the batch variances as in Keras 3, without Bessel's correction.
     Keras's implementation is still used if statistics are frozen or synchronized between devices,
-    under XLA (`for_xla`), which fuses operations itself, in float64, and in Keras 2, which has its
-    own fused operation.
+    in float64, in Keras 2, which has its own fused operation, and under XLA (`for_xla`): XLA fuses
+    operations itself, and its form of the fused one loses the variance where the mean is large.
     """
 
     for_xla = False

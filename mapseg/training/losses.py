@@ -131,8 +131,9 @@ def _cross_entropies(logits: tf.Tensor, ids: tf.Tensor, smoothing: float = 0.0) 
     @tf.custom_gradient
     def run(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         probabilities = tf.nn.softmax(logits)
-        log_sum_exp = tf.reduce_max(logits, 1) - tf.math.log(tf.reduce_max(probabilities, 1))
-        losses = log_sum_exp - tf.reduce_sum(targets * logits, 1)
+        # The difference of two logits first: it is exact, however large they are.
+        losses = tf.reduce_max(logits, 1) - tf.reduce_sum(targets * logits, 1)
+        losses -= tf.math.log(tf.reduce_max(probabilities, 1))
         return losses, lambda upstream: (probabilities - targets) * upstream[:, tf.newaxis]
 
     return run(logits)

@@ -1,5 +1,6 @@
 """One compiled training step under tf.distribute, and several in one call."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -173,16 +174,26 @@ def make_steps(step: Step) -> Steps:
         )
         return losses.stack(), finite.stack()
 
-    def run(batches: Iterator[Any], count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with nullcontext() if gpus() else _without_rewriting():
-            return steps(batches, count)
+    return without_rewriting(steps)
+
+
+def without_rewriting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a compiled function so that TensorFlow does not rewrite its graph on a CPU.
+
+    Rewriting delays the start by more than a second and makes no step faster. TensorFlow has one
+    such setting per process: functions that other threads call first meanwhile may lack it too.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with nullcontext() if gpus() else _no_rewriting():
+            return function(*args)
 
     return run
 
 
 @contextmanager
-def _without_rewriting() -> Iterator[None]:
-    """Turns off TensorFlow's graph rewriting: on a CPU it delays the start, with no faster step."""
+def _no_rewriting() -> Iterator[None]:
     name, options = "disable_meta_optimizer", tf.config.optimizer
     before = options.get_experimental_options().get(name, False)
     options.set_experimental_options({name: True})

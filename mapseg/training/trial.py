@@ -13,7 +13,7 @@ from mapseg.config import TrainConfig
 from mapseg.progress import telling
 from mapseg.training.devices import Workers
 from mapseg.training.state import TrainState
-from mapseg.training.step import make_step
+from mapseg.training.step import make_step, without_rewriting
 
 _STEPS_TIMED, _TIMED_SECS = 5, 60.0
 _MOST_OVERFLOWS = 20  # while the loss scale of float16 adapts
@@ -68,7 +68,9 @@ class Trial:
         Raises:
           tf.errors.ResourceExhaustedError: the smallest batch does not fit.
         """
-        compiled = make_step(self._state, self._config, self._workers.strategy, class_pixels)
+        compiled = without_rewriting(
+            make_step(self._state, self._config, self._workers.strategy, class_pixels)
+        )
         while True:
             started = time.perf_counter()
             try:

@@ -215,7 +215,7 @@ def test_a_start_after_a_failed_one_is_clean(records_dir, tmp_path, monkeypatch)
     train(run_dir, records_dir, lines.append, **TINY)
     (line,) = [line for line in lines if line.startswith("starting from scratch")]
     assert line.endswith(
-        "removed what an earlier start left: checkpoints, evaluation, history.csv, loss.png, "
+        "removed files of an earlier start: checkpoints, evaluation, history.csv, loss.png, "
         "not_finite, tensorboard"
     )
     assert open_run(run_dir).train.seed == TINY.get("seed", 1)

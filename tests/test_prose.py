@@ -1,0 +1,52 @@
+"""The project's text uses the field's words, by its glossary of words to avoid."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SUFFIXES = {".py", ".md", ".sh", ".flags", ".toml", ""}
+SKIPPED = {".git", ".venv", ".venv-addons", "demo_out", "old_versions", "__pycache__"}
+
+# A pattern to avoid, and what to write instead.
+GLOSSARY = {
+    r"\bgo(es|ing)? on\b|\bwent on\b": "resumes, continues",
+    r"\b(told|tells|says)\b": "is reported, reports, prints",
+    r"\bpassed over\b|\bleft alone\b": "is ignored, skipped",
+    r"\bsound steps?\b|\bfinite steps? is\b|\bbroken gradients?\b": "a finite, non-finite step",
+    r"\beach device alone\b|\beach replica alone\b": "per device, per replica",
+    r"\bothers' (shards|programs?)\b|\banother program's\b": "written by other tools",
+    r"\bless its own mean\b": "normalised over a batch of one",
+    r"\b(can ?not|not to) be had\b|\bto be had\b": "is unavailable, cannot be downloaded",
+    r"\bwhat (it|they) (was|were) made (from|of)\b": "its source",
+    r"\bin the moment\b|\bat the moment when\b": "when",
+    r"\bthe way (back|in)\b": "the inverse transform, the input pipeline",
+    r"\bearns?\b|\bearned\b": "improves mean IoU by",
+    r"\ba hop\b": "a step",
+}
+
+
+def texts():
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        hidden = any(part.startswith(".") and part != ".ci" for part in parts)
+        if hidden or SKIPPED & {*parts} or path == Path(__file__) or not path.is_file():
+            continue
+        if path.suffix in SUFFIXES and not any(part.endswith(".egg-info") for part in parts):
+            yield path
+
+
+@pytest.mark.parametrize("pattern", GLOSSARY)
+def test_the_text_uses_the_words_of_the_field(pattern):
+    avoid, lines = re.compile(pattern), []
+    for path in texts():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if avoid.search(line):
+                lines.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not lines, "write: " + GLOSSARY[pattern] + "\n" + "\n".join(lines)
+
+
+def test_there_is_text_to_read():
+    names = {path.name for path in texts()}
+    assert {"README.md", "train_main.py", "config.py", "demo.flags", "Makefile"} <= names
