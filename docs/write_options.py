@@ -11,16 +11,17 @@ PATH = Path(__file__).parent / "options.md"
 
 INTRODUCTION = """# Options
 
-`train_main.py` and `python -m mapseg.doctor` accept the options of the network, training and
-prediction, `infer_main.py` those of prediction and inference, and the Python API the same names
-as keyword arguments. `--help` on each program lists its other flags as well.
+`train_main.py` and `python -m mapseg.doctor` accept the options of the network, of training and of
+prediction; `infer_main.py` accepts those of prediction and inference. The Python API has the same
+names as keyword arguments. Each program's `--help` also lists its other flags.
 
 An option marked **fixed** defines the run: it is stored in the run folder, and a later command
-with another value is refused. All others may change from one command to the next. A flag file
-keeps a set of options (`python train_main.py --flagfile=experiments/raw_66.flags ...`); flags
-later on the command line override it.
+with another value is refused. All other options may change from one command to the next.
 
-*Written by `python docs/write_options.py` from `mapseg/config.py`; a test keeps the two equal.*
+A flag file stores a set of options, and flags that follow it on the command line override it:
+`python train_main.py --flagfile=experiments/vistas_sample.flags ...`.
+
+*Written by `python docs/write_options.py` from `mapseg/config.py`; a test compares the two.*
 """
 
 # Every option is in one group; no names: all of the config.
@@ -51,7 +52,7 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
         "checkpoint_steps checkpoint_secs keep_checkpoints eval_steps eval_samples eval_panels "
         "log_steps loss_smoothing",
     ),
-    ("Prediction: evaluate, infer, export", PredictConfig, ""),
+    ("Prediction (evaluation, inference, export)", PredictConfig, ""),
     ("Inference", InferConfig, ""),
 )
 

@@ -70,11 +70,11 @@ class _Checked:
 class ModelConfig(_Checked):
     """Options of the network."""
 
-    encoder: str = _option("resnet50", "backbone", choices=ENCODERS, identity=True)
+    encoder: str = _option("resnet50", "backbone of the network", choices=ENCODERS, identity=True)
     encoder_weights: str = _option(
         "auto",
-        "initial weights of the encoder: imagenet, none (random), or a weights file; auto uses "
-        "imagenet if such weights exist for the encoder, and reports if they do not",
+        "initial weights of the encoder: imagenet, none (random) or a weights file; auto uses "
+        "imagenet if the encoder has such weights, and otherwise reports that it has none",
         check=(bool, "imagenet, none, auto or a path"),
         identity=True,
     )
@@ -107,13 +107,14 @@ class TrainConfig(_Checked):
 
     label_set: str = _option(
         "all",
-        "classes to train: all, all_66, lane_marking, or a .json file of groups",
+        "classes to train: all (the evaluated ones), all_66, lane_marking, or a .json file that "
+        "groups classes",
         identity=True,
     )
     train_split: str = _option("training", "split to train on", identity=True)
     eval_split: str = _option("validation", "split to evaluate on")
     steps: int = _option(
-        100_000, "train until this step; raise it to continue a finished run", check=_POSITIVE
+        100_000, "last training step; raise it to continue a finished run", check=_POSITIVE
     )
     schedule_steps: int = _option(
         0,
@@ -134,26 +135,27 @@ class TrainConfig(_Checked):
     )
     scale_step: float = _option(
         0.25,
-        "step between random scales; 0 draws them from the whole interval",
+        "step between the random scales; 0 draws from the continuous range",
         check=_NOT_NEGATIVE,
         identity=True,
     )
     flip: bool = _option(True, "mirror half of the crops horizontally", identity=True)
     color_jitter: float = _option(
         0.25,
-        "strength of random brightness, contrast and saturation; 0 disables it",
+        "strength of random changes of brightness, contrast and saturation; 0 disables it",
         check=_SHARE,
         identity=True,
     )
     class_balance: float = _option(
         0.0,
-        "fraction of the crops, 0 to 1, drawn around a pixel of a uniformly chosen class",
+        "fraction of the crops, 0 to 1, placed around a pixel of a uniformly sampled class",
         check=(lambda v: 0 <= v <= 1, "0 to 1"),
         identity=True,
     )
     crops_per_read: int = _option(
         1,
-        "crops of a batch taken from the same record: more means less reading and less mixing",
+        "crops of a batch taken from the same record: more means less reading, but less varied "
+        "batches",
         check=_POSITIVE,
         identity=True,
     )
@@ -162,8 +164,8 @@ class TrainConfig(_Checked):
     )
     loss: str = _option(
         "ce",
-        f"one of {', '.join(LOSSES)}, or a sum such as ce+lovasz: cross entropy, cross entropy of "
-        "the hardest pixels, focal loss, Lovasz-softmax",
+        "ce (cross entropy), ohem (cross entropy of the hardest pixels), focal, lovasz "
+        "(Lovasz-softmax), or a sum such as ce+lovasz",
         check=(
             lambda v: _are_distinct(v.split("+"), LOSSES),
             f"of {', '.join(LOSSES)}, joined by +",
@@ -181,7 +183,7 @@ class TrainConfig(_Checked):
     )
     ohem_share: float = _option(
         0.25,
-        "fraction of the labelled pixels, the hardest, that ohem uses; above 0, at most 1",
+        "fraction of the labelled pixels that ohem keeps (the hardest); above 0, at most 1",
         check=(lambda v: 0 < v <= 1, "above 0 and at most 1"),
         identity=True,
     )
@@ -194,7 +196,7 @@ class TrainConfig(_Checked):
     learning_rate: float = _option(0.01, "peak learning rate", check=_POSITIVE, identity=True)
     end_learning_rate: float = _option(
         0.0,
-        "learning rate at and after the end of the schedule",
+        "learning rate at the end of the schedule and after it",
         check=_NOT_NEGATIVE,
         identity=True,
     )
@@ -209,7 +211,7 @@ class TrainConfig(_Checked):
     )
     weight_decay: float = _option(
         1e-4,
-        "weight decay of kernels; batch norms and biases are exempt",
+        "weight decay of kernels; batch norm parameters and biases have none",
         check=_NOT_NEGATIVE,
         identity=True,
     )
@@ -239,8 +241,8 @@ class TrainConfig(_Checked):
     )
     init_from: str = _option(
         "",
-        "fine-tune from a run folder, a weights file of mapseg, or a TF DeepLab checkpoint; "
-        "weights that do not fit are skipped and listed",
+        "initialize the network from a run folder, a weights file of mapseg or a TF DeepLab "
+        "checkpoint; weights that do not match are skipped and listed",
         identity=True,
     )
     checkpoint_steps: int = _option(
@@ -253,7 +255,9 @@ class TrainConfig(_Checked):
         3, "number of recent checkpoints to keep; the best one is kept as well", check=_POSITIVE
     )
     eval_steps: int = _option(
-        5000, "evaluate every N steps and at the end; 0: only at the end", check=_NOT_NEGATIVE
+        5000,
+        "evaluate every N steps and at the end; 0 evaluates only at the end",
+        check=_NOT_NEGATIVE,
     )
     eval_samples: int = _option(
         0, "evaluate on the first N samples during training; 0 is all", check=_NOT_NEGATIVE
@@ -265,11 +269,11 @@ class TrainConfig(_Checked):
     )
     on_nan: str = _option(
         "stop",
-        "at a non-finite loss or gradient: stop, or skip the step and continue; either way its "
-        "batch and the names of its samples are written to the run folder",
+        "at a non-finite loss or gradient: stop, or skip the step; in both cases the batch and the "
+        "names of its samples are written to the run folder",
         choices=("stop", "skip"),
     )
-    log_steps: int = _option(20, "report every N steps", check=_POSITIVE)
+    log_steps: int = _option(20, "print and log progress every N steps", check=_POSITIVE)
     loss_smoothing: float = _option(
         0.95, "smoothing factor of the plotted loss (exponential moving average)", check=_SHARE
     )
@@ -279,25 +283,27 @@ class TrainConfig(_Checked):
         choices=("auto", "one_device", "mirrored", "multi_worker"),
     )
     sync_batch_norm: bool = _option(
-        False, "compute batch norm statistics over the batches of all devices", identity=True
+        False, "compute batch norm statistics over the crops of all devices", identity=True
     )
     peer_timeout_secs: int = _option(
         600,
-        "how long a multi_worker run waits at start for the other workers, e.g. queued jobs",
+        "how long, in seconds, a worker waits at the start for the other workers",
         check=_POSITIVE,
     )
     accumulate_steps: int = _option(
         1,
         "accumulate the gradient over this many parts of the batch: less memory, the same "
-        "gradient; batch norm sees one part, and ohem and lovasz rank pixels within it",
+        "gradient; batch norm, ohem and lovasz work within one part",
         check=_POSITIVE,
     )
     recompute: bool = _option(
-        False, "recompute the encoder's activations in the backward pass: less memory, more time"
+        False,
+        "recompute the encoder's activations in the backward pass (gradient checkpointing): less "
+        "memory, more time",
     )
     xla: str = _option(
         "auto",
-        "compile the training step with XLA; auto is on for a GPU",
+        "compile the training step with XLA; auto does so on a GPU",
         choices=("auto", "on", "off"),
     )
 
@@ -335,19 +341,21 @@ class PredictConfig(_Checked):
 
     scale: str = _option(
         "auto",
-        "resize the input by this factor; auto matches its long side to the training images",
+        "resize the input by this factor; auto makes its long side that of the training images",
         check=(lambda v: v == "auto" or _is_positive(v), "auto or a positive number"),
     )
     scales: str = _option(
         "1",
-        "average the predictions at these multiples of scale, e.g. 0.75,1,1.25; each takes as long "
-        "as the largest",
+        "average the class probabilities over these multiples of scale, e.g. 0.75,1,1.25; each "
+        "takes as long as the largest",
         check=(
             lambda v: all(map(_is_positive, v.split(","))),
             "a comma-separated list of positive numbers",
         ),
     )
-    flip_average: bool = _option(False, "average with the prediction of the mirrored image")
+    flip_average: bool = _option(
+        False, "average with the prediction for the horizontally flipped image"
+    )
     tile_px: int = _option(
         1025,
         "largest image side processed at once, in pixels; larger tiles need more memory",
@@ -376,11 +384,13 @@ class InferConfig(_Checked):
     """Options of inference: input frames and outputs."""
 
     frames: str = _option(
-        "", "input: a folder, a glob, a .txt list of paths, or a video", check=(bool, "given")
+        "",
+        "input: a folder, a glob pattern, a .txt list of paths, or a video",
+        check=(bool, "given"),
     )
     out_dir: str = _option("", "output folder", check=(bool, "given"))
     cameras: str = _option(
-        "", "image folders to use under a KITTI root, e.g. image_2,image_02; empty is all"
+        "", "image folders to use under the root of KITTI, e.g. image_2,image_02; empty is all"
     )
     outputs: str = _option(
         "ids,overlay",

@@ -14,7 +14,7 @@ GLOSSARY = {
     r"\bgo(es|ing)? on\b|\bwent on\b": "resumes, continues",
     r"\b(told|tells|says)\b": "is reported, reports, prints",
     r"\bpassed over\b|\bleft alone\b": "is ignored, skipped",
-    r"\bsound steps?\b|\bfinite steps? is\b|\bbroken gradients?\b": "a finite, non-finite step",
+    r"\bsound (step|loss|gradient)s?\b|\bbroken gradients?\b": "finite, non-finite step",
     r"\beach device alone\b|\beach replica alone\b": "per device, per replica",
     r"\bothers' (shards|programs?)\b|\banother program's\b": "written by other tools",
     r"\bless its own mean\b": "normalised over a batch of one",
