@@ -161,9 +161,10 @@ def _by_offset(logits: tf.Tensor, label: tf.Tensor, factor: int) -> tf.Tensor:
     """Groups pixel ids by their offset from the sample above and left: [factor^2, B * h * w]."""
     size = factor * tf.shape(logits)[1:3]
     border = size - tf.shape(label)[1:]
-    label = tf.pad(label, [[0, 0], [0, border[0]], [0, border[1]]], constant_values=VOID)
+    ids = tf.cast(label, tf.float32)  # oneDNN cannot transpose integers, and prints an error line
+    ids = tf.pad(ids, [[0, 0], [0, border[0]], [0, border[1]]], constant_values=VOID)
     split = [-1, size[0] // factor, factor, size[1] // factor, factor]
-    return tf.reshape(tf.transpose(tf.reshape(label, split), [2, 4, 0, 1, 3]), [factor**2, -1])
+    return tf.reshape(tf.transpose(tf.reshape(ids, split), [2, 4, 0, 1, 3]), [factor**2, -1])
 
 
 def _flat(logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
