@@ -479,7 +479,7 @@ os.write(2, b"failed call to cuInit: of something else\\n")
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["train_main.py", "--mode=evaluate", "--records_dir=RECORDS", "--run_dir=RUN"],
+        ["train_main.py", "--records_dir=RECORDS", "--run_dir=RUN"],
         ["-m", "mapseg.doctor", "--batch_size=0"],
         ["infer_main.py", "--run_dir=RUN", "--frames=RECORDS/../vistas", "--out_dir=RUN/out"],
     ],
