@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 
 
 def _check_stack() -> None:
-    """Refuses an unsupported TensorFlow or Keras before it is imported.
+    """Rejects an unsupported TensorFlow or Keras before it is imported.
 
-    The errors carry the package's name, so that `python -m mapseg.X` prints one line, no traceback.
+    Errors carry the package name, so that `python -m mapseg.X` prints one line, not a traceback.
     """
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
@@ -29,7 +29,7 @@ def _check_stack() -> None:
     try:
         version = importlib.metadata.version("tensorflow")
     except importlib.metadata.PackageNotFoundError:
-        return  # a nightly or vendor build, or none, for which the import error is clearer
+        return  # a nightly or vendor build, or none: the import error is then clearer
     major, minor, patch = (int("".join(filter(str.isdigit, p))) for p in version.split(".")[:3])
     if (major, minor) == (2, 15) and patch >= 1:
         return

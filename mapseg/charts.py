@@ -22,13 +22,13 @@ Row = Mapping[str, float]
 def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
     """Returns the exponential moving average of a curve, with bias correction.
 
-    As for the moments in Adam (https://arxiv.org/abs/1412.6980, section 3), the mean is divided by
-    the sum of its weights, 1 - weight^n: the first value stays as it is. Non-finite values are
+    As for Adam's moments (https://arxiv.org/abs/1412.6980, section 3), the mean is divided by the
+    sum of its weights, 1 - weight^n, so the first value is unchanged. Non-finite values are
     skipped.
 
     Args:
       values: [N] in order of steps.
-      weight: of the past, at least 0 and below 1; 0 is no smoothing.
+      weight: of the past, in [0, 1); 0 disables smoothing.
 
     Returns:
       [N] float64; nan before the first finite value.
@@ -106,9 +106,9 @@ def plot_audit(
     notes: Sequence[str],
     out_path: Path,
 ) -> None:
-    """Draws the contents of records: a row per class by descending share of pixels, sizes, notes.
+    """Draws the contents of records: a row per class by descending pixel share, sizes, notes.
 
-    The first split is drawn as bars, the other splits as marks on them.
+    The first split is drawn as bars, the others as markers on them.
 
     Args:
       classes: names and colours.
@@ -122,7 +122,7 @@ def plot_audit(
         [np.arange(len(classes)), *(-shares for shares in reversed(list(pixels.values())))]
     )
     classes = [classes[i] for i in order]
-    # All in inches: room for the names, and rows that are readable.
+    # In inches: room for the names, and rows tall enough to read.
     left = 0.4 + 0.057 * max(len(c.name) for c in classes)
     width, height = left + 10.6, max(6.5, 1.5 + 0.17 * len(classes))
     tall = min(height - 1.5, 0.45 * len(classes))
@@ -184,7 +184,7 @@ def _class_rows(
         if i == 0:
             colors = [np.array(classes[k].color) / 255 for k in present]
             axis.barh(present, 100 * shares[present], 0.78, color=colors, linewidth=0.5, **rim)
-        else:  # white with a rim is visible on every colour
+        else:  # white with an outline shows on any colour
             marker = "Dos^v"[(i - 1) % 5]
             axis.scatter(100 * shares[present], present, 18, "white", marker, clip_on=False, **rim)
     for place in places[~np.any([shares > 0 for shares in values.values()], axis=0)]:

@@ -64,7 +64,7 @@ def use_compile_cache(values: flags.FlagValues) -> None:
     """Sets up the cache of --compile_cache_dir, before TensorFlow is imported.
 
     Raises:
-      OSError: the folder that the user chose is unusable; for the default, that is only reported.
+      OSError: the user's chosen folder is unusable; for the default this is only reported.
     """
     folder = str(values["compile_cache_dir"].value)
     if folder == "auto":
@@ -85,8 +85,8 @@ def run(
     """Parses the flags and calls `main`.
 
     Flags on the command line override those of a flag file, in any order. Bad flags, extra
-    arguments and expected errors end in one line on stderr; any other error shows its traceback,
-    and that it is a bug.
+    arguments and expected errors print one line to stderr; others print a traceback and a note that
+    it is a bug.
 
     Args:
       main: called with the parsed flags, returns an exit code.
@@ -99,7 +99,7 @@ def run(
     """
     if argv is None:
         startup.use_utf8()
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+    for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show is no error
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
@@ -138,8 +138,8 @@ def report(line: str) -> None:
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one ends the program.
 
-    A thread receives both immediately: while TensorFlow compiles or waits for another machine,
-    Python's handlers do not run. Must be called from the main thread.
+    A thread receives both, as Python's handlers do not run while TensorFlow compiles or waits for
+    another machine. Must be called from the main thread.
     """
     stop_requested = threading.Event()
     reading, writing = socket.socketpair()
@@ -174,7 +174,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def _expand_home(values: flags.FlagValues) -> None:
-    """Expands a leading `~` in flag values; the shell leaves --name=~/folder as it is."""
+    """Expands a leading `~` in flag values; the shell does not in --name=~/folder."""
 
     def expanded(value: str) -> str:
         return str(expand_home(value)) if value.startswith("~") else value
@@ -188,7 +188,7 @@ def _expand_home(values: flags.FlagValues) -> None:
 
 
 def _check_flag_file(path: Path) -> None:
-    """Refuses a flag file that absl would misread.
+    """Rejects a flag file that absl would misread.
 
     Raises:
       ValueError: the file is not UTF-8, or has a byte-order mark.

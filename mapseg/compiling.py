@@ -13,7 +13,7 @@ from mapseg.files import expand_home
 # The TensorFlow of mapseg[addons] has no autotuning cache; XLA aborts on an unknown flag.
 _NO_AUTOTUNE_CACHE = ("2.15", "unknown")
 _MOST_BYTES = 2_000_000_000
-# A file read by a running process is no older: access times may be updated only once a day.
+# Newer files may be in use: file systems may update access times only once a day.
 _KEPT_SECS = 25 * 3600
 
 
@@ -26,8 +26,8 @@ def default_cache_dir() -> Path:
 def use_compile_cache(folder: Path) -> None:
     """Makes XLA cache compiled programs, and the fastest kernels it measured, in a folder.
 
-    Adds to environment variables of this process, after the user's values; TensorFlow reads them
-    when it is imported. Each TensorFlow version has its own subfolder; within it, XLA identifies
+    Appends to this process's environment variables, after the user's values; TensorFlow reads them
+    on import. Each TensorFlow version has its own subfolder; within it, XLA identifies
     programs by computation and device. Above 2 GB in total, the least recently used files are
     deleted, except those used in the last day.
 
@@ -55,7 +55,7 @@ def use_compile_cache(folder: Path) -> None:
     _evict(folder.parent)
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", str(folder))
     _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_read_only", "false")
-    if version.startswith("2.15"):  # it cannot read its own files for a CPU
+    if version.startswith("2.15"):  # it cannot reload its CPU programs
         _add("TF_XLA_FLAGS", "--tf_xla_persistent_cache_device_types", "GPU")
     if not version.startswith(_NO_AUTOTUNE_CACHE):
         _add("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", str(kernels))
@@ -64,7 +64,7 @@ def use_compile_cache(folder: Path) -> None:
 
 
 def _evict(folder: Path) -> None:
-    """Limits the cache size over all TensorFlow versions; other processes may be using it."""
+    """Limits the cache size across TensorFlow versions; other processes may be using it."""
     entries = []
     for path in folder.glob("tensorflow-*/**/*"):
         with contextlib.suppress(OSError):  # another process has removed it

@@ -1,8 +1,8 @@
 """All options: default, meaning, allowed values, and whether a run may change them.
 
 `cli.py` turns the fields into flags, `runs/folder.py` stores them in the run folder, and
-`docs/write_options.py` documents them. An *identity* field defines the run (its model, its order of
-samples): an existing run folder refuses another value. All other fields may change between calls.
+`docs/write_options.py` documents them. An *identity* field defines the run (its model, its sample
+order): an existing run folder rejects another value. All other fields may change between calls.
 """
 
 # Long: mostly a table.
@@ -27,7 +27,7 @@ ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
 LOSSES = ("ce", "ohem", "focal", "lovasz")
 OUTPUTS = ("ids", "overlay", "panel", "video")
 
-# Options of earlier versions that changed no result: ignored where an old run has stored them.
+# Removed options that never changed a result: ignored where an old run has stored them.
 _REMOVED = ("plot_steps", "steps_per_call")
 _RESTORE = "Remedy: put the value back that training wrote"
 

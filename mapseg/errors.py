@@ -14,7 +14,7 @@ _PARTS = ("mapseg", "data_prep", "experiments", "benchmarks", "train_main.py", "
 def is_foreseen(error: BaseException) -> bool:
     """Whether the program expects this error, so that its message is enough.
 
-    Expected are errors from a `raise` statement of the project, here, in another process, or in
+    Expected: errors from the project's own `raise` statements, here, in another process, or in
     Python that TensorFlow called; system errors about a file; full memory and full disks. All
     others are bugs, such as a ValueError from NumPy.
     """
@@ -29,7 +29,7 @@ def is_foreseen(error: BaseException) -> bool:
     if not isinstance(error, ValueError | OSError | FloatingPointError):
         return False
     if type(error.__cause__).__name__ in ("_RemoteTraceback", "RemoteTraceback"):
-        return _is_ours(*_last_frame(str(error.__cause__)))  # of multiprocessing: only text
+        return _is_ours(*_last_frame(str(error.__cause__)))  # multiprocessing: text only
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and _is_ours(frames[-1].filename, frames[-1].line or "")
 

@@ -111,7 +111,7 @@ class Estimator:
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
           panels: number of pictures of image, prediction and ground truth to write.
-          again: if false, an earlier evaluation with the same inputs and options is read instead.
+          again: if false, an earlier evaluation with the same inputs and options is reused.
 
         Raises:
           FileNotFoundError: no such run, checkpoint or records.
@@ -147,7 +147,7 @@ class Estimator:
         try:
             evaluation.write_evaluation(self.run_dir, split, scores, **facts)
         except OSError:
-            self._progress("\n".join(scores.lines()))  # they took long to compute
+            self._progress("\n".join(scores.lines()))  # too costly to lose
             raise
         return scores
 
@@ -186,7 +186,7 @@ class Estimator:
         """Writes a SavedModel that needs only TensorFlow.
 
         Args:
-          export_dir: a new or empty folder, or a former export; default `export` in the run folder.
+          export_dir: a new or empty folder, or an old export; default `export` in the run folder.
           config: scales, flip and tile size, which are fixed in the export.
           checkpoint: `best`, `latest` or a step.
 
@@ -209,9 +209,9 @@ class Estimator:
         return export(run, predictor, export_dir)
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
-        """Returns a predictor; the last one is cached, so that single frames do not load it again.
+        """Returns a predictor; the last one is cached, so that single frames do not reload it.
 
-        The state of the weights file is compared: the run may be retrained to the same step.
+        The weights file's state is compared, as a run may be retrained to the same step.
         """
         weights_path = path / "weights.npz"
         facts = weights_path.stat() if weights_path.is_file() else None

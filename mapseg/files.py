@@ -56,7 +56,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, renamed to `path` when the block succeeds.
 
     If the block raises, `path` is unchanged and the temporary file is removed. Missing folders are
-    created. The temporary name keeps the suffix, since many writers choose the format by it.
+    created. The temporary name keeps the suffix, as many writers infer the format from it.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with naming(path, partial):
@@ -71,7 +71,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_dir(path: Path) -> Iterator[Path]:
-    """Does the same for a folder; an existing folder is replaced."""
+    """Writes a folder as `whole_file` does, replacing any old one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +127,8 @@ def nearest_folder(goal: Path) -> Path:
 def check_writable(folder: Path) -> None:
     """Checks, before long work, that its results can be written to a folder.
 
-    Writes a file there and removes it; if the folder is missing, in its nearest existing parent, so
-    that nothing stays behind.
+    Writes and removes a file there or, if the folder is missing, in its nearest existing parent, so
+    that nothing is left.
 
     Raises:
       WriteError: the folder is not writable, is a file, or its disk is full.
@@ -144,7 +144,7 @@ def check_writable(folder: Path) -> None:
 
 
 def expand_home(path: str) -> Path:
-    """Expands a leading `~` to the home folder; a name such as `~backup` stays."""
+    """Expands a leading `~` to the home folder; a name like `~backup` is kept."""
     return Path(os.path.expanduser(path))  # noqa: PTH111, Path's needs a home
 
 
@@ -176,7 +176,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path, refusal: str = "") -> Iterator[IO[str]]:
-    """Locks a file and yields it; the lock ends with the process, even if that is killed.
+    """Locks a file and yields it; the lock ends when the process does, even if killed.
 
     On a file system without locks it only prints a warning, once per folder.
 
@@ -190,7 +190,7 @@ def locked(path: Path, refusal: str = "") -> Iterator[IO[str]]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")  # keeps what the holder has written
+        file = path.open("a")  # keeps what the holder wrote
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
@@ -216,7 +216,7 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Turns a system error about the file being written into a WriteError with the remedy.
 
     A system error is an OSError, or an error of TensorFlow that quotes one. Errors about other
-    files, such as one being read, pass unchanged.
+    files, such as one being read, propagate.
 
     Args:
       path: the file.

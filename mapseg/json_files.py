@@ -1,7 +1,7 @@
 """Reads hand-written JSON, and checks its objects field by field.
 
-Errors name the file, the place in it and the expected type. Unchecked, a string in place of a
-boolean would count as true, and one in place of a list would be read character by character.
+Errors name the file, the place in it and the expected type. Without checks, a string in place of a
+boolean would count as true, and in place of a list be read character by character.
 """
 
 import codecs
@@ -98,7 +98,7 @@ def check_fields(
       place: the file and where the object is in it, for messages.
       required: type of each required field, by name.
       optional: type of each optional field, by name.
-      closed: refuse all other fields; else only those that look misspelt.
+      closed: reject all other fields; else only those that look misspelt.
 
     Raises:
       ValueError: a field is missing, of another type, or unknown.

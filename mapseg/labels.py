@@ -1,7 +1,7 @@
-"""Classes and label sets: the classes of a dataset, and how they are trained.
+"""Classes and label sets: a dataset's classes, and how they map to train ids.
 
 A *class table* is the dataset's list of classes, in the JSON schema of Mapillary Vistas. A *label
-set* maps the source ids that are trained to train ids, and all others to VOID.
+set* maps each source id to a train id, or to VOID if it is not trained.
 """
 
 import fnmatch
@@ -102,7 +102,7 @@ class LabelSet:
     Attributes:
       name: as given on the command line.
       classes: by train id, without gaps: `classes[i].id == i`.
-      source_to_train: 256 train ids, by source id; VOID if that is not trained.
+      source_to_train: 256 train ids, by source id; VOID for untrained ones.
     """
 
     name: str
@@ -204,14 +204,14 @@ class LabelSet:
 def make_label_set(table: Sequence[LabelClass], name: str) -> LabelSet:
     """Builds a label set over a class table.
 
-    `all` trains every evaluated class. `all_66` is for runs as in 2018 on Vistas v1.2: the
+    `all` trains every evaluated class. `all_66` reproduces 2018 runs on Vistas v1.2: the
     unevaluated "unlabeled" is trained as a 66th class. `lane_marking` trains lane markings (1)
     against the rest (0). Any other name is a JSON file of groups::
 
         {"classes": [{"name": "flat", "color": [128, 64, 128], "sources": ["*--flat--*"]}, ...],
          "others": "flat"}
 
-    `sources` are names in the table, or shell patterns. The class that `others` names contains all
+    `sources` are names in the table, or shell patterns. The class that `others` names gets all
     sources that no class lists; without `others` these are VOID.
 
     Args:

@@ -39,7 +39,7 @@ class DriverReport:
 def cores() -> int:
     """Returns how many cores this process may use, by its affinity and its container's quota.
 
-    With more threads than the quota allows, all are halted for a part of each tenth of a second.
+    With more threads than the quota allows, all are throttled for part of every 100 ms.
     """
     all_cores = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
@@ -47,7 +47,7 @@ def cores() -> int:
 
 
 def _cpu_quotas() -> list[float]:
-    """Returns the limits on cores of this process's control groups, v1 or v2."""
+    """Returns the CPU limits of this process's control groups, v1 or v2."""
     quotas = []
     for folder in _control_groups("cpu"):
         with contextlib.suppress(OSError, ValueError):  # no such group, or no limit
@@ -93,7 +93,7 @@ def gpus() -> list[Gpu]:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether this machine has an NVIDIA driver, and so a GPU, visible to TensorFlow or not."""
+    """Whether this machine has an NVIDIA driver, hence a GPU, visible to TensorFlow or not."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
@@ -148,7 +148,7 @@ def available_bytes() -> int:
 
 
 def taken_bytes(which: Literal["current", "peak"]) -> int:
-    """Returns the memory in use: by TensorFlow on the first GPU, or without a GPU by the process.
+    """Returns the memory in use: by TensorFlow on the first GPU or, with no GPU, by the process.
 
     Args:
       which: the current use, or the peak since the start or `reset_peak`.
@@ -168,13 +168,13 @@ def taken_bytes(which: Literal["current", "peak"]) -> int:
 
 
 def allocated_bytes(which: Literal["current", "peak"]) -> int:
-    """Returns the memory that TensorFlow has allocated on the first GPU, or without one on the CPU.
+    """Returns the memory that TensorFlow has allocated on the first GPU or, with none, on the CPU.
 
-    With oneDNN, TensorFlow keeps freed memory of the CPU in a pool: the process does not shrink
-    after a step and does not grow in the next. Without it there are no statistics, and no pool.
+    With oneDNN, TensorFlow pools freed CPU memory: the process neither shrinks after a step nor
+    grows in the next. Without oneDNN there is no pool, and no statistics.
 
     Args:
-      which: as for `taken_bytes`, which answers where there are no statistics.
+      which: as for `taken_bytes`, the fallback without statistics.
 
     Returns:
       Bytes.

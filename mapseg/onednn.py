@@ -34,7 +34,7 @@ def use_stored(stored: bool | None) -> None:
     """Applies the setting that a run began with, unless TensorFlow is already imported.
 
     Args:
-      stored: the setting; None for a run of a version that left it to TensorFlow.
+      stored: the setting; None for a run by a version that left it to TensorFlow.
     """
     if "tensorflow" in sys.modules:
         return
@@ -60,7 +60,7 @@ def is_on() -> bool:
 
 
 def difference(stored: bool | None) -> str:
-    """Returns a message if a run resumes with another setting than it began with; else empty.
+    """Returns a message if a run resumes with a setting it did not begin with; else empty.
 
     Args:
       stored: the run's setting; None leaves it to TensorFlow.

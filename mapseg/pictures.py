@@ -72,8 +72,8 @@ def panel(
 ) -> np.ndarray:
     """Draws image, prediction and ground truth side by side, with a legend of their classes below.
 
-    Pictures are shrunk to `PICTURE_PX`, or enlarged towards half of it, so that the legend is in
-    proportion for frames of any size.
+    Pictures are shrunk to `PICTURE_PX`, or enlarged towards half of it, so the legend is in
+    proportion whatever the frame size.
 
     Args:
       image: [H, W, 3] uint8 RGB.
@@ -146,7 +146,7 @@ def _fitted(picture: np.ndarray) -> np.ndarray:
 
 
 def _legend_block(entries: Sequence[Entry], width: int, text_px: int) -> np.ndarray:
-    """Draws swatches and names in as many columns as fit, read downwards: [h, width, 3] uint8."""
+    """Draws swatches and names in as many columns as fit, top-down: [h, width, 3] uint8."""
     line = round(text_px * 1.7)
     columns = max(1, min(len(entries), width // _column_width(entries, text_px)))
     rows = math.ceil(len(entries) / columns)
@@ -180,7 +180,7 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
     Args:
       path: the file; its folder is created.
       image: [H, W, 3] uint8 RGB, or with a palette [H, W] uint8 ids.
-      palette: [256, 3] uint8 RGB by id; pixels stay ids, which the palette colours.
+      palette: [256, 3] uint8 RGB by id; pixels stay ids, coloured by the palette.
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
     if palette is not None:

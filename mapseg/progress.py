@@ -55,7 +55,7 @@ def make_reporter(
 
 @contextmanager
 def telling(what: str, progress: Callable[[str], None]) -> Iterator[None]:
-    """Reports the elapsed time of work without measurable progress, and its duration."""
+    """Reports elapsed time of work without measurable progress, then its duration."""
     started, ended = time.monotonic(), threading.Event()
 
     def report_elapsed() -> None:
@@ -74,7 +74,7 @@ def telling(what: str, progress: Callable[[str], None]) -> Iterator[None]:
 
 
 def show(text: str) -> None:
-    """Prints a line to stderr; on a terminal the next line replaces that of a reporter."""
+    """Prints a line to stderr; on a terminal the next line overwrites a reporter's."""
     if sys.stderr is None:  # stderr is closed
         return
     end = "\r" if sys.stderr.isatty() and text.endswith(_LEFT) else "\n"

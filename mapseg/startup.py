@@ -13,7 +13,7 @@ from types import ModuleType
 
 from mapseg import machine, onednn
 
-# Log lines without a driver. TF_CPP_MIN_LOG_LEVEL takes effect too late for the first of them.
+# Logged without a driver, the first lines before TF_CPP_MIN_LOG_LEVEL takes effect.
 _NOISE = (
     r"^I\d{4} |All log messages before absl::InitializeLog|[Cc]ould not find cuda drivers|"
     r"failed call to cuInit|Unable to register cu(DNN|FFT|BLAS) factory|TF-TRT Warning|"
@@ -49,8 +49,8 @@ def quiet_tensorflow() -> None:
     """Makes TensorFlow start quietly if this machine has no NVIDIA driver.
 
     Must be called before TensorFlow is imported; does not import it. With a driver nothing is
-    hidden: the lines then say why a GPU is not used. If the user has set TF_CPP_MIN_LOG_LEVEL, it
-    stays; 0 and 1 show all lines.
+    hidden: the lines then explain why a GPU is not used. A TF_CPP_MIN_LOG_LEVEL set by the user is
+    kept; 0 and 1 show all lines.
     """
     if machine.has_nvidia_driver() or shutil.which("nvidia-smi") or "tensorflow" in sys.modules:
         return
@@ -83,7 +83,7 @@ class _QuietFinder(MetaPathFinder):
 
 @contextmanager
 def _filtered_errors() -> Iterator[None]:
-    """Drops the noise from stderr of this process, including output of libraries.
+    """Drops the noise from this process's stderr, including output of libraries.
 
     A separate process filters it, so that output before a crash is still shown.
     """

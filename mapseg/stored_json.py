@@ -1,4 +1,4 @@
-"""Reads and checks JSON that mapseg writes: a mismatch means damage, or a change by hand.
+"""Reads and checks JSON that mapseg writes: a mismatch means damage or a manual edit.
 
 Hand-written JSON is read by `json_files`.
 """

@@ -22,7 +22,7 @@ OK, WARN, FAIL, SKIP = "ok", "WARN", "FAIL", "skip"
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: its level and a description; for a problem, with its remedy."""
+    """The result of a check: its level, a description and, for a problem, the remedy."""
 
     level: str
     text: str

@@ -44,7 +44,7 @@ def check_gpu(case: Case) -> Finding:
 
 
 def check_memory(case: Case) -> Finding:
-    """Compares the host's memory with the need of the input and, on a CPU, of the step."""
+    """Compares host memory with what the input and, on a CPU, the step need."""
     needed = _PROGRAM_BYTES + case.train.input_memory_mb * 2**20
     consumers = "TensorFlow and the input pipeline"
     if not machine.gpus():

@@ -62,7 +62,7 @@ def _run_of(case: Case) -> Run:
 
 
 def check_step(case: Case) -> Finding:
-    """Takes a training step; out of memory, retries with half the crops."""
+    """Runs a training step; on OOM, retries with half the crops."""
     run = _run_of(case)
     batch = case.batch or _synthetic_batch(run.label_set, case.config)
     pixels = case.class_pixels

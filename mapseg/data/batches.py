@@ -75,8 +75,8 @@ def stream_samples(
       FileNotFoundError: a shard is missing.
       ValueError: no such split, or a shard that is truncated or damaged.
     """
-    # TensorFlow keeps the closure of a numpy_function until the program ends; shards that the
-    # index kept open would stay open as long.
+    # TensorFlow keeps a numpy_function's closure until the program ends; shards kept open by the
+    # index would stay open until then.
     index, table = index_split(manifest, split, keep_open=False), label_set.table
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray, bytes]:
@@ -160,7 +160,7 @@ class CropStream:
         Args:
           start_step: the step of the first batch.
           worker: which share of every batch to read, from 0.
-          workers: number of shares; concatenated in order of worker they are the whole batch.
+          workers: number of shares; concatenated in worker order they form the whole batch.
 
         Returns:
           As `train_batches`, with B = batch_size / workers.
@@ -255,7 +255,7 @@ def parallel_reads(config: TrainConfig, split: Split, batch_size: int, kept_byte
     """Returns how many records may be read in parallel within the configured memory.
 
     A read may need a fully decoded image and label, as for a PNG or a record written by another
-    tool. To these come the record, which is smaller, and three copies of the crops.
+    tool. Added to these are the smaller record and three copies of the crops.
 
     Args:
       config: crops and the memory limit.

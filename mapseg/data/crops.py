@@ -10,7 +10,7 @@ from mapseg.data.transforms import augment, pad, random_scale, random_window, sh
 from mapseg.data.windows import decode_image_window, decode_label_tile, decode_label_window
 from mapseg.labels import VOID
 
-# Fills a crop beyond the image: near zero for every encoder, like the padding in prediction.
+# Pads a crop beyond the image: near zero for every encoder, like the padding in prediction.
 _GREY = 127
 
 

@@ -1,7 +1,6 @@
 """Checks encoded images: their format, and every byte.
 
-Pillow and OpenCV silently decode damaged JPEG data to grey. Here every warning of the decoder is an
-error.
+Pillow and OpenCV silently decode damaged JPEG data to grey. Here every decoder warning is an error.
 """
 
 import io
@@ -22,7 +21,7 @@ def open_image(data: bytes) -> Image.Image:
     """Opens a JPEG or PNG without decoding it, and checks the checksums of a PNG.
 
     Raises:
-      ValueError: another format, or so many pixels that they would fill the memory.
+      ValueError: another format, or so many pixels that they would exhaust memory.
       OSError, SyntaxError, ValueError, zlib.error: it is damaged.
     """
     if not data.startswith((JPEG, PNG)):
@@ -60,8 +59,8 @@ def _check_zlib(png: bytes) -> None:
 def check_single(image: Image.Image) -> None:
     """Rejects a file with several pictures, of which decoders silently read the first.
 
-    Accepted are a JPEG with further pictures, such as previews or a second lens's picture, and a
-    TIFF with smaller copies and masks of its picture.
+    Accepts a JPEG with further pictures, such as previews or a second lens's view, and a TIFF with
+    smaller copies and masks of its picture.
 
     Raises:
       ValueError: it has several pages, or is animated.
@@ -95,7 +94,7 @@ def channel_bits(data: bytes) -> int:
 
 
 def check_jpeg(data: bytes) -> None:
-    """Decodes a JPEG at an eighth of its size, which reads all its bytes but is faster.
+    """Decodes a JPEG at 1/8 of its size, which is faster and still reads every byte.
 
     Raises:
       ValueError: it is damaged, even if the decoder would only warn.

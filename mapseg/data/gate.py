@@ -25,7 +25,7 @@ class Gate:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Counts a call as running during the block; raises InterruptedError in a shutdown."""
+        """Counts a call as running during the block; raises InterruptedError on shutdown."""
         with self._changed:
             if self._closed:
                 self._refused += 1

@@ -39,14 +39,14 @@ class Split:
     Attributes:
       name: such as training.
       shards: in order.
-      pixels: number of pixels in the stored labels by name of source class.
+      pixels: number of pixels in the stored labels, by source class name.
       sizes: number of samples by stored (height, width).
       options: how it was made: folders, label version, resizing.
       tile_table: name of the file that lists the source ids in each label tile.
       tile_table_sha256: of that file.
       made_upright: keys of images that were turned according to their EXIF orientation.
       kept_turned: keys of images whose EXIF orientation contradicts their label; stored unchanged.
-      left_out: the reason for each pair that could not be converted, by key.
+      left_out: by key, the reason why a pair could not be converted.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Manifest:
       mapseg_version: the version that wrote it.
       classes: the source's class table, by ascending id.
       splits: by name.
-      skipped: the reason for each split of the source that was not converted, by name.
+      skipped: by name, the reason why a split of the source was not converted.
     """
 
     records_dir: Path

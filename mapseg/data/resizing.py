@@ -5,7 +5,7 @@ import numpy as np
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width); averages to shrink it."""
+    """Resizes an image [H, W] or [H, W, 3] uint8 to (height, width); shrinks by averaging."""
     if image.shape[:2] == size:
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from mapseg.data.tiles import TileTable
 from mapseg.labels import LabelSet
 
-# Numbers of the streams of permutations.
+# Numbers of the permutation streams.
 _SAMPLES, _CLASSES, _TILES_OF_FIRST_CLASS = 0, 1, 2
 
 
@@ -94,10 +94,10 @@ def find_class_tiles(table: TileTable, labels: LabelSet, origin: str) -> ClassTi
 def draw_sample(
     seed: int, position: tf.Tensor, samples: int, balance: float, starts: np.ndarray
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Chooses what is read at a position: a sample, or a tile that contains a given class.
+    """Chooses what to read at a position: a sample, or a tile that contains a given class.
 
-    Uniform draws visit all samples once per epoch, in another order in each. Balanced draws cycle
-    through all classes, in another order in each cycle, and for each class through all its tiles
+    Uniform draws visit all samples once per epoch, in a new order each time. Balanced draws cycle
+    through all classes, in a new order each cycle, and for each class through all its tiles
     (class-uniform sampling, as in Zhu et al., "Improving Semantic Segmentation via Video
     Propagation and Label Relaxation", 2019).
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# With smaller tiles more must be decoded, with larger ones more pixels around the window.
+# Smaller: more tiles to decode. Larger: more pixels decoded outside the window.
 TILE_PX = 256
 
 # Level 3 is about twice as fast to encode as 6, for little more space.
@@ -47,7 +47,7 @@ class Window:
         return Window(self.top, self.left, bottom - self.top, right - self.left)
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the window, clipped to an image or a label, as a view of it."""
+        """Returns a view of an image or label, cut to the clipped window."""
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -141,7 +141,7 @@ class TileTable:
 
     Attributes:
       sizes: [samples, 2] int32, (height, width) of each sample, in stored order.
-      held: [tiles, bytes] uint8, one bit per id from 0 on, in the order of `numpy.packbits`: set
+      held: [tiles, bytes] uint8, one bit per id from 0, in the order of `numpy.packbits`: set
         if the tile contains the id. The tiles of a sample are consecutive.
     """
 
@@ -150,7 +150,7 @@ class TileTable:
 
     @cached_property
     def first(self) -> np.ndarray:
-        """[samples + 1] int64: index in `held` of each sample's first tile, then its length."""
+        """[samples + 1] int64: index in `held` of each sample's first tile, then `len(held)`."""
         grids = -(-self.sizes.astype(np.int64) // TILE_PX)
         return np.concatenate([[0], np.cumsum(grids.prod(axis=1))])
 

@@ -1,7 +1,7 @@
 """Joint augmentations: (image, label, random numbers) -> (image, label).
 
 All randomness comes from the generator that is passed in. Images are [H, W, 3] uint8, labels
-[H, W] uint8 of train ids or VOID, before and after. The functions are OpenCV's, as `tf.image`
+[H, W] uint8 of train ids or VOID, before and after. The functions use OpenCV, as `tf.image`
 takes ten times as long on one core (docs/benchmarks.md).
 """
 

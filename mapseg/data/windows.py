@@ -11,8 +11,8 @@ import tensorflow as tf
 from mapseg.data.samples import Sample
 from mapseg.data.tiles import TILE_PX, Window, decode_window, tile_grid
 
-# A window of whole JPEG blocks decodes to the pixels of the whole image except at its rim, where
-# chroma smoothing needs the next chroma value, two pixels wide. Blocks are at most 16 pixels wide.
+# A window of whole JPEG blocks decodes to the whole image's pixels, except at its rim, where
+# chroma upsampling needs the next chroma value, two pixels wide. Blocks are at most 16 pixels wide.
 _BLOCK_PX, _RIM_PX = 16, 2
 
 _JPEG = b"\xff\xd8\xff"
@@ -47,7 +47,7 @@ def decode_image_window(sample: Sample, window: Window, shrink: int = 1) -> np.n
 
 
 def _shrink(pixels: np.ndarray, shrink: int) -> np.ndarray:
-    """Averages squares of pixels; incomplete squares at the rim repeat its pixels."""
+    """Averages squares of pixels; incomplete ones repeat the edge pixels."""
     if shrink == 1:
         return pixels
     height, width = (-(-side // shrink) for side in pixels.shape[:2])

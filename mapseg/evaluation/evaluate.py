@@ -43,10 +43,10 @@ def evaluate(
       split: name of a split.
       label_set: the classes of the predictor's ids.
       progress: called with a line every few seconds.
-      max_samples: scores only the first so many; 0 is all.
+      max_samples: number scored, from the first; 0 is all.
       panels_dir: folder for pictures of image, prediction and ground truth.
       panels: number of these pictures.
-      share: (i, n) evaluates only every n-th image from the i-th on: n processes share the work.
+      share: (i, n): evaluates every n-th image from the i-th, so n processes share the work.
       add_up: adds up the confusion matrices of all shares.
 
     Returns:

@@ -1,6 +1,6 @@
 """Scores from pixel counts: confusion matrix, IoU, pixel accuracy.
 
-Counts are summed over images: a split is scored by its summed matrix, never by a mean of means. The
+Counts are summed over images: a split is scored by the sum, never by averaging image scores. The
 definitions are those of the Mapillary Vistas and Cityscapes evaluators: pixels whose label is VOID
 or an unevaluated class are ignored.
 """
@@ -77,7 +77,7 @@ class Scores:
     def iou(self) -> np.ndarray:
         """[C] float64: intersection over union; nan for classes not present.
 
-        A prediction of an unevaluated class is wrong; `official` ignores it.
+        Predicting an unevaluated class is an error; `official` ignores it.
         """
         hits = np.diag(self._counted)
         union = self._counted.sum(0) + self._counted.sum(1) - hits
@@ -123,7 +123,7 @@ class Scores:
         }
 
     def lines(self) -> Iterable[str]:
-        """Yields the lines of a table to read: totals, then the classes by descending IoU."""
+        """Yields the lines of a text table: totals, then the classes by descending IoU."""
         yield (
             f"mean IoU {self.mean_iou:.2%} over {int(self.present.sum())} classes present, "
             f"pixel accuracy {self.pixel_accuracy:.2%}"

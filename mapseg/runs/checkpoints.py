@@ -1,8 +1,8 @@
 """The checkpoints of a run, and which of them is the best.
 
-A checkpoint is a folder `checkpoints/step-00001000`, written atomically: `state` (TensorFlow's
-checkpoint of every training variable, exact, for one Keras major version), `weights.npz` (the
-network alone, for any version) and `info.json`.
+A checkpoint is a folder `checkpoints/step-00001000`, written atomically: `state` (a TensorFlow
+checkpoint of all training variables, exact, for one Keras major version), `weights.npz` (only
+the network, for any version) and `info.json`.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
 
 
 def _check_run_id(path: Path) -> None:
-    """Refuses a checkpoint that was copied from another run's folder."""
+    """Rejects a checkpoint that was copied from another run's folder."""
     run_id, info = _run_id(path.parent), _read_object(path / "info.json")
     if run_id and info.get("run", run_id) != run_id:
         raise ValueError(
@@ -112,7 +112,7 @@ def write_checkpoint(
 ) -> Path:
     """Writes a checkpoint of the state and the weights, then removes old ones.
 
-    The newest `keep` and the best checkpoint stay.
+    Keeps the newest `keep` and the best.
 
     Raises:
       WriteError: the checkpoint cannot be written.
@@ -140,7 +140,7 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
 
     Args:
       path: a checkpoint's folder.
-      state: structured as when it was written; all its variables exist.
+      state: same structure as when written; all its variables exist.
 
     Raises:
       ValueError: written under another major version of Keras or by another run, damaged, or
@@ -199,7 +199,7 @@ def read_best(checkpoints_dir: Path) -> Best | None:
 
 
 def note_score(checkpoints_dir: Path, candidate: Best) -> None:
-    """Stores a checkpoint as the best if it beats the former, or that one saw other images."""
+    """Stores a checkpoint as the best if it beats the stored one or saw other images."""
     best = read_best(checkpoints_dir)
     if best is not None and best.step not in saved_steps(checkpoints_dir):
         best = None  # someone removed it

@@ -23,7 +23,7 @@ from mapseg.stored_json import read_field, read_stored_json
 
 FORMAT_VERSION = 1
 
-# What training writes besides checkpoints, and a new run must not find.
+# Training's output besides checkpoints, which a new run must not find.
 _WRITTEN = (
     "history.csv",
     "loss.png",
@@ -50,10 +50,10 @@ class Run:
       label_set: train ids and their classes.
       long_side_px: median long side of the training images.
       source_classes: class table of the records; `label_set` maps its ids.
-      records_digest: of the training split: a run never resumes with other samples.
+      records_digest: of the training split; a run never resumes on other samples.
       onednn: whether it began with oneDNN; None: an earlier version left it to TensorFlow.
-      id: random; stored in its checkpoints too, which exposes those of another run. Empty: begun
-        by a version without ids.
+      id: random; also in its checkpoints, to detect those of another run. Empty: begun by a
+        version without ids.
     """
 
     run_dir: Path
@@ -182,7 +182,7 @@ def clear_leftovers(run_dir: Path, *, is_new: bool) -> list[str]:
 
 
 def check_classes(run: Run, classes: Sequence[LabelClass], records_dir: Path) -> None:
-    """Refuses records whose classes differ from those that a run was trained on.
+    """Rejects records whose classes differ from those that a run was trained on.
 
     Raises:
       ValueError: the class tables differ.
@@ -221,16 +221,16 @@ def amend_run(run: Run, options: Mapping[str, Any]) -> Run:
 
 
 def _means_stored(run: Run, name: str, value: Any) -> bool:
-    """Whether a value stands for the one that was resolved when the run began."""
+    """Whether a value denotes the one resolved when the run began."""
     if name == "label_set" and str(value).endswith(".json"):
         return _is_stored_label_set(run, value)
     return (name, value) in {("precision", "auto"), ("schedule_steps", 0)}
 
 
 def _is_stored_label_set(run: Run, path: str) -> bool:
-    """Whether a file is the run's label set, by name or, as it may have moved, by content.
+    """Whether a file is the run's label set, by name or, in case it moved, by content.
 
-    The stored set counts; a file of the same name that was changed since is reported.
+    The stored set is used; a file of that name that has changed since is reported.
     """
     is_named = path == run.train.label_set
     try:
@@ -251,7 +251,7 @@ def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
     """Locks a run folder for one training process; ValueError if another process holds it.
 
     Yields:
-      A check to call before each write, which would otherwise create the folder again: it raises
+      A check to call before each write, which would otherwise recreate the folder: it raises
       FileNotFoundError if the folder was removed, moved, or replaced by another process.
     """
     path = run_dir / ".lock"
