@@ -50,7 +50,7 @@ def work(values: flags.FlagValues) -> int:
 def measure(
     part: str, form: str, compiled: bool, crop: int, batch: int, dtype: str
 ) -> tuple[float, float, float]:
-    """Returns the seconds of the first call, the ms of later calls, and the growth in MB."""
+    """Returns the seconds of the first call, the ms of later calls, and the memory growth in MB."""
     import tensorflow as tf
 
     from mapseg.machine import taken_bytes

@@ -193,7 +193,7 @@ def seeds_of(courses: Mapping[str, Course]) -> list[str]:
 
 
 def within_noise(name: str, courses: Mapping[str, Course]) -> bool:
-    """Returns whether a run is closer to float32 than every other seed, in mean and maximum."""
+    """Returns whether a run is closer to float32 than all other seeds are, in mean and maximum."""
     gap = np.abs(deviation(name, courses))
     noise = [np.abs(deviation(seed, courses)) for seed in seeds_of(courses)]
     return gap.mean() < min(n.mean() for n in noise) and gap.max() < min(n.max() for n in noise)

@@ -1,6 +1,6 @@
 """Audit of a records folder: its content, and what looks wrong. Writes audit.json and audit.png.
 
-It uses only the facts that the conversion noted of each sample (facts.py); no shard is read.
+Uses only the facts that the conversion recorded for each sample (facts.py); reads no shard.
 """
 
 import json
@@ -28,17 +28,17 @@ _TURNED = {
 
 
 def make_audit(manifest: Manifest, facts: Mapping[str, Sequence[SampleFacts]]) -> dict[str, Any]:
-    """Sums up the content of splits, and names the samples that look wrong.
+    """Summarises the splits, and lists the samples that look wrong.
 
-    Suspicious are a label without an evaluated class, with a single class, or with only 0 and 255
-    (a mask; but in a split that was indexed 255 is TF DeepLab's void); an image equal to another
-    byte for byte; an image with an EXIF orientation; an image far smaller than the rest of the
-    split; and a label whose palette has the class table's colours in another order, like a colour
-    map saved by an image editor.
+    A sample is suspicious if its label has no evaluated class, a single class, or only 0 and 255
+    (a mask; but in an indexed split, 255 is TF DeepLab's void); if its image is byte-identical to
+    another, has an EXIF orientation, or is far smaller than the rest of the split; or if its
+    label's palette has the class table's colours in another order, like a colour map saved by an
+    image editor.
 
     Args:
-      manifest: of the records.
-      facts: of each split's samples, in stored order.
+      manifest: the records' manifest.
+      facts: the facts of each split's samples, in stored order.
 
     Returns:
       JSON: `suspicious` counts by reason, the suspicious `samples`, and `splits`.
@@ -139,7 +139,7 @@ def write_audit(manifest: Manifest, progress: Callable[[str], None]) -> None:
     """Writes the audit of a records folder next to its manifest, the picture first.
 
     Args:
-      manifest: of the folder.
+      manifest: the folder's manifest.
       progress: receives a line for each split whose parts are missing.
     """
     from mapseg.charts import plot_audit  # here: the conversion's workers need no matplotlib

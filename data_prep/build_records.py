@@ -28,7 +28,7 @@ from mapseg import cli
 from mapseg.data.manifest import Split
 from mapseg.progress import amount, duration, show
 
-_SHOWN = 5  # entries that are printed of a list
+_SHOWN = 5  # list entries to print
 
 
 def main(argv: Sequence[str] | None = None) -> int:

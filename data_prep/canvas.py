@@ -1,6 +1,6 @@
-"""A canvas that paints shapes in space, each with its Vistas class, as a camera sees them.
+"""A canvas that paints 3-D shapes, each with its Vistas class, as a camera sees them.
 
-Each stroke paints image, label and instances alike. Coordinates are in metres: x to the right of
+Each stroke paints the image, label and instances. Coordinates are in metres: x to the right of
 the road's middle, y up, s along the road.
 """
 
@@ -29,7 +29,7 @@ CAR, BUS, TRUCK = (_ID[f"object--vehicle--{name}"] for name in ("car", "bus", "t
 PERSON, EGO, UNLABELED = _ID["human--person"], _ID["void--ego-vehicle"], _ID["void--unlabeled"]
 
 NEAR_M = 0.6  # nearest depth
-HAZE_M = 220.0  # where a third of an object's own colour is left
+HAZE_M = 220.0  # where a third of an object's colour remains
 
 Range = tuple[float, float]
 Color = Sequence[float] | np.ndarray  # red, green, blue in 0-255
@@ -50,13 +50,13 @@ class Camera:
     curvature: float
 
     def lateral_m(self, x: Any, depth: Any) -> Any:
-        """Returns how far to the right of the line of sight the road's `x` is at a depth."""
+        """Returns the offset of the road's `x` to the right of the line of sight at a depth."""
         return x - self.x_m + self.curvature / 2 * depth**2
 
     def project(self, points: Points) -> np.ndarray:
         """Returns [N, 2] int32 (column, row); points behind the camera move to depth NEAR_M."""
         pixels = []
-        for x, y, s in points:  # a handful: faster than arrays
+        for x, y, s in points:  # only a few: faster than arrays
             depth = max(s - self.s_m, NEAR_M)
             column = self.size[1] / 2 + self.focal_px * self.lateral_m(x, depth) / depth
             row = self.horizon_px + self.focal_px * (self.height_m - y) / depth
@@ -86,7 +86,7 @@ class Canvas:
         cv2.fillPoly(self.instance, [pixels], instance)
 
     def face(self, points: Points, color: Color, kind: int, instance: int = 0) -> None:
-        """Paints a polygon in space, paler with distance."""
+        """Paints a 3-D polygon, paler with distance."""
         nearest = min(s for _, _, s in points)
         clear = math.exp(-max(nearest - self.camera.s_m, 0) / HAZE_M)
         hazed = [c * clear + h * (1 - clear) for c, h in zip(color, self.haze, strict=True)]

@@ -41,8 +41,8 @@ def build_records(
 
     Raises:
       ValueError: a pair that cannot be converted, or records that already have these splits from
-        other files or options. No partial file and no new manifest is left. With `skip`, a split
-        without a pair that can be converted; the manifest has the other splits.
+        other files or options. No partial file or new manifest remains. With `skip`, a split
+        without any convertible pair; the manifest has the other splits.
       OSError: a file cannot be written, or the disk has too little space.
     """
     _check_records_dir(records_dir, source)
@@ -67,7 +67,7 @@ def build_records(
                 write_bytes(records_dir / name, table)
             write_manifest(manifest)
             write_audit(manifest, progress)
-            for name, plan in plans.items():  # of a split that was cut differently before
+            for name, plan in plans.items():  # of a split that was sharded differently before
                 remove_shards(records_dir, name, plan)
     _check_not_empty(manifest, source)
     if finished:
@@ -142,7 +142,7 @@ def _merge(
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Merges the earlier manifest with all jobs, which must be finished.
 
-    A split whose pairs were all left out becomes a skipped one.
+    A split whose pairs were all left out is listed as skipped.
 
     Returns:
       The manifest, and the tile tables of the new splits by file name.

@@ -1,8 +1,8 @@
 """Converts image/label pairs to records: one pair, or one shard of them.
 
 An image keeps its bytes unless it is resized or turned upright. A label is checked pixel by pixel
-and stored as a greyscale PNG of source ids. TensorFlow is not imported, as each worker of a
-conversion would have to load it.
+and stored as a greyscale PNG of source ids. TensorFlow is not imported, because every
+conversion worker would have to load it.
 """
 
 import io
@@ -112,9 +112,9 @@ class Job:
     """One shard to make.
 
     Attributes:
-      path: of the shard.
-      split: its name.
-      pairs: in order.
+      path: the shard's path.
+      split: name of its split.
+      pairs: its pairs, in order.
       classes: the class table.
       made_from: JSON that identifies the result: format, options, class table and input files.
       skip: whether a pair that cannot be converted is left out; otherwise it is an error.
@@ -137,7 +137,7 @@ def convert_shard(job: Job, after_pair: Callable[[], None]) -> None:
       after_pair: called after each pair; an exception from it stops the shard.
 
     Raises:
-      ValueError: as `convert_pair`, unless the job skips such pairs.
+      ValueError: as in `convert_pair`, unless the job skips such pairs.
       OSError: a file cannot be written.
     """
     facts: list[SampleFacts] = []

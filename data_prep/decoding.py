@@ -141,8 +141,8 @@ def _palette_note(
 ) -> str:
     """Describes how a palette contradicts the class table: the same colours in another order.
 
-    An index with the colour of another class is not a contradiction by itself: classes of Vistas
-    share colours. But then the index of that class has the colour too.
+    An index with another class's colour is not by itself a contradiction, as Vistas classes share
+    colours; but then that class's own index has the colour too.
 
     Args:
       palette: red, green, blue of each index in turn.
@@ -154,7 +154,7 @@ def _palette_note(
     """
     colors = {i: tuple(palette[3 * i : 3 * i + 3]) for i in range(len(palette) // 3)}
     if all(len(set(colors.get(i, ()))) <= 1 for i in used):
-        return ""  # greys, which were not chosen for classes
+        return ""  # greys, not class colours
     owners: dict[tuple[int, ...], list[LabelClass]] = {}
     for c in classes:
         owners.setdefault(c.color, []).append(c)

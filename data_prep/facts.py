@@ -1,4 +1,4 @@
-"""Facts about each stored sample: noted during conversion, summed up in the manifest."""
+"""Facts about each stored sample: recorded during conversion, summarised in the manifest."""
 
 import base64
 import hashlib
@@ -24,11 +24,11 @@ class SampleFacts:
     """Facts about a stored sample.
 
     Attributes:
-      key: of the pair.
+      key: the pair's key.
       size: (height, width) as stored.
       pixels: number of pixels by source id, for the ids in the label.
       held: [tiles, 32] uint8, as in `tiles.TileTable`.
-      image_sha256: of the stored image's bytes.
+      image_sha256: SHA-256 of the stored image's bytes.
       orientation: MADE_UPRIGHT or KEPT_TURNED if the image has an EXIF orientation.
       palette: how the label file's palette contradicts the class table, if it does.
     """
@@ -87,12 +87,12 @@ def join_facts(
     classes: Sequence[LabelClass],
     options: dict[str, Any],
 ) -> tuple[Split, bytes]:
-    """Sums up a split.
+    """Summarises a split.
 
     Args:
-      name: of the split.
-      shards: in order.
-      facts: of every sample, in stored order.
+      name: the split's name.
+      shards: its shards, in order.
+      facts: the facts of every sample, in stored order.
       left_out: the reason for each pair that could not be converted, by key.
       classes: the source's class table.
       options: how the split was made.

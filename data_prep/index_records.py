@@ -85,7 +85,7 @@ def find_shards(records_dir: Path) -> dict[str, list[Path]]:
 
     Raises:
       FileNotFoundError: the folder does not exist.
-      ValueError: no shards, a missing one, two sets of one split, or a misnamed one.
+      ValueError: there are no shards, one is missing or misnamed, or a split has two sets.
     """
     if not records_dir.is_dir():
         raise FileNotFoundError(f"{records_dir}: no such folder")

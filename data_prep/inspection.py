@@ -1,4 +1,4 @@
-"""Decodes all of a record, and checks that its fields agree and fit its class table."""
+"""Decodes a whole record, and checks that its fields agree and fit its class table."""
 
 import zlib
 from collections.abc import Collection, Sequence
@@ -15,11 +15,11 @@ _GREY_8_BIT = b"\x08\x00"  # depth and colour type in a PNG's header
 
 
 def inspect_record(record: bytes, ids: Collection[int]) -> SampleFacts:
-    """Decodes all of a record and returns its facts.
+    """Decodes a whole record and returns its facts.
 
     Args:
       record: from `samples.encode_sample`, or from TF DeepLab, whose records have no tiles.
-      ids: of the class table; a record without tiles may also have VOID, which TF DeepLab ignores.
+      ids: the class table's; a record without tiles may also have VOID, which TF DeepLab ignores.
 
     Returns:
       The facts, without an orientation.

@@ -48,7 +48,7 @@ def find_pairs(
 ) -> tuple[tuple[Pair, ...], dict[str, str]]:
     """Pairs the images in one folder with the labels in another.
 
-    Names are compared in one Unicode form, as macOS writes an umlaut as two characters. Hidden
+    Names are compared in NFC form, because macOS writes an umlaut as two characters. Hidden
     files and folders and other suffixes are ignored.
 
     Args:
@@ -58,8 +58,8 @@ def find_pairs(
 
     Returns:
       The pairs by ascending key; and the reason for each unpaired file, by key: an image without a
-      label, a label without an image, two files with one key, a broken link, a name that is not
-      UTF-8.
+      label, a label without an image, two files with the same key, a broken link, a name that is
+      not UTF-8.
 
     Raises:
       FileNotFoundError: a folder does not exist.
@@ -108,10 +108,10 @@ def listing(folder: Path) -> str:
 def _files_by_key(
     folder: Path, ends: Sequence[str], other_ends: Sequence[str]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Finds the files with one of these ends, unless a longer one of `other_ends` matches.
+    """Finds the files with one of these endings, unless a longer one of `other_ends` matches.
 
     Returns:
-      The files by key in one Unicode form, and the reason for each unusable file by key.
+      The files by key in NFC form, and the reason for each unusable file by key.
     """
     files: dict[str, Path] = {}
     wrong: dict[str, str] = {}
@@ -135,12 +135,12 @@ def _files_by_key(
 
 
 def _end_length(name: str, ends: Sequence[str]) -> int:
-    """Returns the length of the longest of these ends that a name has; 0 if it has none."""
+    """Returns the length of the longest of these endings that a name has; 0 if it has none."""
     return max((len(end) for end in ends if name.lower().endswith(end.lower())), default=0)
 
 
 def _cut(path: Path, folder: Path, ends: Sequence[str]) -> str:
-    """Returns the path relative to a folder without the end of its name, or without its suffix."""
+    """Returns the path relative to a folder, without its ending or, if none matches, its suffix."""
     relative = name_text(path.relative_to(folder))
     end = _end_length(name_text(path.name), ends) or len(name_text(path.suffix))
     return relative[: -end or None]
@@ -153,7 +153,7 @@ def _without_partner(
     partner_dir: Path,
     ends: tuple[Sequence[str], Sequence[str]],
 ) -> dict[str, str]:
-    """Returns, by key, which partner each file lacks and which similar file there is."""
+    """Returns, by key, the partner that each file lacks and any similar file."""
     if not paths:
         return {}
     file_ends, partner_ends = ends

@@ -19,7 +19,7 @@ class Part:
 
     Attributes:
       shard: the file.
-      facts: of its samples, in order.
+      facts: the facts of its samples, in order.
       left_out: the reason for each pair that could not be converted, by key.
       made_from: as in its job.
     """

@@ -31,7 +31,7 @@ _SPARE_BYTES = 64 << 20
 def plan_shards(
     split: SourceSplit, source: Source, resize: Resize, records_dir: Path, skip: bool
 ) -> list[Job]:
-    """Cuts a split into shards; the cut depends only on the files."""
+    """Divides a split into shards; the division depends only on the files."""
     inputs = {pair.key: _identify(pair, split) for pair in split.pairs}
     groups = partition([image[1] + label[1] for image, label in inputs.values()])
     jobs = []
@@ -57,14 +57,14 @@ def _identify(pair: Pair, split: SourceSplit) -> list[list[Any]]:
 
 
 def partition(sizes: Sequence[int]) -> list[list[int]]:
-    """Cuts a sequence of samples into non-empty runs of about equal bytes.
+    """Partitions a sequence of samples into non-empty runs of about equal size in bytes.
 
     Args:
       sizes: bytes of each sample.
 
     Returns:
-      The indices in `sizes` of each shard's samples. A shard has about 256 MB, or less to make 16
-      shards if there are that many samples.
+      The indices in `sizes` of each shard's samples. A shard has about 256 MB, or less so as to
+      make 16 shards if there are that many samples.
     """
     ends = np.cumsum(sizes, dtype=np.int64)
     total = max(int(ends[-1]), 1)
@@ -89,8 +89,8 @@ def finished_part(job: Job) -> Part | None:
 def check_made_from(records_dir: Path, split: Split, jobs: Sequence[Job]) -> None:
     """Rejects a finished split that was made from other files or options.
 
-    A shard whose part is missing is not compared; it will be made again. Files of pairs that were
-    left out may have been repaired.
+    A shard whose part is missing is not compared; it will be made again. Nor are pairs that were
+    left out: their files may have been repaired.
 
     Raises:
       ValueError: the message names the difference.
@@ -159,7 +159,7 @@ def check_space(records_dir: Path, jobs: Sequence[Job]) -> str:
 
 
 def estimate_bytes(jobs: Sequence[Job]) -> int:
-    """Estimates the bytes of shards from file sizes; if resized, from a few images' headers.
+    """Estimates the bytes of shards from file sizes or, if resized, from a few image headers.
 
     Args:
       jobs: the shards, one or more.

@@ -1,7 +1,7 @@
 """Draws a scripted street scene in perspective.
 
-A scene is a list of objects along a road, drawn from far to near. Each stroke draws image and label
-alike.
+A scene is a list of objects along a road, drawn from far to near. Each stroke draws both image and
+label.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from data_prep.canvas import (
 from data_prep.streets import STEP_M, STREET_M, Street, build_street, items_on
 
 GROUND_M = 250.0  # how far the ground reaches
-KERB_M = 0.14  # height of the pavement over the road
+KERB_M = 0.14  # height of the pavement above the road
 PAINT = (228, 228, 224)
 
 
@@ -41,12 +41,12 @@ class SceneSettings:
     """The ranges (lowest, highest) and colours from which a scene's look is drawn."""
 
     camera_height_m: Range
-    horizon: Range  # its row over the image's height
-    focal: Range  # focal length over the square root of the image's area
+    horizon: Range  # its row / image height
+    focal: Range  # focal length / square root of the image's area
     lane_m: Range
-    curvature: Range  # per metre, either way
+    curvature: Range  # per metre, to either side
     light: Range  # exposure
-    warmth: Range  # red over blue
+    warmth: Range  # red / blue
     facades: tuple[Color, ...]
 
 
@@ -149,7 +149,7 @@ def _draw_crossing(canvas: Canvas, edges: Range, start: float, asphalt: float) -
 
 
 def _roughen_ground(canvas: Canvas, rng: Generator) -> None:
-    """Adds grain, which stays in place as the camera moves, and haze to the ground."""
+    """Adds haze and grain to the ground; the grain stays in place as the camera moves."""
     camera, width, first = canvas.camera, canvas.camera.size[1], int(canvas.camera.horizon_px) + 1
     ground, rows = canvas.image[first:], np.arange(first, camera.size[0])[:, None]
     depth = np.minimum(camera.focal_px * camera.height_m / (rows - camera.horizon_px), GROUND_M)
@@ -177,7 +177,7 @@ def _draw_bonnet(canvas: Canvas, rng: Generator) -> None:
 
 
 def _leave_unlabeled(canvas: Canvas, rng: Generator) -> None:
-    """Removes the label from a few spots and sometimes a thin border, as annotators leave them."""
+    """Leaves a few spots and sometimes a thin border unlabeled, as annotators do."""
     height, width = canvas.camera.size
     missing = np.zeros((height, width), np.uint8)
     if rng.random() < 0.5:
@@ -208,7 +208,7 @@ def draw_scene(
     Args:
       settings: the ranges from which the scene's look is drawn.
       size: (height, width) of the image in pixels.
-      seed: numbers of 0 or more that identify the scene.
+      seed: non-negative numbers that identify the scene.
       frame: number of steps of STEP_M that the camera has driven, 0 or more.
 
     Returns:

@@ -11,7 +11,7 @@ from data_prep.pairing import Pair, Suffixes, find_pairs, listing
 from mapseg.labels import LabelClass, read_class_table
 
 # Possible paths of the class table and of a split's labels, by label version. The first version
-# that a folder has is used: published scores, and the runs of 2018, are on v1.2.
+# in the folder is used: published scores and the runs of 2018 use v1.2.
 _TABLES = {"v1.2": ("config_v1.2.json", "config.json"), "v2.0": ("config_v2.0.json",)}
 _LABEL_DIRS = {"v1.2": ("v1.2/labels", "labels"), "v2.0": ("v2.0/labels",)}
 
@@ -61,7 +61,7 @@ def find_folders(
     skip: bool = False,
     suffixes: Suffixes | None = None,
 ) -> Source:
-    """Finds a split in two folders, where an image and its label have the same path and stem.
+    """Finds a split in two folders, where image and label have the same relative path and stem.
 
     Args:
       image_dir: JPEG or PNG images, also in sub-folders.

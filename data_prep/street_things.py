@@ -1,6 +1,6 @@
 """Draws the objects on a street, each at a position (x, s).
 
-Each has its own random generator, and so looks the same in every frame of a drive.
+Each object has its own random generator, so it looks the same in every frame of a drive.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def draw_building(
 
 
 def _draw_leaves(canvas: Canvas, center: Point, half: Range, rng: Generator) -> None:
-    """Draws foliage: dabs in an ellipse, large ones first, then small ones, more if it is near."""
+    """Draws foliage: dabs in an ellipse, large ones first, then small ones, more when near."""
     x, y, s = center
     green = np.array([70, 106, 44]) * rng.uniform(0.75, 1.15) + rng.uniform(-12, 12, 3)
     size_px = half[1] * canvas.camera.focal_px / max(s - canvas.camera.s_m, NEAR_M)
@@ -108,7 +108,7 @@ def draw_street_light(canvas: Canvas, x: float, s: float, rng: Generator) -> Non
     canvas.face(across(lamp, (height + 0.1, height + 0.38), s), (250, 240, 190), STREET_LIGHT, n)
 
 
-# (corners, turn in degrees, rim, inside): yield, ban, order, stop, information, warning.
+# (corners, turn in degrees, rim, inside): yield, prohibition, mandatory, stop, info, warning.
 _SIGNS: tuple[tuple[int, float, Color, Color], ...] = (
     (3, 90, (196, 30, 36), (238, 236, 230)),
     (24, 0, (200, 28, 34), (240, 238, 232)),
@@ -145,12 +145,12 @@ _COATS = ((168, 60, 150), (112, 64, 176), (226, 96, 140), (236, 120, 60))
 
 
 def draw_person(canvas: Canvas, x: float, s: float, rng: Generator) -> None:
-    """Draws someone on foot, in one of four coats."""
+    """Draws a pedestrian in one of four coats."""
     n, tall, step = canvas.new_instance(PERSON), rng.uniform(0.92, 1.06), rng.uniform(0.05, 0.28)
     coat, trousers = np.array(_COATS[rng.integers(len(_COATS))]), rng.uniform(25, 80, 3)
     skin = np.array([216, 172, 140]) * rng.uniform(0.45, 1.05)
     canvas.shade((x - 0.4, x + 0.4), (s - 0.1, s + 0.4), 0.7)
-    limbs = (  # middle at the lower end, at the upper end, y from, to, half width, colour
+    limbs = (  # centre x at the lower and upper end, lowest y, highest y, half width, colour
         (-step, -0.09, 0.0, 0.9, 0.1, trousers * 0.8),
         (step, 0.09, 0.0, 0.9, 0.1, trousers),
         (step / 2 - 0.32, -0.24, 0.8, 1.42, 0.07, coat * 0.8),
@@ -173,8 +173,8 @@ class Body:
     width_m: float
     outline: tuple[Range, ...]
     glass: tuple[int, ...]  # which pieces of the outline are panes
-    pane: Range | None  # y from, to of the pane in an upright rear
-    windows: tuple[Range, ...]  # s from, to in the side
+    pane: Range | None  # y range of the pane in an upright rear
+    windows: tuple[Range, ...]  # s ranges, on the side
     window_y: Range
     wheels: tuple[float, ...]
     wheel_m: float
@@ -209,7 +209,7 @@ CARS, LONG_VEHICLES = (_SEDAN, _HATCHBACK), (_BUS, _TRUCK)
 def draw_vehicle(
     canvas: Canvas, x: float, s: float, rng: Generator, body: Body, oncoming: bool
 ) -> None:
-    """Draws a vehicle with its nearer end at s: the outline over its width, far pieces first."""
+    """Draws a vehicle with its nearer end at s: outline extruded to its width, far to near."""
     n, half, length = canvas.new_instance(body.kind), body.width_m / 2, body.outline[-1][0]
     fill = partial(canvas.face, kind=body.kind, instance=n)
     paint = np.array(body.paints[rng.integers(len(body.paints))]) * rng.uniform(0.85, 1.1)

@@ -53,7 +53,7 @@ class Street:
 def build_street(rng: Generator, lane_m: Range) -> Street:
     """Builds a street; `lane_m` is the range of its lane width."""
     width_m, (left, right) = rng.uniform(*lane_m), (1 + (rng.random(2) < 0.3)).tolist()
-    shoulders, walks = rng.choice([0.4, 0.4, 2.5], 2), rng.uniform(2, 3.6, 2)  # 2.5 m: cars park
+    shoulders, walks = rng.choice([0.4, 0.4, 2.5], 2), rng.uniform(2, 3.6, 2)  # 2.5 m: parking
     edges = -left * width_m - shoulders[0], right * width_m + shoulders[1]
     crossing_m = rng.uniform(8, 20)
     return Street(
@@ -75,7 +75,7 @@ def items_on(rng: Generator, street: Street, facades: Sequence[Color]) -> list[I
 
 
 def _places(rng: Generator, first: Range, gap: Range) -> Iterator[float]:
-    """Yields positions along the street; `gap` is the range of their distances."""
+    """Yields positions along the street; `gap` is the range of their spacing."""
     s = rng.uniform(*first)
     while s < STREET_M:
         yield s
@@ -83,7 +83,7 @@ def _places(rng: Generator, first: Range, gap: Range) -> Iterator[float]:
 
 
 def _traffic(rng: Generator, street: Street) -> Iterator[Item]:
-    """Yields the vehicles in the lanes; long ones keep to the two lanes in the middle."""
+    """Yields the vehicles in the lanes; long ones keep to the two middle lanes."""
     for lane in range(-street.lanes[0], street.lanes[1]):
         kinds = CARS + LONG_VEHICLES if lane in (-1, 0) else CARS
         for s in _places(rng, (10, 26), (18, 44)):

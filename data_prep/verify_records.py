@@ -52,7 +52,7 @@ def verify_records(manifest: Manifest, progress: Callable[[str], None]) -> list[
     consistent; that no key occurs twice in a split, and no image in two splits.
 
     Args:
-      manifest: of the folder, which may lack shards.
+      manifest: the manifest of the folder, which may lack shards.
       progress: receives lines to show.
 
     Returns:
@@ -81,7 +81,7 @@ def verify_records(manifest: Manifest, progress: Callable[[str], None]) -> list[
 
 
 def _check_notes(manifest: Manifest) -> Iterator[str]:
-    """Yields damaged files among those that training does not need; they may be missing."""
+    """Yields damaged files that training does not need; such files may be missing."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     folder = manifest.records_dir
     for path in [folder / AUDIT_NAME, *(part_path(folder / shard.file) for shard in shards)]:
@@ -112,7 +112,7 @@ def _check_shard(shard: Shard, manifest: Manifest) -> _Inspection:
 
 
 def _check_split(split: Split, inspection: _Inspection, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems of a split's shards and table, and contradictions to its samples."""
+    """Yields the problems of a split's shards and table, and where its samples contradict them."""
     yield from inspection.problems
     table, table_path = None, manifest.records_dir / split.tile_table
     try:
@@ -143,7 +143,7 @@ def _check_unique(
     facts: Sequence[SampleFacts],
     owners: dict[str, tuple[str, str]],
 ) -> Iterator[str]:
-    """Yields repeated keys, and images of earlier splits; adds the split's images to `owners`."""
+    """Yields repeated keys, and images also in earlier splits; adds its images to `owners`."""
     for key, count in Counter(sample.key for sample in facts).items():
         if count > 1:
             yield f"{records_dir}: a key must be unique in a split; {split} has {count} of {key}"

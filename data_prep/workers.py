@@ -68,7 +68,7 @@ def convert_shards(
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Makes processes started in the block ignore Ctrl-C for good; their parent stops them."""
+    """Makes processes started in the block ignore Ctrl-C permanently; their parent stops them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

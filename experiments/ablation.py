@@ -116,7 +116,7 @@ def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> li
 
 
 def table(outcomes: Mapping[str, Sequence[Outcome]], classes: Sequence[str]) -> str:
-    """Formats the table: the scores of each case, and the difference to the base."""
+    """Formats the table: the scores of each case, and the difference from the base."""
     columns = ["mean IoU", *classes]
     head = [f"{c} | gain" for c in columns]
     lines = [f"| case | seeds | {' | '.join(head)} | training steps |"]

@@ -131,7 +131,7 @@ def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, lis
     """Returns the runs of a seed, by the name of the table that sums their pixels.
 
     Raises:
-      ValueError: a split does not exist, or the number of folds is not possible.
+      ValueError: a split does not exist, or the number of folds is invalid.
     """
     known = {split.name: split for source in sources for split in source.splits}
     scored = [] if values.folds else values.splits or [values.eval_split]

@@ -3,8 +3,8 @@
 If four neighbouring samples have the same arg-max, every pixel between them has it too: the logit
 that is highest at all four is highest in every weighted average of them. A CPU therefore
 interpolates only cells whose corners disagree. A GPU interpolates all pixels, because otherwise it
-would have to wait for the number of such cells. Averaging several views also needs all pixels. Both
-work in bands of rows, to bound the memory.
+would have to wait for the count of such cells. Averaging several views also needs all pixels. Both
+work in bands of rows, to bound memory.
 """
 
 from typing import NamedTuple
@@ -69,7 +69,7 @@ def classes_between(view: View) -> Classes:
     row_cells = _cells(view.rows, height)
     column_cells = _cells(view.columns, width)
     block = tf.shape(row_cells.weights)[1] * tf.shape(column_cells.weights)[1]
-    # Twice the limit: in most frames a third of the cells is interpolated.
+    # Twice the limit: in most frames a third of the cells are interpolated.
     band = tf.maximum(2 * _BAND_VALUES // logits.shape[-1] // block // (width - 1) // batch, 1)
     blocks = tf.zeros([batch, 0, block * (width - 1)], tf.uint8)
     for first in tf.range(0, height - 1, band):
@@ -191,7 +191,7 @@ def _probabilities(view: View) -> tf.Tensor:
 
 
 def _interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tensor:
-    """Reads values linearly between the samples of an axis, clamped at its ends."""
+    """Interpolates linearly between the samples of an axis, clamped at its ends."""
     last = tf.shape(values)[axis] - 1
     positions = tf.clip_by_value(positions, 0.0, tf.cast(last, tf.float32))
     low = tf.cast(positions, tf.int32)

@@ -87,9 +87,9 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     them as `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It returns the same,
     without the batch dimension for one file.
 
-    Images are rotated according to their EXIF data, as in inference. Also as in inference, 16-bit
-    images whose values are all below 2^14, animated PNGs and truncated JPEGs are rejected. CMYK is
-    rejected too. Unlike inference, a JPEG with damage inside is decoded, wrongly from there on.
+    As in inference, images are rotated according to their EXIF data; and 16-bit images whose values
+    are all below 2^14, animated PNGs and truncated JPEGs are rejected. CMYK is rejected too. Unlike
+    in inference, a JPEG with corrupt data inside is decoded, wrongly from there on.
 
     Args:
       run: the source of the classes.
@@ -129,7 +129,7 @@ def _decode(encoded: tf.Tensor) -> tf.Tensor:
     ]
     with tf.control_dependencies(checks):  # else the decoder may fail first
         encoded = tf.identity(encoded)
-    if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits of a channel
+    if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits per channel
         deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
         peak = tf.reduce_max(tf.cast(deep, tf.int32))
         tf.debugging.assert_greater_equal(peak, SMALLEST_16_BIT_PEAK, DEPTH_MESSAGE)

@@ -51,7 +51,7 @@ def find_frames(config: InferConfig) -> FrameList:
     It is a folder, searched recursively; a glob, where `**` matches nested folders; a `.txt` list,
     one path per line, relative to the list's folder; an image; or a video. If a folder contains
     folders named `image_*`, as in all layouts of KITTI, only their images are frames. Hidden files
-    and results of inference are ignored. A file that is named twice is one frame.
+    and results of inference are ignored. A file listed twice is one frame.
 
     Videos are decoded once to count their frames, because their headers may hold only an estimate.
     A video that cannot be decoded is a single frame, which will fail; one that is damaged inside

@@ -83,7 +83,7 @@ def holds(data: tf.Tensor, at: int | tf.Tensor, expected: Sequence[int]) -> tf.T
 
 
 def read_number(data: tf.Tensor, at: tf.Tensor, size: int, big: bool | tf.Tensor) -> tf.Tensor:
-    """Reads an unsigned number of 1, 2 or 4 bytes as int32; 0 if the data end before."""
+    """Reads an unsigned number of 1, 2 or 4 bytes as int32; 0 if the data end too early."""
     digits = tf.cast(data[at : at + size], tf.int32)
     powers = tf.constant([256**i for i in reversed(range(size))], tf.int32)
     if tf.size(digits) < size:

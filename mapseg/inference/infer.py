@@ -32,7 +32,7 @@ _GPU_BATCH = 8
 
 
 class Counts(NamedTuple):
-    """Numbers of frames that were segmented, that failed, and that an earlier call had done.
+    """Numbers of frames that were segmented, that failed, and that earlier calls did.
 
     Videos that could not be written also count as failed.
     """
@@ -79,7 +79,7 @@ def infer_run(
 def infer_deeplab(
     prefix: str, config: InferConfig, predicting: PredictConfig, progress: Callable[[str], None]
 ) -> Counts:
-    """Segments frames with a network of TF DeepLab as published, trained on Cityscapes.
+    """Segments frames with a published TF DeepLab network, trained on Cityscapes.
 
     Args:
       prefix: the prefix of its checkpoint; see `load_deeplab`.

@@ -36,7 +36,7 @@ def make_plan(
 ) -> Plan:
     """Compares the requested frames with the content of the folder; removes outdated results.
 
-    A result is valid while its source has the state noted in its row, even if it was moved. If a
+    A result is valid while its source has the state recorded in its row, even if it was moved. If a
     source was replaced, its row, files and video are removed, whether or not this call requests
     them. Rows of other frames are kept while their files exist.
 

@@ -1,4 +1,4 @@
-"""Images of any size -> ids of the same size, by scales, tiles and mirror images.
+"""Images of any size -> ids of the same size, using scales, tiles and mirror images.
 
 Everything is one graph of TensorFlow operations, so evaluation, inference and the exported model
 run the same code.
@@ -92,7 +92,7 @@ class Predictor(tf.Module):
         self.network = network
         self.config = config
         self.long_side_px = long_side_px
-        # Interpolating only some cells would make a GPU wait for their number.
+        # Interpolating only some cells would make a GPU wait for their count.
         views = len(config.factors) * (1 + config.flip_average)
         self._by_cells = views == 1 and not gpus()
 
@@ -126,7 +126,7 @@ class Predictor(tf.Module):
 
         Returns:
           `ids` [B, H, W] uint8 train ids, `confidence` [B] float32 mean of the highest
-          probability, `scale` [B] float32, which `config.scales` multiply.
+          probability, `scale` [B] float32, the base factor that `config.scales` multiply.
         """
         classes, scale = self._classes(images, probability=False)
         return {"ids": classes.ids, "confidence": classes.confidence, "scale": scale}

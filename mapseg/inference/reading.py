@@ -100,7 +100,7 @@ def _check_converted(path: Path) -> None:
     """Rejects a video whose frames OpenCV decodes wrongly.
 
     For interlaced frames OpenCV returns uninitialised memory: every frame is the same, and differs
-    between captures. Of 16 bits it returns the upper 8, as for images.
+    between captures. Of 16-bit values it returns the upper 8 bits, as for images.
 
     Raises:
       ValueError: it is interlaced, its 16-bit range is ambiguous, or OpenCV cannot open it.
@@ -171,7 +171,7 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises:
       ValueError: it cannot be read, is damaged, truncated or not an image, has several pages, has
-        too many pixels for the memory, or has more than 8 bits of an ambiguous range.
+        too many pixels to fit in memory, or has more than 8 bits and an ambiguous range.
     """
     try:
         _check_regular(path)
@@ -204,7 +204,7 @@ def _check(data: bytes) -> None:
 
 
 def _check_ppm(data: bytes) -> None:
-    """Rejects a PPM that OpenCV would decode too dark, or that holds several pictures."""
+    """Rejects a PPM that OpenCV would decode too dark, or that holds several images."""
     head = _PPM_HEAD.match(data)
     if head is None:
         return
@@ -244,7 +244,7 @@ class FrameReader:
         """Returns an image, or frame `number` of a video; numbers must be in ascending order.
 
         Raises:
-          ValueError: as `read_image`, or a video cannot be decoded up to this frame.
+          ValueError: as in `read_image`, or a video cannot be decoded up to this frame.
         """
         if number is None:
             return read_image(path)

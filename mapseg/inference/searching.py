@@ -25,7 +25,7 @@ _NOT_FRAMES = {
 
 
 class Found(NamedTuple):
-    """The files of frames, not sorted.
+    """The files of frames, unsorted.
 
     Attributes:
       paths: images and videos.
@@ -65,12 +65,12 @@ def search(config: InferConfig) -> Found:
 
 
 def is_image(path: PurePath) -> bool:
-    """Returns whether a file name is an image's."""
+    """Returns whether a file name is that of an image."""
     return path.suffix.lower() in IMAGE_TYPES
 
 
 def is_video(path: PurePath) -> bool:
-    """Returns whether a file name is a video's."""
+    """Returns whether a file name is that of a video."""
     return path.suffix.lower() in VIDEO_TYPES
 
 

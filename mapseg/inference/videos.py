@@ -36,7 +36,7 @@ class Videos:
         """Initialises without an open video.
 
         Args:
-          video_path: returns the path of the video of a name.
+          video_path: returns the path of a video, given its name.
           every: each frame stands for this many frames of its source.
           closed: called with the name of each video, and None if it is complete or the error if it
             could not be written.

@@ -155,7 +155,7 @@ def test_the_conversion_writes_the_audit_of_all_splits(convert, tmp_path, capsys
         "reason": "same image",
         "detail": "equal, byte for byte, to train/r",
     }
-    for path in paths:  # lost, it is made again, and the same
+    for path in paths:  # if lost, it is rebuilt identically
         path.unlink()
         convert("train", tmp_path / "r")
         assert [path.read_bytes() for path in paths] == whole
@@ -181,7 +181,7 @@ def test_a_split_with_missing_notes_is_not_in_the_audit(convert, tmp_path, capsy
     )
     audit = json.loads((tmp_path / "r/audit.json").read_text())
     assert list(audit["splits"]) == ["validation"]
-    convert("train", tmp_path / "r")  # makes the shard again, and its notes
+    convert("train", tmp_path / "r")  # rebuilds the shard and its notes
     audit = json.loads((tmp_path / "r/audit.json").read_text())
     assert list(audit["splits"]) == ["train", "validation"]
 

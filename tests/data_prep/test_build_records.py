@@ -62,7 +62,7 @@ def save_image(path, seed, size=(30, 40), mode="RGB", **options):
 def save_label(path, ids, palette=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(ids)
-    if palette:  # of colours that say nothing about the class
+    if palette:  # its colours carry no class information
         image = image.convert("P")
         image.putpalette(bytes(255 - i // 3 for i in range(768)))
         image.paste(Image.fromarray(ids))
@@ -76,7 +76,7 @@ def save_pair(image_path, label_path, seed, size=(30, 40)):
 
 @pytest.fixture(autouse=True)
 def picture(monkeypatch):
-    """The audit's picture takes longer than these conversions; test_audit.py looks at it."""
+    """Skips the audit's picture, which is slower than these conversions; see test_audit.py."""
     monkeypatch.setattr(charts, "plot_audit", lambda *_, **__: _[-1].write_bytes(b"picture"))
 
 
@@ -349,7 +349,7 @@ def test_other_options_and_input_are_refused_without_notes_too(vistas_dir, tmp_p
     assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=30") == 1
     assert "max_side was 0; got 30" in capsys.readouterr().err
     save_pair(vistas_dir / "training/images/g.jpg", vistas_dir / "training/labels/g.png", 7)
-    assert convert_vistas(vistas_dir, tmp_path / "r") == 1  # six shards in place of five
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1  # six shards instead of five
     assert "its source has changed since" in capsys.readouterr().err
     assert content(tmp_path / "r") == before
 
@@ -411,7 +411,7 @@ def test_a_conversion_killed_at_six_times_has_the_same_result(tmp_path):
     records_dir = tmp_path / "r"
     for moment in moments:
         while not killed_after(moment, [*options, f"--records_dir={records_dir}"]):
-            # Done before the moment, and it may be so each time, where the machine was slower
+            # Finished before the kill; this may happen every time if the machine was slower
             # while `length` was measured.
             assert content(records_dir) == expected
             shutil.rmtree(records_dir)
@@ -425,7 +425,7 @@ def test_a_full_disk_ends_in_one_line_and_the_conversion_resumes(vistas_dir, tmp
     save_pair(*large, 5, (300, 400))
     assert convert_vistas(vistas_dir, tmp_path / "whole") == 0
     options = [f"--vistas_dir={vistas_dir}", f"--records_dir={tmp_path / 'r'}", "--workers=2"]
-    # A file can grow to 32 kB: the write that crosses this fails part way, as on a full disk.
+    # Files are limited to 32 kB: a write beyond that fails midway, as on a full disk.
     limited = (
         "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768)); "
         "runpy.run_module('data_prep.build_records', run_name='__main__')"
@@ -477,7 +477,7 @@ def test_skip_leaves_out_and_reports_pairs_that_cannot_be_converted(vistas_dir, 
     assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
     assert "nothing to do" in capsys.readouterr().err
     before = content(tmp_path / "r")
-    assert convert_vistas(vistas_dir, tmp_path / "r") == 1  # stop always stops
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1  # on_error=stop still fails
     assert "-a.jpg" in error_line(capsys)
     for name in ("labels/link.png", "images/-a.jpg", "images/_b.png", "images/_b.jpg"):
         (vistas_dir / "training" / name).unlink()
@@ -491,7 +491,7 @@ def test_skip_leaves_out_and_reports_pairs_that_cannot_be_converted(vistas_dir, 
 def test_a_file_that_was_left_out_can_be_repaired(vistas_dir, tmp_path, on_error):
     path = vistas_dir / "training/images/c.d.jpg"
     whole = path.read_bytes()
-    path.write_bytes(whole[:300])  # the cuts between shards shift by it
+    path.write_bytes(whole[:300])  # this shifts the shard boundaries
     assert convert_vistas(vistas_dir, tmp_path / "r", "--on_error=skip") == 0
     assert list(read_manifest(tmp_path / "r").split("training").left_out) == ["c.d"]
     path.write_bytes(whole)
@@ -778,7 +778,7 @@ def test_a_palette_of_few_colours_is_read_by_index(vistas_dir, tmp_path):
     label.putpalette(bytes(12))
     label.paste(Image.fromarray(ids_of(3)))
     label.save(path, bits=2)
-    assert path.read_bytes()[24] == 2  # bits a pixel
+    assert path.read_bytes()[24] == 2  # bits per pixel
     assert convert_vistas(vistas_dir, tmp_path / "r") == 0
     np.testing.assert_array_equal(stored(tmp_path / "r", "training")["e"][1], ids_of(3))
 

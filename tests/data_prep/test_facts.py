@@ -40,7 +40,7 @@ def test_the_facts_of_a_split_are_summed_up():
     ]
     shards = (Shard("s", 3, 1, "x"),)
     split, _ = join_facts("t", shards, facts, {"d": "broken"}, CLASSES, {"o": 1})
-    assert split.pixels == {"road": 2 * (120_000 - 20), "car": 40}  # 255 is of no class
+    assert split.pixels == {"road": 2 * (120_000 - 20), "car": 40}  # 255 is not a class
     assert split.sizes == {(30, 40): 1, (300, 400): 2}
     assert (split.made_upright, split.kept_turned) == (("a",), ("c",))
     assert split.left_out == {"d": "broken"}

@@ -116,7 +116,7 @@ def test_camera_drives_through_one_scene():
     moved = [(start != label)[standing].mean() for label in (soon, late)]
     assert 0.2 < moved[0] < moved[1]
     sky = (start == canvas.SKY) & (late == canvas.SKY)
-    assert np.abs(scenes[0][0].astype(int) - scenes[2][0])[sky].mean() < 12  # noise alone
+    assert np.abs(scenes[0][0].astype(int) - scenes[2][0])[sky].mean() < 12  # only noise
 
 
 def test_each_split_shows_the_main_classes(sample):
@@ -207,7 +207,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
 def test_command_follows_its_flags(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(make_sample, "DRIVE_FRAMES", 1)
-    (tmp_path / "D").mkdir()  # an empty folder is welcome
+    (tmp_path / "D").mkdir()  # an empty folder is accepted
     counts = ["--training=1", "--validation=0", "--testing=0", "--frames=2", "--seed=3"]
     assert make_sample.main(["make_sample", f"--out_dir={tmp_path / 'D'}", *counts]) == 0
     assert len(files(tmp_path / "D")) == 1 + 3 + 2

@@ -204,7 +204,7 @@ def test_verify_names_what_would_fill_the_memory():
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_exif_orientation_is_honoured(pair, kind, orientation):
     upright = picture()
-    turns = {3: 2, 6: 1, 8: 3}[orientation]  # quarter turns to the left make it as it is stored
+    turns = {3: 2, 6: 1, 8: 3}[orientation]  # quarter turns left give the stored pixels
     exif = Image.Exif()
     exif[274] = orientation
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
@@ -226,7 +226,7 @@ def test_a_label_with_an_orientation_is_refused(pair):
 
 
 def palette_label(ids, order, rest=256):
-    """A label of ids as a colour map: its palette has the colours of the classes in an order."""
+    """A label of ids whose palette is a colour map: the classes' colours in the given order."""
     colors = [c.color for c in CLASSES]
     place = np.argsort(order).astype(np.uint8)
     label = Image.fromarray(place[ids])
@@ -315,7 +315,7 @@ def with_pixels(png, change):
     ],
 )
 def test_a_png_whose_pixels_lack_their_checksum_is_named(pair, file, change, cause):
-    """Pillow decodes some of these files, but TensorFlow, which trains on them, none."""
+    """Pillow decodes some of these files; TensorFlow, which training uses, decodes none."""
     path = getattr(pair, file)
     png = encoded(IDS if file == "label_path" else picture(), "PNG")
     path.write_bytes(with_pixels(png, lambda data: data + b"and more"))

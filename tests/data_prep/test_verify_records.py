@@ -21,7 +21,7 @@ from mapseg.data.tiles import TileTable, encode_tile_table, encode_tiles
 
 @pytest.fixture(autouse=True, scope="module")
 def picture():
-    """The audit's picture takes longer than these conversions; test_audit.py looks at it."""
+    """Skips the audit's picture, which is slower than these conversions; see test_audit.py."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(charts, "plot_audit", lambda *_: _[-1].write_bytes(b"picture"))
         yield
@@ -184,7 +184,7 @@ def test_an_edited_manifest_is_found(records_dir, capsys, path):
 
 
 def rewrite(records_dir, shard, change):
-    """Replaces a shard's only sample, and updates everything noted about the file."""
+    """Replaces a shard's only sample, and updates everything recorded about the file."""
     manifest = read_manifest(records_dir)
     (record,) = read_shard(records_dir / shard)
     example = tf.train.Example.FromString(record)
@@ -307,7 +307,7 @@ def test_records_without_tiles_may_ignore_pixels(records_dir, capsys):
 
     rewrite(records_dir, "a-00001-of-00003.tfrecord", as_deeplab)
     assert check(records_dir) == 1
-    assert capsys.readouterr().err.count("pixels of a must be") == 1  # and nothing of the id
+    assert capsys.readouterr().err.count("pixels of a must be") == 1  # and nothing about the id
 
 
 def test_an_image_in_two_splits_is_found(source, records_dir, capsys):

@@ -83,7 +83,7 @@ def test_failed_rows_of_another_camera_stay(drive, tmp_path):
 
 def test_rows_are_removed_with_their_files_not_with_their_source(drive, tmp_path):
     run(drive, tmp_path / "out", outputs="ids")
-    shutil.rmtree(drive / "image_3")  # to make room
+    shutil.rmtree(drive / "image_3")  # to free space
     (tmp_path / "out" / "ids" / "image_2" / "0.png").unlink()
     assert run(drive / "image_2" / "1.png", tmp_path / "other", outputs="ids").failed == 0
     assert run(drive / "*" / "1.png", tmp_path / "out", outputs="ids") == Counts(0, 0, 1)
@@ -128,7 +128,7 @@ def test_a_replaced_frame_is_segmented_again_with_all_outputs(tmp_path):
     replace(path, path.stat(), size=(32, 64), bright=50)
     assert run(path.parent, out_dir, outputs="ids") == Counts(1, 0, 1)
     assert read_ids(out_dir / "ids" / "1.png").mean() == 50 / 64
-    # Outputs that were not requested are removed: they showed the former frame.
+    # Outputs that were not requested are removed: they showed the old frame.
     assert files_in(out_dir / "overlay") == files_in(out_dir / "panel") == ["2.jpg"]
     assert files_in(out_dir / "video") == []
 

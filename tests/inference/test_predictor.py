@@ -79,7 +79,7 @@ def test_pixels_come_from_the_inner_part_of_a_tile():
 
 def test_flip_averages_with_the_mirror_image():
     def left_is_sure_right_is_not(images):
-        # Class 1 by 4 on the left half of the input, class 0 by 2 on the right half.
+        # Class 1 leads by 4 on the left half of the input, class 0 by 2 on the right.
         x = tf.range(tf.shape(images)[2])
         left = tf.cast(x < tf.shape(images)[2] // 2, tf.float32)
         logits = tf.stack([2 * (1 - left), 4 * left], -1)
@@ -149,7 +149,7 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images(flip):
 
 
 def test_every_scale_and_mirror_image_is_aligned():
-    """A single view that is out of place would turn pixels bright."""
+    """A single misaligned view would turn pixels bright."""
 
     def bright_is_sure(images):
         bright = tf.cast(images[..., 0] > 127, tf.float32)
