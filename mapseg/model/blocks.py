@@ -19,7 +19,7 @@ def conv(
     relu: bool = True,
     relu_max: float | None = None,
 ) -> Any:
-    """Convolution, batch norm and optional ReLU, with the names of TF-Slim.
+    """Adds a convolution, batch norm and optional ReLU, named as in TF-Slim.
 
     Args:
       x: [B, H, W, C] float.
@@ -59,7 +59,7 @@ def depthwise(
     relu: bool = True,
     relu_max: float | None = None,
 ) -> Any:
-    """Depthwise convolution, batch norm and optional ReLU.
+    """Adds a depthwise convolution, batch norm and optional ReLU.
 
     Args:
       x: [B, H, W, C] float.
@@ -97,7 +97,7 @@ def separable_conv(
     rate: int = 1,
     relu: bool = True,
 ) -> Any:
-    """Depthwise 3x3 and pointwise convolution, each followed by a batch norm.
+    """Adds a depthwise 3x3 and a pointwise convolution, each followed by a batch norm.
 
     Args:
       x: [B, H, W, C] float.

@@ -2,7 +2,7 @@
 
 Keras's layers call `tf.nn.convolution` and `tf.nn.depthwise_conv2d`. With dilation these move
 pixels into the batch dimension and back, and XLA compiles that literally. For depthwise
-convolutions XLA searches for library kernels, which are slow. Here a dilated convolution is one
+convolutions XLA picks library kernels, which are slow. Here a dilated convolution is one
 operation, and a depthwise one is a weighted sum of shifted copies in one pass over memory. Without
 XLA both forms are slower or unsupported, so they are used only in training compiled by XLA.
 """
@@ -56,7 +56,7 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, rate: int, border: int) -> t
     Args:
       x: [B, H, W, C] float.
       kernel: [k, k, C, 1] of the same type, k odd.
-      rate: pixels between the taps.
+      rate: distance between taps in pixels.
       border: width in pixels of the zeros around the input.
 
     Returns:

@@ -27,7 +27,7 @@ Norm = dict[str, float]
 def build_ddrnet23_slim(config: ModelConfig) -> keras.Model:
     """Builds DDRNet-23-slim up to and including the first batch norm and ReLU of its head.
 
-    The windows of its context module are cut at the border of the image. The published code
+    The windows of its context module are clipped at the image border. The published code
     averages over the zeros beyond it as well, which makes means smaller in a crop than in a frame.
 
     Args:
@@ -62,7 +62,7 @@ def build_ddrnet23_slim(config: ModelConfig) -> keras.Model:
 
 
 def _blocks(x: Any, scope: str, channels: int, norm: Norm, stride: int = 1) -> Any:
-    """Two residual blocks, without the ReLU after the second."""
+    """Adds two residual blocks, without the ReLU after the second."""
     x = _relu(_block(x, f"{scope}-block1", channels, norm, stride))
     return _block(x, f"{scope}-block2", channels, norm)
 
@@ -90,7 +90,7 @@ def _add_shortcut(x: Any, y: Any, scope: str, norm: Norm, stride: int) -> Any:
 def _exchange(
     fine: Any, coarse: Any, scope: str, down_channels: Sequence[int], norm: Norm
 ) -> tuple[Any, Any]:
-    """Adds each branch to the other (equation 1); each convolution of stride 2 halves the size."""
+    """Adds each branch to the other (equation 1); each stride-2 convolution halves the size."""
     down = _relu(fine)
     for step, channels in enumerate(down_channels, start=1):
         last = step == len(down_channels)

@@ -59,8 +59,8 @@ def build_model(
             x = _pyramid(x, config, norm)
         x = StatelessDropout(config.dropout, dropout_seed, name="concat_projection-dropout")(x)
         x = _decoder(x, low_level, config, norm)
-        # Initialised after Glorot and Bengio (2010). TF DeepLab's kernel starts near zero (stddev
-        # 0.01), and at first hardly any gradient reaches the features.
+        # Initialized as in Glorot and Bengio (2010). TF DeepLab's kernel starts near zero (stddev
+        # 0.01), so that at first hardly any gradient reaches the features.
         x = keras.layers.Conv2D(num_classes, 1, dtype="float32", name="logits-semantic")(x)
         x = Upsample(LOW_LEVEL_STRIDE, dtype="float32", name="logits-upsample")([x, image])
         return keras.Model(image, x, name="deeplabv3plus")
@@ -107,13 +107,13 @@ def split_model(model: keras.Model) -> Parts:
 def coarse_model(
     model: keras.Model, *, recompute: bool = False
 ) -> tuple[Callable[[tf.Tensor], tf.Tensor], int]:
-    """Returns the network in training mode without its last up-sampling, and the factor of it.
+    """Returns the training-mode network without its last up-sampling, and the up-sampling factor.
 
     The loss does the up-sampling itself: see `losses.make_loss`.
 
     Args:
       model: from `build_model`.
-      recompute: recompute the encoder's activations for the gradient.
+      recompute: recompute the encoder's activations in the backward pass.
     """
     if not recompute:
         coarse, stride = without_upsampling(model)

@@ -45,7 +45,7 @@ def build_efficientnet_lite(config: ModelConfig) -> keras.Model:
     """Builds EfficientNet-Lite up to its last block, without the convolution to 1280 channels.
 
     The stride-4 features are the output of the last block at this stride, not its expansion in the
-    next block: that contains no more information, and has six times the channels and so six times
+    next block: the expansion has no more information, but six times the channels and so six times
     the work in the decoder.
 
     Args:

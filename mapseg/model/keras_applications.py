@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, with strides beyond the output stride as dilation."""
+"""Networks of `keras.applications`, with dilation for strides beyond the output stride."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def build_resnet50(config: ModelConfig) -> keras.Model:
 def build_mobilenet_v2(config: ModelConfig) -> keras.Model:
     """Builds MobileNetV2 (Sandler et al. 2018) without its head.
 
-    As in TF DeepLab, it ends before the last convolution to 1280 channels.
+    As in TF DeepLab, it ends before the last convolution, to 1280 channels.
 
     Args:
       config: the output stride and the batch-norm momentum.
@@ -45,7 +45,7 @@ def build_mobilenet_v2(config: ModelConfig) -> keras.Model:
 
 
 def _at_stride(source: keras.Model, outputs: tuple[str, str], config: ModelConfig) -> keras.Model:
-    """Copies a `keras.applications` network, with strides beyond the output stride as dilation."""
+    """Copies a `keras.applications` network, with dilation for strides beyond the output stride."""
 
     def convert(layer: keras.layers.Layer) -> keras.layers.Layer:
         settings = layer.get_config()

@@ -33,7 +33,7 @@ class Normalize(keras.layers.Layer):
         mean = self.normalization.mean
         if self.normalization.bgr:
             image, mean = tf.reverse(image, [-1]), mean[::-1]
-        # A scalar for all channels is subtracted several times faster, with identical results.
+        # Subtracting one scalar for all channels is several times faster, with identical results.
         subtracted = mean[0] if len({*mean}) == 1 else mean
         x = (tf.cast(image, tf.float32) - subtracted) / self.normalization.scale
         x = tf.cast(x, self.compute_dtype)
@@ -49,7 +49,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     The moving variance averages the batch variances as in Keras 3, without Bessel's correction.
     Keras's implementation is still used if statistics are frozen or synchronized between devices,
     in float64, in Keras 2, which has its own fused operation, and under XLA (`for_xla`): XLA fuses
-    operations itself, and its form of the fused one loses the variance where the mean is large.
+    operations itself, and its fused batch norm loses the variance where the mean is large.
     """
 
     for_xla = False
@@ -80,9 +80,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 class StatelessDropout(keras.layers.Layer):
-    """Dropout without state: one seed always drops the same values, different ones per replica.
+    """Dropout without state: a seed always drops the same values, but different ones per replica.
 
-    XLA has another random generator: compiled, a seed drops different values than without XLA.
+    XLA has its own random generator, with which a seed drops different values.
     """
 
     def __init__(self, rate: float, seed: Callable[[], tf.Tensor] | None, **kwargs: Any):

@@ -23,8 +23,8 @@ from mapseg.model.weights import layer_weights
 # TensorFlow holds a dozen copies of a graph's constants, so larger networks use variables. These
 # are as fast there: matrix products take most of the time, and there is no ReLU6.
 _MOST_CONSTANT_BYTES = 64 * 2**20
-# Up to this rate oneDNN pads a dilated depthwise convolution itself; above it, that takes 7 times
-# as long as on an input that is already padded.
+# Up to this rate oneDNN pads a dilated depthwise convolution itself. Above it, that would take 7
+# times as long as with an input padded beforehand.
 _LARGEST_RATE = 6
 
 
@@ -45,18 +45,18 @@ class Network:
 
 
 def live_network(model: keras.Model) -> Network:
-    """Returns the network of `build_model` for prediction with its weights at each call."""
+    """Returns the network of `build_model` for prediction, with the weights it has at each call."""
     coarse, stride = without_upsampling(model)
     return Network(lambda images: coarse(images, training=False), stride, tuple(model.variables))
 
 
 def frozen_network(model: keras.Model, *, portable: bool = False) -> Network:
-    """Returns the network of `build_model` for prediction with its current weights.
+    """Returns the network of `build_model` for prediction, with its current weights.
 
     Args:
       model: folded in float32; otherwise `live_network` is returned, because rounding folded
         kernels to 16 bits would change the logits.
-      portable: also for other machines. Otherwise the graph may need oneDNN, if it is on here.
+      portable: works on other machines. Otherwise the graph may need oneDNN, if it is on here.
     """
     if model.get_layer("normalize").compute_dtype != "float32":
         return live_network(model)
@@ -81,7 +81,7 @@ class _Form:
 
     Attributes:
       constant: whether kernels are graph constants instead of variables.
-      dilates: whether a depthwise operation supports dilation. TensorFlow's own does not.
+      dilates: whether the depthwise operation supports dilation. TensorFlow's own does not.
     """
 
     constant: bool
@@ -172,7 +172,7 @@ def _make_norm(norm: keras.layers.BatchNormalization) -> Callable[[tf.Tensor], t
 class _Convolution:
     """A convolution with the batch norm after it folded in, if there is one.
 
-    The padding cannot be explicit: TensorFlow 2.21 with oneDNN aborts with explicit padding.
+    The padding cannot be explicit: TensorFlow 2.21 with oneDNN aborts on it.
     """
 
     def __init__(

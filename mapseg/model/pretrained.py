@@ -57,7 +57,7 @@ def resolve_encoder_weights(config: ModelConfig) -> str:
 def find_weights(config: ModelConfig) -> Path | None:
     """Returns the file of an encoder's initial weights; None for random weights.
 
-    ImageNet weights that are missing are downloaded, unless they are part of a package.
+    Missing ImageNet weights are downloaded, unless they are part of a package.
 
     Raises:
       FileNotFoundError: the file does not exist and cannot be downloaded.
@@ -174,7 +174,7 @@ def _fetch_imagenet(encoder: str) -> Path:
 
 
 def _open_url(url: str) -> Any:
-    # The timeout of urlopen applies to each address of the host, and not to the DNS lookup.
+    # urlopen's timeout applies to each address of the host separately, and not to the DNS lookup.
     answer: Future[Any] = Future()
 
     def open_in_thread() -> None:

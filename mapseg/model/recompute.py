@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations are recomputed for the gradient, block by block.
+"""Gradient checkpointing: activations are recomputed in the backward pass, block by block.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 """
@@ -46,7 +46,7 @@ def recomputed(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
 
 
 def _cut(model: keras.Model) -> list[_Block]:
-    """Cuts a network where a single tensor is passed on, into blocks that are not too small."""
+    """Cuts a network into blocks, not too small, between which one tensor is passed on."""
     layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
     last_use = {id(t): n for n, layer in enumerate(layers) for t in listed(layer.input)}
     outputs = {id(t) for t in model.outputs}

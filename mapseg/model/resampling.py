@@ -34,7 +34,7 @@ class Upsample(keras.layers.Layer):
 class WindowMeans(keras.layers.Layer):
     """Averages a feature map over square windows, centred on every stride-th sample.
 
-    Windows are cut at the border: the means are over existing samples only.
+    Windows are clipped at the border: the means are over existing samples only.
     """
 
     def __init__(self, window: int, stride: int, **kwargs: Any):
@@ -55,7 +55,7 @@ class WindowMeans(keras.layers.Layer):
 
 
 def resize_aligned(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Equals `Upsample` if the last samples of both maps lie on the same pixel.
+    """Does the same as `Upsample` if the last samples of both maps lie on the same pixel.
 
     On a CPU it is several times faster; it always returns float32.
 
@@ -79,7 +79,7 @@ def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tens
       size: number of samples.
 
     Returns:
-      [n, size] float32 weights, at most two per row, each row with sum 1. Multiplied by the
+      [n, size] float32 weights, at most two per row, each row summing to 1. Multiplied by the
       samples, they yield the values at the positions.
     """
     samples = tf.range(tf.cast(size, tf.float32))

@@ -1,7 +1,7 @@
 """Reads PyTorch weights files without PyTorch.
 
 The legacy format is five pickles: a magic number, the version, system information, the tensors by
-name without their values, and the keys of the storages. Then follow, for each storage, the number
+name without their values, and the keys of the storages. Then come, for each storage, the number
 of values and the values.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-_ZIP = b"PK"  # the first bytes of files from PyTorch 1.6 and newer
+_ZIP = b"PK"  # the first bytes of files from PyTorch 1.6 and later
 
 
 class _Storage(NamedTuple):

@@ -101,7 +101,7 @@ def deeplab_names(model: keras.Model) -> dict[str, str]:
       model: from `build_model`, or an encoder.
 
     Returns:
-      Names of checkpoint variables by weight name, e.g. `aspp1_depthwise/depthwise_weights` by
+      Names of checkpoint variables by weight name, e.g. `aspp1_depthwise/depthwise_weights` for
       `aspp1_depthwise/kernel`. The shapes are equal, except for `logits/semantic` if the number of
       classes differs.
 
@@ -160,7 +160,7 @@ def read_deeplab(model: keras.Model, prefix: str) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _checkpoint_errors(prefix: str) -> Iterator[None]:
-    """Converts errors of reading a checkpoint to ValueError."""
+    """Converts errors in reading a checkpoint to ValueError."""
     try:
         yield
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:

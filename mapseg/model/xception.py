@@ -70,7 +70,7 @@ def build_xception65(config: ModelConfig) -> keras.Model:
 def _xception_unit(
     x: Any, scope: str, block: _Block, stride: int, rate: int, norm: dict[str, float]
 ) -> Any:
-    # ReLUs come before the separable convolutions; in the last block, which has no skip, inside.
+    # ReLUs precede the separable convolutions; in the last block, without skip, they are inside.
     inside = block.skip == "none"
     residual = x
     for place, channels in enumerate(block.channels, start=1):

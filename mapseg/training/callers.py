@@ -15,7 +15,7 @@ class Caller:
     """A connection to worker 0, and its greeting."""
 
     connection: socket.socket
-    worker: int = 0  # until its greeting is complete
+    worker: int = 0  # 0 until its greeting is complete
     greeting: dict[str, str] = field(default_factory=dict)
     process: str = ""
     buffer: bytearray = field(default_factory=bytearray)
@@ -28,7 +28,7 @@ class Callers:
     Attributes:
       count: number of workers, worker 0 included.
       current: the latest connection of each worker.
-      replaced: older connections of the same indices; if one is still alive, two processes share
+      replaced: older connections with these indices; if one is still alive, two processes share
         an index.
     """
 
@@ -88,7 +88,7 @@ class Callers:
                 caller.connection.sendall(text)
                 caller.connection.shutdown(socket.SHUT_WR)
         for caller in (*self.current.values(), *self.replaced):
-            # Read to the end: closing with unread data may discard the answer on its way.
+            # Read to the end: closing with unread data may discard the answer in transit.
             with contextlib.suppress(OSError):
                 while caller.connection.recv(_LARGEST_GREETING):
                     pass

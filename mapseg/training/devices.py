@@ -105,9 +105,9 @@ def join(
 def check_batch_norm(config: TrainConfig, replicas: int) -> None:
     """Refuses to train batch norm on one crop at a time.
 
-    Image pooling leaves one value per crop and channel. Normalised over a single crop it is always
-    zero and its variance is zero: the branch contributes nothing in training, and values hundreds
-    of times too large in prediction.
+    Image pooling leaves one value per crop and channel. Normalized over a single crop, this is
+    always zero, with zero variance: the branch contributes nothing in training, and values
+    hundreds of times too large in prediction.
 
     Args:
       config: `batch_size`, `accumulate_steps`, `batch_norm`, `sync_batch_norm`.
@@ -128,7 +128,7 @@ def check_batch_norm(config: TrainConfig, replicas: int) -> None:
 
 
 def _connect(progress: Callable[[str], None]) -> tf.distribute.Strategy:
-    """Makes TensorFlow connect the workers; with no limit it would wait forever for a lost one."""
+    """Lets TensorFlow connect the workers, with a timeout: it would wait forever for a lost one."""
     limit = duration(_CONNECT_SECS)
     progress(f"all workers are ready; connecting them, for at most {limit}")
     try:
@@ -148,7 +148,7 @@ def _connect(progress: Callable[[str], None]) -> tf.distribute.Strategy:
 
 @contextmanager
 def _bounded(secs: float) -> Iterator[None]:
-    """Exits the process after some seconds; Ctrl-C ends it at once, by the default handler.
+    """Exits the process after a timeout; Ctrl-C ends it at once, through the default handler.
 
     TensorFlow holds the GIL while it connects, so no Python thread or signal handler would run.
     It installs its own SIGTERM handler, so the former handlers are restored afterwards.
@@ -178,7 +178,7 @@ def _local_strategy(config: TrainConfig) -> tf.distribute.Strategy:
 def make_sum(workers: Workers) -> Callable[[np.ndarray], np.ndarray]:
     """Makes a function that sums an array over the processes.
 
-    All processes must call it at the same step, with arrays of one shape. It accepts float64, and
+    All processes must call it at the same step, with arrays of equal shape. It accepts float64, and
     integers below 2^53; with several processes it returns float64.
     """
     if workers.count == 1:

@@ -34,7 +34,7 @@ class Guard:
 
         Args:
           run: its options and its folder.
-          state: its loss scale, which may still be adapting to an overflow.
+          state: has the loss scale, which may still be adapting to an overflow.
           stream: reproduces the batch of a step.
           progress: receives progress lines.
           is_first: whether this process writes files.
@@ -68,7 +68,7 @@ class Guard:
         for is_finite in finite:
             self._skipped_in_a_row = 0 if is_finite else self._skipped_in_a_row + 1
         self.skipped += int(np.sum(~finite))
-        # With a larger loss scale it was an overflow, and the scale has been halved.
+        # If the loss scale is above 1, this was an overflow, and the scale has been halved.
         if not finite.all() and float(self._state.loss_scale.scale.numpy()) <= 1:
             self._report(step - len(finite) + int(np.argmin(finite)))
 

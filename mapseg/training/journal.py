@@ -43,7 +43,7 @@ class Journal:
         self._timed_at, self._timed_step = time.monotonic(), step
 
     def leave_out(self, secs: float) -> None:
-        """Excludes seconds that were not spent on steps from the timing."""
+        """Excludes from the timing seconds that were not spent on steps."""
         self._timed_at += secs
 
     def log(self, step: int, losses: Sequence[float], loss_scale: float, skipped: int) -> None:
@@ -65,7 +65,7 @@ class Journal:
             "skipped_steps": skipped,
         }
         text = f"loss {row['loss']:.4f}  rate {row['learning_rate']:.2e}"
-        if step > self._timed_step:  # otherwise only the first step, whose time is compilation
+        if step > self._timed_step:  # otherwise only the first step, which also compiles
             steps_per_s = (step - self._timed_step) / (now - self._timed_at)
             row["images_per_s"] = steps_per_s * config.batch_size
             left = duration((config.steps - step) / steps_per_s)

@@ -35,8 +35,8 @@ from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
 
-# What TensorFlow raises when another process has become unreachable. Every error contains device
-# names of several workers, so these are no evidence.
+# TensorFlow's errors when another process is unreachable. The device names in a message prove
+# nothing: every error contains those of several workers.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -56,7 +56,7 @@ def train(
     evaluating: bool = True,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains a run to `run.train.steps`, from its newest checkpoint if it has one.
+    """Trains a run up to `run.train.steps`, from its newest checkpoint if it has one.
 
     Args:
       run: from `begin_run`.
@@ -98,7 +98,7 @@ def train(
                 check_folder,
             )
         except (OSError, tf.errors.OpError) as error:
-            check_folder()  # a removed run folder is the true cause of a failed write
+            check_folder()  # a write may have failed because the run folder was removed
             if isinstance(error, OSError):
                 raise
             if workers.count == 1 or not _is_lost_worker(error):
@@ -132,7 +132,7 @@ def _train(
     add_up = make_sum(workers)
 
     def agree(*wishes: bool) -> list[bool]:
-        """Returns for each wish whether any worker has it: all must act at the same step."""
+        """Returns whether any worker has each wish, so that all act at the same step."""
         return [bool(count) for count in add_up(np.array(wishes, np.float64))]
 
     parts = _assemble(run, manifest, workers, predicting, progress, add_up, check_folder)
@@ -270,7 +270,7 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
 
 
 def _is_lost_worker(error: tf.errors.OpError) -> bool:
-    """Whether an error means that another worker is unreachable, not that the step failed here."""
+    """Returns whether an error means that another worker is unreachable, not a failed step here."""
     if isinstance(error, _MAYBE_LOST):
         return bool(_LOST_TEXT.search(_cause(error)))
     return isinstance(error, _LOST)

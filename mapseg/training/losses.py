@@ -20,9 +20,9 @@ _FOCUS = 2.0  # gamma of the focal loss, as in its paper
 def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()) -> Loss:
     """Makes the loss that a config names: the sum of the terms joined by `+`.
 
-    - `ce`: cross entropy. `label_smoothing` spreads this share of the target over all classes
+    - `ce`: cross entropy. `label_smoothing` is the share of the target spread over all classes
       (Szegedy et al. 2016, section 7); `class_weights` weighs each pixel by its class.
-    - `ohem`: the same over the hardest pixels only, a share `ohem_share` at each offset (Wu et al.
+    - `ohem`: the same over the hardest share of the pixels, `ohem_share`, at each offset (Wu et al.
       2016, "Bridging Category-level and Instance-level Semantic Image Segmentation").
     - `focal`: cross entropy times (1 - p)^2, p the probability of the true class (Lin et al. 2017,
       equation 4, gamma 2); `class_weights` also applies.
@@ -31,7 +31,7 @@ def make_loss(config: TrainConfig, class_pixels: Sequence[int] | np.ndarray = ()
       lie on a sample of the logits, one in factor^2.
 
     The loss accepts logits [B, h, w, C] float32, a label [B, H, W] uint8 of ids below C or VOID,
-    and a factor: pixel (y, x) reads the logits bilinearly at (y, x) / factor, and
+    and a factor: pixel (y, x) samples the logits bilinearly at (y, x) / factor, and
     H <= factor * (h - 1) + 1, W likewise. It returns (sum, number of labelled pixels), both []
     float32, and (0, 0) if all pixels are VOID. Sum and count are separate so that replicas can
     add up both before dividing: the mean of `ce` over a batch is then the same on one device and
@@ -131,7 +131,7 @@ def _cross_entropies(logits: tf.Tensor, ids: tf.Tensor, smoothing: float = 0.0) 
     @tf.custom_gradient
     def run(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         probabilities = tf.nn.softmax(logits)
-        # The difference of two logits first: it is exact, however large they are.
+        # Subtract logits first: their difference is exact, however large they are.
         losses = tf.reduce_max(logits, 1) - tf.reduce_sum(targets * logits, 1)
         losses -= tf.math.log(tf.reduce_max(probabilities, 1))
         return losses, lambda upstream: (probabilities - targets) * upstream[:, tf.newaxis]
@@ -140,7 +140,7 @@ def _cross_entropies(logits: tf.Tensor, ids: tf.Tensor, smoothing: float = 0.0) 
 
 
 def _lovasz_softmax(logits: tf.Tensor, ids: tf.Tensor, labelled: tf.Tensor) -> tf.Tensor:
-    """Returns the mean over the classes present of the Lovasz extension of the Jaccard loss."""
+    """Returns the Lovasz extension of the Jaccard loss, averaged over the classes present."""
     classes = logits.shape[-1]
     targets = tf.transpose(tf.one_hot(ids, classes) * labelled[:, tf.newaxis])  # [C, N]
     errors = tf.abs(targets - tf.transpose(tf.nn.softmax(logits)) * labelled)
@@ -204,7 +204,7 @@ def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: in
 def _repeat(
     count: int, body: Callable[..., tuple[tf.Tensor, ...]], *sums: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
-    """Calls (number, *sums) -> (number + 1, *sums) `count` times, one after the other."""
+    """Calls `body`, (number, *sums) -> (number + 1, *sums), `count` times in sequence."""
     _, *sums = tf.while_loop(
         lambda number, *_: number < count,
         body,
@@ -216,7 +216,7 @@ def _repeat(
 
 
 def _with_gradient(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a mean times the number of labelled pixels, and its gradient; one logit per id."""
+    """Returns `mean` times the labelled pixel count, and its gradient; one logit vector per id."""
     with tf.GradientTape() as tape:
         tape.watch(logits)
         flat, class_ids, labelled = _flat(logits, ids)
@@ -225,7 +225,7 @@ def _with_gradient(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.T
 
 
 def _next(x: tf.Tensor, axis: int) -> tf.Tensor:
-    """Shifts maps by one sample: each holds its next neighbour, the last one its own value."""
+    """Shifts maps by one sample: each takes its next neighbour's value, the last keeps its own."""
     last = x[:, -1:] if axis == 1 else x[:, :, -1:]
     return tf.concat([x[:, 1:] if axis == 1 else x[:, :, 1:], last], axis)
 
@@ -233,7 +233,7 @@ def _next(x: tf.Tensor, axis: int) -> tf.Tensor:
 def _move_to_next(gradient: tf.Tensor, next_part: tf.Tensor, axis: int) -> tf.Tensor:
     """Moves a part of a gradient to the next neighbour: the transpose of `_next`.
 
-    The last sample's next neighbour contributes to no pixel.
+    No pixel lies beyond the last sample, so its part is zero.
     """
     moved = next_part[:, :-1] if axis == 1 else next_part[:, :, :-1]
     moved = tf.pad(moved, [[0, 0], [int(axis == 1), 0], [int(axis == 2), 0], [0, 0]])

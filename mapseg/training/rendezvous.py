@@ -2,9 +2,9 @@
 
 TensorFlow waits for a missing process silently and ignores signals. So the processes meet first:
 all send a greeting to worker 0, at the address where TensorFlow will listen later. Once all have
-connected, worker 0 answers: they may start, or why not. A waiting worker sends a heartbeat every
-half second. This distinguishes two processes with one index from a process that was lost silently
-and restarted.
+connected, worker 0 answers that they may start, or why not. A waiting worker sends a heartbeat
+every half second. This distinguishes two processes with the same index from one process that was
+lost silently and restarted.
 """
 
 import json
@@ -22,7 +22,7 @@ _TICK_SECS = 0.2
 _REPORT_SECS = 10.0
 _LARGEST_ANSWER = 1 << 16
 _BEAT_SECS = 0.5
-_SETTLING_SECS = 1.0  # after the last worker: a second process with its index may still connect
+_SETTLING_SECS = 1.0  # after the last worker: another with the same index may still connect
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Wait:
 
 
 def _receive(wait: _Wait, greeting: Mapping[str, str]) -> bool:
-    """On worker 0: collects the greetings, and answers all workers once the last has connected."""
+    """Collects the greetings on worker 0, and answers all workers once the last has connected."""
     callers = Callers(len(wait.cluster.workers))
     server = _listener(wait.cluster)
     with server, selectors.DefaultSelector() as selector:
@@ -189,9 +189,9 @@ def _listener(cluster: Cluster) -> socket.socket:
 
 
 def _call(wait: _Wait, greeting: Mapping[str, str]) -> bool:
-    """On the other workers: greets worker 0 until it answers."""
+    """Greets worker 0 from another worker until it answers."""
     host, _, port = wait.cluster.workers[0].rpartition(":")
-    _listener(wait.cluster).close()  # TensorFlow will need the port; its error would be obscure
+    _listener(wait.cluster).close()  # TensorFlow needs the port, but its error would be obscure
     process = f"process {os.getpid()} on {socket.gethostname()}"
     content = {"worker": wait.cluster.index, "process": process, **greeting}
     message = json.dumps(content).encode() + b"\n"

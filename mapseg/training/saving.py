@@ -64,6 +64,6 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def is_late(self) -> bool:
-        """Whether the last save was `checkpoint_secs` ago; only the first process decides."""
+        """Returns whether `checkpoint_secs` requires a save now; only the first process decides."""
         elapsed = time.monotonic() - self._saved_at
         return self._workers.is_first and 0 < self._run.train.checkpoint_secs <= elapsed

@@ -53,7 +53,7 @@ class TrainState:
 
 
 def build_state(run: Run, progress: Callable[[str], None], *, fresh: bool) -> TrainState:
-    """Builds network and optimizer; must be called in the strategy's scope.
+    """Builds the network and the optimizer; must be called in the strategy's scope.
 
     Args:
       run: the run to build for.
@@ -96,7 +96,7 @@ def open_state(
     *,
     resumed: bool,
 ) -> TrainState:
-    """Builds network and optimizer on some devices, from the newest checkpoint or from scratch.
+    """Builds the network and optimizer on the devices, from the newest checkpoint or from scratch.
 
     Args:
       run: the run to build for.

@@ -19,7 +19,7 @@ _STEPS_PER_CALL_ON_GPU = 10
 
 Step = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 Steps = Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-# (image, label, unit) -> [the loss's sum, labelled pixels, gradients of the sum times unit ...]
+# (image, label, unit) -> [summed loss, labelled pixels, gradients of summed loss * unit ...]
 _Differentiate = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list[tf.Tensor]]
 
 
@@ -58,8 +58,8 @@ def make_step(
     def first(value: tf.Tensor) -> tf.Tensor:
         return strategy.experimental_local_results(value)[0]
 
-    # Checked on the sum over the replicas, which is the same on all of them: if each replica
-    # checked its own gradients, they would drift apart.
+    # Checked on the sums over the replicas, which are the same on all of them: if each replica
+    # checked only its own gradients, the replicas would drift apart.
     @tf.function(jit_compile=compiled and replicas == 1, autograph=False)
     def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         facts, gradients, before = strategy.run(forward, (image, label))
@@ -120,7 +120,7 @@ def _make_differentiate(
 def _in_parts(
     differentiate: _Differentiate, state: TrainState, config: TrainConfig, replicas: int
 ) -> _Differentiate:
-    """Differentiates one part of the batch after the other, and sums the results."""
+    """Differentiates the batch one part at a time, and sums the results."""
     parts = config.accumulate_steps
 
     def accumulate(image: tf.Tensor, label: tf.Tensor, unit: tf.Tensor) -> list[tf.Tensor]:
@@ -180,8 +180,8 @@ def make_steps(step: Step) -> Steps:
 def without_rewriting(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a compiled function so that TensorFlow does not rewrite its graph on a CPU.
 
-    Rewriting delays the start by more than a second and makes no step faster. TensorFlow has one
-    such setting per process: functions that other threads call first meanwhile may lack it too.
+    Rewriting delays the start by more than a second and makes no step faster. The setting
+    is process-wide: functions that other threads first call meanwhile may not be rewritten either.
     """
 
     @functools.wraps(function)

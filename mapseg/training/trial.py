@@ -1,4 +1,4 @@
-"""Trial of the training step before a run: whether it fits into memory, and its time."""
+"""Trial of the training step before a run: whether it fits in memory, and its time."""
 
 import math
 import time
@@ -34,10 +34,10 @@ class FirstStep(NamedTuple):
 
 
 class Trial:
-    """A training step that is repeated with one batch.
+    """A training step repeated on one batch.
 
     Attributes:
-      crops: how many crops of the batch fit into the memory of the devices.
+      crops: how many crops of the batch fit in the devices' memory.
     """
 
     def __init__(self, state: TrainState, config: TrainConfig, workers: Workers):
@@ -58,7 +58,7 @@ class Trial:
         class_pixels: Sequence[int] | np.ndarray,
         progress: Callable[[str], None],
     ) -> FirstStep:
-        """Takes a step; halves the number of crops until it fits into memory.
+        """Takes a step; halves the number of crops until it fits in memory.
 
         Args:
           batch: ([B, h, w, 3] uint8, [B, h, w] uint8).
@@ -118,7 +118,7 @@ class Trial:
         Returns:
           The number of crops, and the bytes per crop; (0, 0) if unknown.
         """
-        # Independent of the batch: gradients; and weights and slots, which are in the idle bytes.
+        # These do not grow with the batch: gradients, and the weights and slots in the idle bytes.
         gradients, replicas = self.weight_bytes, self._workers.replicas
         activations = machine.allocated_bytes("peak") - self._idle_bytes - gradients
         crop_bytes = activations * replicas / self.crops

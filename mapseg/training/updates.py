@@ -2,8 +2,8 @@
 
 A network has hundreds of variables, and Keras updates each with separate operations: thousands of
 nodes, which TensorFlow traces and optimizes before the first step. Here the variables are joined
-into two vectors, with and without weight decay. Variables and checkpoints keep Keras's format, and
-the arithmetic is Keras's, operation by operation, bit for bit.
+into two vectors, one with weight decay and one without. Variables and checkpoints keep Keras's
+format, and the arithmetic is Keras's, operation by operation, bit for bit.
 """
 
 import math
@@ -41,13 +41,13 @@ def split_flat(variables: Sequence[Any], joined: tf.Tensor) -> list[tf.Tensor]:
 
 
 def assign(variables: Sequence[Any], joined: tf.Tensor) -> None:
-    """Assigns new values to variables, joined by `join_flat`."""
+    """Assigns values that `join_flat` joined to variables."""
     for variable, part in zip(variables, split_flat(variables, joined), strict=True):
         variable.assign(part, read_value=False)
 
 
 def tensorflow_variables(variables: Sequence[Any]) -> list[tf.Variable]:
-    """Returns the TensorFlow variables inside those of Keras 3: faster to read and to assign."""
+    """Returns the TensorFlow variables inside those of Keras 3: faster to read and assign."""
     return [v if isinstance(v, tf.Variable) else v.value for v in variables]
 
 
@@ -60,7 +60,7 @@ class _Group(NamedTuple):
 
 
 class KerasUpdate:
-    """Updates a network exactly as its Keras optimizer would, SGD or Adam."""
+    """Updates a network exactly as its Keras optimizer, SGD or Adam, would."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class KerasUpdate:
         """Updates all replicas and counts the step; changes nothing if the step is not finite.
 
         Args:
-          strategy: the strategy; must be called outside of its replicas.
+          strategy: the strategy; call this in cross-replica context.
           gradients: from `join_gradients` on each replica, of the global batch.
           factor: [] float32, multiplies the gradients.
           finite: [] bool, whether the step is finite.
@@ -133,8 +133,8 @@ class KerasUpdate:
         (factor,), _ = tf.clip_by_global_norm([tf.ones([])], self._config.clip_norm, norm)
         return factor
 
-    # TensorFlow multiplies scalars with each other before it multiplies a vector by them. Where
-    # Keras's operations allow that, in SGD without decay, the code does the same.
+    # TensorFlow multiplies scalars together before it multiplies a vector by them. Where Keras's
+    # operations allow that, in SGD without decay, this code does the same.
     def _sgd(
         self,
         rate: tf.Tensor,
@@ -144,7 +144,7 @@ class KerasUpdate:
         value: tf.Tensor,
         speed: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """SGD with L2 regularization: `weight_decay * kernel` is added to the gradient."""
+        """Applies SGD with L2 regularization: adds `weight_decay * kernel` to the gradient."""
         change = gradient * (factor * rate)
         if decay:
             change = (gradient * factor + decay * value) * rate
@@ -161,7 +161,7 @@ class KerasUpdate:
         mean: tf.Tensor,
         square: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+        """Applies Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
         adam, gradient = self._optimizer, gradient * factor
         if decay:
             value *= 1 - rate * decay

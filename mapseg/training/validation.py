@@ -25,7 +25,7 @@ from mapseg.training.state import TrainState
 class Validator:
     """Evaluates a run every `eval_steps` and at its end, and keeps the best checkpoint.
 
-    All processes must call it at the same steps, and share the images.
+    All processes must call it at the same steps, and split the images.
     """
 
     def __init__(

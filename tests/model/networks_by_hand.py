@@ -14,7 +14,7 @@ def config(encoder, **options):
 
 
 def scramble(model):
-    """Makes kernels symmetric, and draws batch norms like those of a trained network."""
+    """Makes kernels symmetric, and batch norms random like a trained network's."""
     rng = np.random.default_rng(1)
     for name, weight in named_weights(model).items():
         if name.endswith("gamma"):

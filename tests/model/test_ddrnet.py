@@ -49,7 +49,7 @@ def test_features_lie_on_their_pixels_and_have_global_context(rng):
             kernel = np.array(weight)
             kernel = kernel + kernel[::-1]
             weight.assign((kernel + kernel[:, ::-1]) / 4)
-    # Kernels are symmetric, and pixels 0 and -1 lie on the grids of all strides, also of DAPPM's
+    # Kernels are symmetric, and pixels 0 and -1 lie on the grids of all strides, even of DAPPM's
     # coarsest means. So if features lie on their pixels, mirroring the image mirrors the features.
     image = rng.normal(size=(1, 513, 513, 3)).astype(np.float32)
     features = encoder(image, training=False)
@@ -127,7 +127,7 @@ def test_the_context_module_follows_the_paper(trained_like, rng):
 
 @pytest.mark.parametrize(("stage", "steps"), [("conv4", 1), ("conv5", 2)])
 def test_the_branches_exchange_features_as_in_the_paper(trained_like, rng, stage, steps):
-    """Equation 1: each branch gets the other's features from before; ReLU of the sums."""
+    """Equation 1: each branch adds the other's earlier features; ReLU follows the sums."""
     model, weights = trained_like
     fine = tf.constant(rng.normal(size=(1, 9, 17, 64)).astype(np.float32))
     coarse_shape = (1, 8 // 2**steps + 1, 16 // 2**steps + 1, 64 * 2**steps)

@@ -35,7 +35,7 @@ def batch_norms(model):
 
 
 def draw_statistics(model):
-    """Draws weights of batch norms that have an effect, as after training."""
+    """Randomizes batch norms so that they have an effect, as after training."""
     rng = np.random.default_rng(2)
     for norm in batch_norms(model):
         gamma, beta, mean, variance = norm.get_weights()

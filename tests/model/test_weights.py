@@ -11,7 +11,7 @@ CONFIG = ModelConfig(encoder="mobilenet_v2", encoder_weights="none", decoder_cha
 
 @pytest.fixture(scope="module")
 def model():
-    """Tests must leave it as it was."""
+    """A network that tests must not change."""
     keras.utils.set_random_seed(1)
     return build_model(CONFIG, 5)
 
@@ -19,7 +19,7 @@ def model():
 @pytest.mark.addons
 def test_deeplab_names_cover_every_weight_once():
     xception = build_model(ModelConfig(encoder="xception65", encoder_weights="none"), 21)
-    # 41,258,213 is also what other ports of TF DeepLab's Xception-65 to Keras count, 21 classes.
+    # Other Keras ports of TF DeepLab's Xception-65 also count 41,258,213, with 21 classes.
     assert xception.count_params() == 41_258_213
     names = deeplab_names(xception)
     arrays = weight_arrays(xception)

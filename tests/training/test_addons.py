@@ -67,7 +67,7 @@ def test_every_slot_is_resumed_exactly(name, precision, tmp_path):
         return state
 
     whole = take_steps(SmallState(config), 14)
-    cut = take_steps(SmallState(config), 8)  # after Lookahead has synchronised once
+    cut = take_steps(SmallState(config), 8)  # after Lookahead has synchronized once
     path = checkpoints.write_checkpoint(tmp_path, 8, cut.checkpoint, {}, keep=1)
     resumed = SmallState(config)
     checkpoints.read_state(path, resumed.checkpoint)

@@ -10,7 +10,7 @@ from mapseg.training.devices import check_batch_norm
     ids=str,
 )
 def test_batch_norm_over_one_crop_is_refused(options, replicas):
-    """After image pooling one value is left: normalised it is zero in training."""
+    """Image pooling leaves one value: normalized, it is zero in training."""
 
     def check(**changes):
         check_batch_norm(TrainConfig(**{**options, **changes}), replicas)
@@ -20,4 +20,4 @@ def test_batch_norm_over_one_crop_is_refused(options, replicas):
     check(batch_norm="frozen")
     check(batch_size=2 * options["batch_size"])
     if replicas > 1:
-        check(sync_batch_norm=True)  # normalises over the crops of all devices
+        check(sync_batch_norm=True)  # normalizes over the crops of all devices

@@ -29,7 +29,7 @@ def check_replay(path, records_dir, run, step):
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(records_dir, tmp_path, on_nan):
-    # The first step's gradient is finite, but its weights are not: every later step is non-finite.
+    # The first gradient is finite, but the new weights are not: every later step is non-finite.
     options = {**TINY, "learning_rate": 1e30, "log_steps": 1, "on_nan": on_nan, "steps": 25}
     run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
     step = {"stop": 1, "skip": 20}[on_nan]  # twenty in a row are too many

@@ -1,4 +1,4 @@
-"""What TensorBoard gets of a training run."""
+"""What TensorBoard gets from a training run."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_tensorboard_gets_the_columns_of_the_history_at_their_steps(records_dir,
         "learning_rate": every,
         "loss_scale": every,
         "skipped_steps": every,
-        "images_per_s": every[1:],  # the first step is compiled
+        "images_per_s": every[1:],  # not for the first step: it compiles
         "mean_iou": scored,
         "pixel_accuracy": scored,
     }

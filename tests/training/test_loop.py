@@ -156,7 +156,7 @@ def test_a_run_finishes_resumes_with_more_steps_and_refuses_other_options(record
 def test_removing_the_run_folder_during_training_is_one_clear_error(
     records_dir, tmp_path, small, log_steps
 ):
-    """Whether the history or a checkpoint is written next; the folder is not created again."""
+    """The next write may be the history's or a checkpoint's; neither recreates the folder."""
     options = {**TINY, "steps": 9, "checkpoint_steps": 3, "log_steps": log_steps}
     manifest = read_manifest(records_dir)
     run = begin_run(tmp_path / "run", manifest, options)

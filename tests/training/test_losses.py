@@ -101,14 +101,14 @@ def test_lovasz_softmax_worked_by_hand():
 
 
 def naive_lovasz(probabilities, ids):
-    """Equations 8, 9 and 11 of Berman et al. 2018, set by set."""
+    """Computes equations 8, 9 and 11 of Berman et al. 2018, set by set."""
     losses = []
     for c in np.unique(ids):
         errors = np.where(ids == c, 1 - probabilities[:, c], probabilities[:, c])
         order = np.argsort(-errors)
 
         def jaccard_loss(wrong, target=ids == c):
-            """Equation 4: one minus the IoU if exactly these pixels are wrong."""
+            """Computes equation 4: one minus the IoU if exactly these pixels are wrong."""
             wrong = np.isin(np.arange(len(ids)), wrong)
             predicted = np.where(wrong, ~target, target)
             return 1 - (predicted & target).sum() / (predicted | target).sum()
@@ -127,7 +127,7 @@ def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss():
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = naive_lovasz(probabilities[labelled].astype(np.float64), label[labelled])
     assert loss_of("lovasz", tf.constant(logits), tf.constant(label)) == pytest.approx(expected)
-    # A certain and correct prediction has loss 0, a certain and wrong one the Jaccard loss.
+    # A confident, correct prediction has loss 0; a confident, wrong one the Jaccard loss.
     guess = np.where(label == VOID, 3, label)
     sure = tf.one_hot(guess, 4) * 100
     assert loss_of("lovasz", sure, tf.constant(label)) == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Several workers: own errors are kept, and a lost worker is recognised by TensorFlow's error."""
+"""Several workers: each keeps its own errors; TensorFlow's error identifies a lost worker."""
 
 import dataclasses
 import json

@@ -24,7 +24,7 @@ from mapseg.training.prepare import begin_run
 def test_a_run_is_saved_when_checkpoint_secs_have_gone_by(
     records_dir, tmp_path, monkeypatch, checkpoint_secs, steps
 ):
-    """By a clock on which each step takes 100 seconds."""
+    """Uses a clock on which each step takes 100 seconds."""
     secs = 0.0
 
     def progress(line):
@@ -55,7 +55,7 @@ def test_mirrored_devices_save_the_mean_of_their_statistics(records_dir, tmp_pat
     with np.load(tmp_path / "notes.npz") as notes:
         before, after = notes["before"], notes["after"]
     assert before.shape == after.shape == (2, 2, 3, 4)
-    assert (before.std(axis=2) > 0).all()  # each device saw other crops
+    assert (before.std(axis=2) > 0).all()  # each device saw different crops
     mean = before.mean(axis=2)
     for device in range(3):
         np.testing.assert_allclose(after[:, :, device], mean, rtol=1e-5)

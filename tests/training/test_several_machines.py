@@ -70,7 +70,7 @@ def finish(process):
 
 
 def calls(folder, monkeypatch):
-    """What python was called with: (GPU, cluster, arguments), by the worker's index."""
+    """Returns python's calls, (GPU, cluster, arguments), by the worker's index."""
     found = []
     for line in (folder / "calls.txt").read_text().splitlines():
         gpu, config, arguments = line.split("|")
@@ -97,8 +97,8 @@ def container(start, tmp_path, index="0", **env):
 def test_the_pods_of_the_job(start, tmp_path, monkeypatch):
     count = re.search(r"completions: (\d+)\n  parallelism: \1\n", MANIFEST)[1]
     assert f'{{name: WORKERS, value: "{count}"}}' in MANIFEST
-    assert "$$" not in CONTAINER  # Kubernetes makes one of two
-    assert not re.search(r"\$\(\w+\)", CONTAINER)  # and puts variables there
+    assert "$$" not in CONTAINER  # Kubernetes turns $$ into $
+    assert not re.search(r"\$\(\w+\)", CONTAINER)  # and expands these
     for index in range(int(count)):
         assert finish(container(start, tmp_path, str(index), THEN=FINISH)) == 0
     found = calls(tmp_path, monkeypatch)

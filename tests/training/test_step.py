@@ -42,7 +42,7 @@ def test_the_step_follows_the_gradient_and_the_decay():
         total, pixels = make_loss(config)(state.model(image, training=True), label, 1)
         loss = total / pixels
     gradient = np.array(tape.gradient(loss, [kernel])[0])
-    state = SmallState(config)  # the forward pass above moved the statistics
+    state = SmallState(config)  # the forward pass above updated the statistics
     step_loss, finite = make_step(state, config, one_device())(image, label)
     assert bool(finite)
     assert float(step_loss) == pytest.approx(float(loss), rel=1e-5)
@@ -85,13 +85,13 @@ def test_a_batch_of_void_leaves_the_weights():
 
 @pytest.fixture(scope="module")
 def taken_by_one():
-    """What each case comes to on one device: losses, and the variables."""
+    """Returns each case's results on one device: losses and variables."""
     return {name: take(Workers(one_device()), name, case) for name, case in CASES.items()}
 
 
 @pytest.mark.addons
 def test_many_devices_train_like_one(taken_by_one, tmp_path):
-    """This process, two devices of one process, and two processes: see take_steps.py."""
+    """Compares one device, two devices of one process, and two processes: see take_steps.py."""
     ports, started = free_ports(2), {}
     for name, variables in {
         "mirrored": {},

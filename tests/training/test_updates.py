@@ -13,7 +13,7 @@ OPTIONS = {"schedule_steps": 10, "learning_rate": 0.1, "weight_decay": 0.05, "wa
 
 
 class Small:
-    """Variables of several shapes, of which the first is no kernel, with their optimizer."""
+    """Variables of several shapes, the first of them not a kernel, and their optimizer."""
 
     def __init__(self, config):
         keras.utils.set_random_seed(1)
@@ -28,7 +28,7 @@ class Small:
         self.optimizer = build_optimizer(config, self.step, self.trained)
 
     def arrays(self):
-        """Values of network and optimizer, without the learning rate that Keras 2 stores there."""
+        """Returns network and optimizer values, without the learning rate that Keras 2 stores."""
         variables = self.optimizer.variables
         variables = variables() if callable(variables) else variables
         slots = [v for v in variables if "learning_rate" not in v.name]

@@ -101,7 +101,7 @@ def test_two_workers_train_as_one_and_resume_after_one_is_lost(records_dir, tmp_
     assert re.search(r"resume from step [2-4]\b", errors[0])
     assert "Traceback" not in texts[0]
 
-    # They resume; SIGTERM for one stops both, after saving.
+    # They resume; SIGTERM to one stops both, after saving.
     pair = Pair(records_dir, cut)
     pair.wait_for("\nstep 5/6")
     pair.processes[1].send_signal(signal.SIGTERM)
