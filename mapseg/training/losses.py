@@ -177,6 +177,8 @@ def _flat(logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.T
 def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tensor:
     """Sums the loss over [factor^2, B * h * w] ids; computes the gradient in the same pass."""
 
+    zeros = tf.zeros_like(logits)
+
     def add_row(y: tf.Tensor, loss_sum: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, ...]:
         share = tf.cast(y, tf.float32) / factor
         row = logits + share * (_next(logits, 1) - logits)
@@ -197,7 +199,6 @@ def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: in
         loss_sum, gradient = _repeat(factor, add_row, tf.zeros([]), zeros)
         return loss_sum, lambda upstream: upstream * gradient
 
-    zeros = tf.zeros_like(logits)
     return total(logits)
 
 
