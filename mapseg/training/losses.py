@@ -176,7 +176,6 @@ def _flat(logits: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.T
 
 def _sum_over_offsets(mean: _Mean, logits: tf.Tensor, ids: tf.Tensor, factor: int) -> tf.Tensor:
     """Sums the loss over [factor^2, B * h * w] ids; computes the gradient in the same pass."""
-
     zeros = tf.zeros_like(logits)
 
     def add_row(y: tf.Tensor, loss_sum: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, ...]:
