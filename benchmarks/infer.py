@@ -21,6 +21,7 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,13 +88,13 @@ def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Times a case alternately with its twins, and prints medians, ranges and ratios."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     facts = run_json(command)  # not timed: describes the network and warms the disk cache
-    commands = {"mapseg": command}
+    programs = {"mapseg": partial(run_json, command)}
     words = {"ARCH": facts["encoder"], "SIZE": case["size"]}
     words |= {"BATCH": case["batch"], "CALLS": case["calls"]}
     for mode in values.twin_modes if values.twin else ():
-        commands[mode] = rival_command(values.twin, MODE=mode, **words)
+        programs[mode] = partial(run_json, rival_command(values.twin, MODE=mode, **words))
     os.environ["CHANNELS"] = str(facts["decoder_channels"])
-    turns = take_turns(commands, values.rounds)
+    turns = take_turns(programs, values.rounds)
     title = f"{facts['encoder']}, decoder of {facts['decoder_channels']}"
     title += f", {case['size']}, batch {case['batch']}"
     title += ", trained" if case["is_run"] else ", random weights"

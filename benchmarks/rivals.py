@@ -4,15 +4,15 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mapseg import machine
 
 TIMM_NAMES = {"mobilenet_v2": "mobilenetv2_100", "efficientnet_lite0": "efficientnet_lite0"}
 
-Turns = dict[str, list[dict[str, Any]]]
+Result = TypeVar("Result")
 
 
 def rival_command(template: str, **words: object) -> list[str]:
@@ -39,12 +39,14 @@ def run_json(command: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> Turns:
-    """Runs programs alternately, several times; returns the results of each by name."""
-    turns: Turns = {name: [] for name in commands}
+def take_turns(
+    measurements: Mapping[str, Callable[[], Result]], rounds: int
+) -> dict[str, list[Result]]:
+    """Takes measurements alternately, several times; returns the results of each by name."""
+    turns: dict[str, list[Result]] = {name: [] for name in measurements}
     for _ in range(rounds):
-        for name, command in commands.items():
-            turns[name].append(run_json(command))
+        for name, measurement in measurements.items():
+            turns[name].append(measurement())
     return turns
 
 

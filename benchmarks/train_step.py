@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -121,12 +122,12 @@ def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Runs a case alternately with its comparisons; returns the figures."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     encoder, crop = case["encoder"], case["crop"]
-    commands = {"mapseg": command}
+    programs = {"mapseg": partial(run_json, command)}
     if values.twin:
         words = {"ARCH": encoder, "SIZE": f"{crop}x{crop}", "BATCH": case["batch"]}
         words |= {"MODE": "train", "CALLS": case["steps"]}
-        commands["twin"] = rival_command(values.twin, **words)
-    turns = take_turns(commands, values.rounds)
+        programs["twin"] = partial(run_json, rival_command(values.twin, **words))
+    turns = take_turns(programs, values.rounds)
     first = turns["mapseg"][0]
     figures = {**first, "turns": turns}
     for name in ("images_per_s", "fed_images_per_s"):
@@ -144,10 +145,8 @@ def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
         figures["twin_gflop_per_image"] = counted["forward_gflop"]
     if values.former:
         checkouts = {"own": CHECKOUT, "former": Path(values.former)}
-        secs: dict[str, list[float]] = {name: [] for name in checkouts}
-        for _ in range(values.rounds):
-            for name, checkout in checkouts.items():
-                secs[name].append(start_cpu_secs(case, checkout))
+        starts = {name: partial(start_cpu_secs, case, place) for name, place in checkouts.items()}
+        secs = take_turns(starts, values.rounds)
         figures["start_cpu_secs"] = {name: median(each) for name, each in secs.items()}
     return figures
 
@@ -306,10 +305,11 @@ def forward_gflop(model: Any, crop: int) -> float:
 
     The final upsampling is excluded: in training it is part of the loss.
     """
-    import keras
     import tensorflow as tf
 
-    coarse = keras.Model(model.input, model.get_layer("logits-semantic").output)
+    from mapseg.model.deeplab import without_upsampling
+
+    coarse, _ = without_upsampling(model)
     profiler = tf.compat.v1.profiler
     graph = tf.function(lambda image: coarse(image, training=False)).get_concrete_function(
         tf.TensorSpec([1, crop, crop, 3], tf.uint8)

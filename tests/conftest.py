@@ -107,14 +107,18 @@ def _trained(records_dir, run_dir, **more):
     assert contents(run_dir) == before, "a test has changed the shared run"
 
 
-@pytest.fixture(scope="session")
-def tiny_run(records_dir, tmp_path_factory):
+def _use_tiny_encoder(patch):
     from train_tiny import build_tiny_encoder
 
     from mapseg.model import deeplab
 
+    patch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(records_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+        _use_tiny_encoder(patch)
         trained = _trained(records_dir, tmp_path_factory.mktemp("runs") / "tiny")
         run_dir = next(trained)
     yield run_dir
@@ -123,12 +127,8 @@ def tiny_run(records_dir, tmp_path_factory):
 
 @pytest.fixture
 def tiny_encoder(monkeypatch):
-    """Puts an encoder of three convolutions in the place of MobileNetV2."""
-    from train_tiny import build_tiny_encoder
-
-    from mapseg.model import deeplab
-
-    monkeypatch.setattr(deeplab, "build_encoder", build_tiny_encoder)
+    """Replaces MobileNetV2 by an encoder of three convolutions."""
+    _use_tiny_encoder(monkeypatch)
 
 
 @pytest.fixture

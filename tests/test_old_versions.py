@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import SHARED
-from old_versions.tiny import machine, pack, state_arrays, tiny_backbone
+from old_versions.tiny import machine, pack, state_arrays
 
 from data_prep.audit import AUDIT_NAME, make_audit
 from data_prep.conversion import build_records
@@ -25,10 +25,6 @@ from mapseg.data.manifest import read_manifest
 from mapseg.estimator import Estimator
 from mapseg.evaluation.evaluate import evaluate
 from mapseg.inference.predictor import load_predictor
-from mapseg.model import deeplab
-from mapseg.model.blocks import conv
-from mapseg.model.encoders import Encoder
-from mapseg.model.layers import Normalization
 from mapseg.model.weights import read_weights
 from mapseg.runs.checkpoints import find_checkpoint, read_best
 from mapseg.runs.folder import check_classes, open_run
@@ -52,13 +48,8 @@ def expected():
 
 
 @pytest.fixture
-def run_dir(tmp_path, monkeypatch):
+def run_dir(tmp_path, tiny_encoder):
     """A copy of the old run, whose network has a tiny encoder."""
-
-    def build_tiny_encoder(config):
-        return Encoder(tiny_backbone(config, conv), Normalization((127.5, 127.5, 127.5), 127.5))
-
-    monkeypatch.setattr(deeplab, "build_encoder", build_tiny_encoder)
     return shutil.copytree(OLD / "run", tmp_path / "run")
 
 
