@@ -64,8 +64,8 @@ MEASURED = {
     "class_balance": f"0.5: +1.6 {_AIDS}",
     "color_jitter": f"0.4: -0.7 {_AIDS}",
     "clip_norm": f"1: +1.8 {_AIDS}",
-    "recompute": "33 % less memory with MobileNetV2 ([benchmarks](benchmarks.md))",
-    "accumulate_steps": "2 parts: 28 % less memory with MobileNetV2 ([benchmarks](benchmarks.md))",
+    "recompute": "39 % less memory with MobileNetV2 ([benchmarks](benchmarks.md))",
+    "accumulate_steps": "2 parts: 37 % less memory with MobileNetV2 ([benchmarks](benchmarks.md))",
 }
 
 
