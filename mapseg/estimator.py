@@ -17,7 +17,7 @@ from mapseg.runs.folder import Run, amend_run, check_classes, open_run
 from mapseg.training.prepare import begin_run
 
 if TYPE_CHECKING:
-    from mapseg.evaluation.scores import Scores
+    from mapseg.evaluation.evaluation import Evaluation
     from mapseg.inference.predictor import Predictor, Segmentation
 
 
@@ -102,8 +102,8 @@ class Estimator:
         panels: int = 8,
         *,
         again: bool = True,
-    ) -> "Scores":
-        """Scores a checkpoint on a split and writes `evaluation/<split>.json` and panels.
+    ) -> "Evaluation":
+        """Scores a checkpoint on a split; writes `evaluation/<split>.json`, tables and panels.
 
         Args:
           records_dir: a folder made by `data_prep.build_records`.
@@ -125,31 +125,34 @@ class Estimator:
         path = find_checkpoint(self.run_dir, checkpoint)
         manifest.split(split)
 
-        from mapseg.evaluation import evaluate as evaluation
+        from mapseg.evaluation import evaluate as evaluating
+        from mapseg.evaluation import stored
 
         panels_dir = self.run_dir / "evaluation" / "panels"
-        facts = evaluation.evaluation_facts(path, manifest, split, config)
+        facts = evaluating.evaluation_facts(path, manifest, split, config)
+        json_path = evaluating.evaluation_path(self.run_dir, split)
         if not again:
-            stored = evaluation.read_evaluation(self.run_dir, split, run.label_set, **facts)
-            if stored is not None:
-                return stored
+            earlier = evaluating.matching_evaluation(json_path, run.label_set, facts)
+            if earlier is not None:
+                return earlier
         for folder in (self.run_dir / "evaluation", panels_dir):
             check_writable(folder)
-        scores = evaluation.evaluate(
+        evaluation = evaluating.evaluate(
             self._predictor(run, config, path),
             manifest,
             split,
             run.label_set,
             self._progress,
+            details=True,
             panels_dir=panels_dir,
             panels=panels,
         )
         try:
-            evaluation.write_evaluation(self.run_dir, split, scores, **facts)
+            stored.write_evaluation(json_path, evaluation, facts)
         except OSError:
-            self._progress("\n".join(scores.lines()))  # too costly to lose
+            self._progress("\n".join(evaluation.lines()))  # too costly to lose
             raise
-        return scores
+        return evaluation
 
     def predict(
         self,

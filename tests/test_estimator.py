@@ -9,6 +9,7 @@ from conftest import tiny_scene
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
 from mapseg.evaluation import evaluate as evaluation
+from mapseg.evaluation import stored
 from mapseg.files import WriteError
 from mapseg.inference import predictor
 
@@ -71,7 +72,7 @@ def test_scores_that_cannot_be_written_are_shown(records_dir, own_run_dir, monke
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "validation.json")
 
-    monkeypatch.setattr(evaluation, "write_evaluation", full)
+    monkeypatch.setattr(stored, "write_evaluation", full)
     lines = []
     with pytest.raises(OSError, match="No space left"):
         Estimator(own_run_dir, progress=lines.append).evaluate(records_dir)

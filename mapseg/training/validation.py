@@ -8,8 +8,9 @@ import numpy as np
 
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import Manifest
-from mapseg.evaluation.evaluate import evaluate, evaluation_facts, write_evaluation
-from mapseg.evaluation.scores import Scores
+from mapseg.evaluation.evaluate import evaluate, evaluation_facts, evaluation_path
+from mapseg.evaluation.evaluation import Evaluation
+from mapseg.evaluation.stored import write_evaluation
 from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import live_network
@@ -93,7 +94,7 @@ class Validator:
         if is_first:
             self._note(step, scores, journal)
 
-    def _note(self, step: int, scores: Scores, journal: Journal) -> None:
+    def _note(self, step: int, scores: Evaluation, journal: Journal) -> None:
         run, config = self._run, self._run.train
         facts = evaluation_facts(
             find_checkpoint(run.run_dir, str(step)),
@@ -102,7 +103,7 @@ class Validator:
             self._predictor.config,
             config.eval_samples,
         )
-        write_evaluation(run.run_dir, config.eval_split, scores, **facts)
+        write_evaluation(evaluation_path(run.run_dir, config.eval_split), scores, facts)
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
         # Last: the row marks the evaluation as done.
