@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from data_prep.convert import Job, Resize
-from data_prep.pairing import Pair
 from data_prep.parts import PARTS_DIR, Part, part_path, read_part
 from data_prep.sources import Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
+from mapseg.data.pairing import Pair
 from mapseg.files import name_text, nearest_folder
 from mapseg.progress import amount
 

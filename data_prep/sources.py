@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.pairing import Pair, Suffixes, find_pairs, listing
+from mapseg.data.pairing import Pair, Suffixes, find_pairs, listing
 from mapseg.labels import LabelClass, read_class_table
 
 # Possible paths of the class table and of a split's labels, by label version. The first version

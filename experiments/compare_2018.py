@@ -30,7 +30,7 @@ from mapseg.evaluation.scores import Scores, confusion_matrix
 from mapseg.labels import LabelSet, make_label_set
 
 if TYPE_CHECKING:
-    from data_prep.pairing import Pair
+    from mapseg.data.pairing import Pair
 
 FORMER = {"all": ("raw_66", "downsized_66"), "lane_marking": ("raw_lane", "downsized_lane")}
 LANES = {"all": "marking--general", "lane_marking": "lane marking"}

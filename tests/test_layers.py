@@ -121,6 +121,8 @@ WITHOUT_TENSORFLOW = [
         f"mapseg.data.{name}"
         for name in (
             "encoded",
+            "label_files",
+            "pairing",
             "shard_checks",
             "manifest",
             "shards",
