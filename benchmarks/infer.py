@@ -165,7 +165,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         "images_per_s": 1000 * case["batch"] / median(timed),
         "slowest_ms": timed[-1],
         "first_secs": first,
-        "peak_rss_mb": machine.taken_bytes("peak") >> 20,
+        "peak_rss_mb": machine.used_bytes("peak") >> 20,
     }
 
 
@@ -243,7 +243,7 @@ def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
     return {
         "frame_ms": 1000 * (ended - returned[FIRST_FRAMES - 1]) / len(frames),
         "network_ms": 1000 * network / len(frames),
-        "peak_rss_mb": machine.taken_bytes("peak") >> 20,
+        "peak_rss_mb": machine.used_bytes("peak") >> 20,
     }
 
 

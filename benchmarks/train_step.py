@@ -226,7 +226,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from mapseg.data.manifest import read_manifest
     from mapseg.data.sharing import onto_device, share_batches
     from mapseg.labels import LabelClass, make_label_set
-    from mapseg.machine import gpus, taken_bytes
+    from mapseg.machine import gpus, used_bytes
     from mapseg.runs.folder import Run
     from mapseg.training.prepare import resolve_precision
     from mapseg.training.state import build_state
@@ -253,7 +253,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     image = tf.constant(rng.integers(0, 256, [batch, crop, crop, 3], np.uint8))
     label = tf.constant(rng.integers(0, CLASSES, [batch, crop, crop], np.uint8))
     synthetic = onto_device(tf.data.Dataset.from_tensors((image, label)).repeat())
-    on_gpu, before = bool(gpus()), taken_bytes("peak")
+    on_gpu, before = bool(gpus()), used_bytes("peak")
     started = time.perf_counter()
     batches = iter(synthetic)
     float(steps(batches, tf.constant(1))[0][0])
@@ -264,7 +264,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         return seconds(case["steps"], most, lambda count: steps(batches, tf.constant(count))[0])
 
     figures["images_per_s"] = batch / secs_of_step(batches)
-    figures["memory_mb"] = (taken_bytes("peak") - (0 if on_gpu else before)) / 1e6
+    figures["memory_mb"] = (used_bytes("peak") - (0 if on_gpu else before)) / 1e6
     if case["records_dir"]:
         manifest = read_manifest(case["records_dir"])
         labels = make_label_set(manifest.classes, config.label_set)

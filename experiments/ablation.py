@@ -66,7 +66,7 @@ def work(values: flags.FlagValues) -> int:
     work_dir = Path(cli.required(values, "work_dir"))
     cli.use_compile_cache(values)
     options, split = all_options(values), values.eval_split
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     unknown = sorted(set(values.only) - set(CASES))
     if unknown:
         raise ValueError(f"only must be of {', '.join(CASES)}; got {', '.join(unknown)}")

@@ -59,7 +59,7 @@ def work(values: flags.FlagValues) -> int:
     vistas_dir, former_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     if not values.run_dirs:
         raise ValueError("run_dirs must be a comma-separated list of run folders; got none")
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
 
     from data_prep.sources import find_vistas
     from mapseg.estimator import Estimator

@@ -84,7 +84,7 @@ def work(values: flags.FlagValues) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cli.use_compile_cache(values)
     options, seeds = all_options(values), seeds_of(values)
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     sources = find_sources(recipe, data_dir)
     jobs = plan(values, sources)
     results = Results(work_dir, protocol(options, predicting))

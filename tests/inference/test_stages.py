@@ -97,8 +97,8 @@ def run_batches(frames, out_dir, sizes, **options):
             raise ValueError("all of an image is 7")
         return [segment(image) for image in images]
 
-    found = find_frames(made)
-    return infer_frames(segment_batch, LABEL_SET, found, made, lambda _: None, "run 1")
+    frame_list = find_frames(made)
+    return infer_frames(segment_batch, LABEL_SET, frame_list, made, lambda _: None, "run 1")
 
 
 def test_frames_of_the_same_size_are_segmented_in_a_batch(tmp_path):
