@@ -76,7 +76,7 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
         raise ValueError(
             f"{prefix}: init_checkpoint must contain xception_65 with ASPP and decoder; "
             f"{len(missing)} of its {len(current)} weights are missing or differ in shape: "
-            f"{first_names(missing)}"
+            f"{first_names(missing)}. Remedy: TF DeepLab's xception_cityscapes_trainfine"
         )
     assign_weight_arrays(model, stored)
     classes = (LabelClass(i, name, color) for i, (name, color) in enumerate(_CITYSCAPES))
