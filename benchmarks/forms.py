@@ -25,8 +25,8 @@ FORMS = {"loss": ("whole logits", "mapseg"), "depthwise": ("Keras", "mapseg")}
 def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
-    flags.DEFINE_integer("crop", 513, "side of a crop: 16 k + 1", flag_values=values)
-    flags.DEFINE_integer("batch", 2, "batch size in crops", flag_values=values)
+    flags.DEFINE_integer("crop", 513, "side of a crop in pixels, 16 k + 1", flag_values=values)
+    flags.DEFINE_integer("batch", 2, "crops per step", flag_values=values)
     flags.DEFINE_string("dtype", "float32", "dtype of the convolution", flag_values=values)
     return values
 

@@ -42,12 +42,12 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     for name, help_text in (
         ("vistas_dir", "a Vistas v1.2 folder"),
-        ("predictions_dir", "the predictions of 2018"),
+        ("predictions_dir", "folder of the predictions of 2018"),
         ("out_dir", "folder for the pictures"),
-        ("frames", "frames to draw overlays of"),
+        ("frames", "frames to segment and draw overlays of"),
     ):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
-    flags.DEFINE_list("run_dirs", [], "runs that differ in the seed", flag_values=values)
+    flags.DEFINE_list("run_dirs", [], "runs that differ only in the seed", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     return values
 
