@@ -54,8 +54,8 @@ def work(values: flags.FlagValues) -> int:
     from mapseg.estimator import Estimator
 
     estimator = Estimator(run_dir, cli.report)
-    options = cli.given(values, ModelConfig, TrainConfig)
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    options = cli.explicit_options(values, ModelConfig, TrainConfig)
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     if mode == "evaluate":
         train = estimator.amended(options).train
         split, panels = train.eval_split, train.eval_panels
