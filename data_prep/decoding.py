@@ -1,4 +1,4 @@
-"""Reads the image and label files of a data set; errors name the file and the fault."""
+"""Reads the image and label files of a dataset; errors name the file and the fault."""
 
 import io
 import struct

@@ -19,7 +19,7 @@ from mapseg.files import name_text, nearest_folder
 from mapseg.progress import amount
 
 _SHARD_BYTES = 256 << 20
-_MIN_SHARDS = 16  # so that a small data set keeps that many cores busy
+_MIN_SHARDS = 16  # so that a small dataset keeps that many cores busy
 
 # Measured on Vistas and CamVid: label and tiles take 2.3 to 2.7 times the label file's bytes. A
 # resized sample takes 0.42 (2048 pixels on the long side) to 0.62 bytes (512) per pixel.

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mapseg.config import PredictConfig
-from mapseg.data.manifest import read_manifest
+from mapseg.data.manifest import Manifest, read_manifest
 from mapseg.files import check_writable
+from mapseg.labels import LabelSet, make_label_set
+from mapseg.mapping import read_mapping
 from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import Run, amend_run, check_classes, open_run
 from mapseg.training.prepare import begin_run
@@ -101,6 +103,7 @@ class Estimator:
         checkpoint: str = "best",
         panels: int = 8,
         *,
+        mapping: str = "",
         again: bool = True,
     ) -> "Evaluation":
         """Scores a checkpoint on a split; writes `evaluation/<split>.json`, tables and panels.
@@ -111,47 +114,43 @@ class Estimator:
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
           panels: number of pictures of image, prediction and ground truth to write.
+          mapping: for records with other classes than the run's: name or path of a mapping to
+            these, see `mapseg.mapping`; all their evaluated classes are scored.
           again: if false, an earlier evaluation with the same inputs and options is reused.
 
         Raises:
           FileNotFoundError: no such run, checkpoint or records.
-          ValueError: no such split, or the records have other classes.
+          ValueError: no such split, the records have other classes, or the mapping does not fit.
           WriteError: the run folder is not writable; checked before any image is scored.
         """
         run, config = self.run, config or PredictConfig()
         manifest = read_manifest(records_dir)
-        check_classes(run, manifest.classes, Path(records_dir))
-        split = split or run.train.eval_split
+        label_set, translation, mapped = self._scored_classes(run, manifest, mapping)
+        split = manifest.split(split or run.train.eval_split).name
         path = find_checkpoint(self.run_dir, checkpoint)
-        manifest.split(split)
 
         from mapseg.evaluation import evaluate as evaluating
-        from mapseg.evaluation import stored
 
         panels_dir = self.run_dir / "evaluation" / "panels"
-        facts = evaluating.evaluation_facts(path, manifest, split, config)
-        json_path = evaluating.evaluation_path(self.run_dir, split)
-        if not again:
-            earlier = evaluating.matching_evaluation(json_path, run.label_set, facts)
-            if earlier is not None:
-                return earlier
-        for folder in (self.run_dir / "evaluation", panels_dir):
-            check_writable(folder)
+        facts = {**evaluating.evaluation_facts(path, manifest, split, config), **mapped}
+        json_path = evaluating.evaluation_path(self.run_dir, split, mapping)
+        earlier = None if again else evaluating.matching_evaluation(json_path, label_set, facts)
+        if earlier is not None:
+            return earlier
+        check_writable(json_path.parent)
+        check_writable(panels_dir)
         evaluation = evaluating.evaluate(
             self._predictor(run, config, path),
             manifest,
             split,
-            run.label_set,
+            label_set,
             self._progress,
             details=True,
+            translation=translation,
             panels_dir=panels_dir,
             panels=panels,
         )
-        try:
-            stored.write_evaluation(json_path, evaluation, facts)
-        except OSError:
-            self._progress("\n".join(evaluation.lines()))  # too costly to lose
-            raise
+        self._store(evaluation, json_path, facts)
         return evaluation
 
     def predict(
@@ -210,6 +209,29 @@ class Estimator:
 
         predictor = load_predictor(run, config or PredictConfig(), path, portable=True)
         return export(run, predictor, export_dir)
+
+    @staticmethod
+    def _scored_classes(
+        run: Run, manifest: Manifest, mapping: str
+    ) -> tuple[LabelSet, np.ndarray | None, dict[str, str]]:
+        """Returns the classes of an evaluation, the table to their ids, and facts about it."""
+        if not mapping:
+            check_classes(run, manifest.classes, manifest.records_dir)
+            return run.label_set, None, {}
+        used = read_mapping(mapping)
+        label_set = make_label_set(manifest.classes, "all")
+        table = used.translation(run.label_set.names, label_set)
+        return label_set, table, {"mapping": used.digest}
+
+    def _store(self, evaluation: "Evaluation", path: Path, facts: dict[str, Any]) -> None:
+        """Writes an evaluation; if that fails, prints the scores, which are too costly to lose."""
+        from mapseg.evaluation import stored
+
+        try:
+            stored.write_evaluation(path, evaluation, facts)
+        except OSError:
+            self._progress("\n".join(evaluation.lines()))
+            raise
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
         """Returns a predictor; the last one is cached, so that single frames do not reload it.

@@ -98,6 +98,35 @@ class Mapping:
             table[train_id] = VOID if target is None else index[target]
         return table
 
+    def translation(self, names: Sequence[str], label_set: LabelSet) -> np.ndarray:
+        """Returns the mapping as a table to the ids of a label set that has the targets.
+
+        Args:
+          names: the predicted classes by train id.
+          label_set: the classes of the labels; the targets are found in it by name.
+
+        Returns:
+          [256] uint8: id of `label_set` by train id; VOID for classes without a target, and for
+          unused ids.
+
+        Raises:
+          ValueError: a predicted class has no line, or its target is not in the label set.
+        """
+        targets = self.table(names)
+        ids = {c.name: c.id for c in label_set.classes}
+        used = [self.targets[i].name for i in np.unique(targets[targets != VOID])]
+        missing = [name for name in used if name not in ids]
+        if missing:
+            shown = ", ".join(name + _alike(name, ids) for name in missing[:_MAX_NAMES])
+            raise ValueError(
+                f"{self.origin}: targets must be classes of the labels ({label_set.name}); the "
+                f"labels have no {shown}. Remedy: use labels with these classes, or a mapping "
+                "whose lines for them have the target null"
+            )
+        table = np.full(256, VOID, np.uint8)
+        table[: len(self.targets)] = [ids.get(c.name, VOID) for c in self.targets]
+        return table[targets]
+
 
 def shipped_names() -> list[str]:
     """Returns the names of the mappings that come with mapseg."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED
 
-from mapseg.labels import VOID, read_class_table
+from mapseg.labels import VOID, LabelClass, make_label_set, read_class_table
 from mapseg.mapping import Line, Mapping, read_mapping, shipped_names
 
 VISTAS = "vistas_to_cityscapes19"
@@ -166,3 +166,24 @@ def test_a_mapping_can_be_made_in_python():
     targets = read_mapping(VISTAS).targets[:2]
     made = Mapping("mine", targets, (Line("asphalt", "road", "it is driven on"),), void_id=0)
     assert made.table(["asphalt"])[0] == 0
+
+
+def test_a_translation_to_the_ids_of_other_labels(mapping):
+    table = [LabelClass(i, n, (i, i, i)) for i, n in enumerate(["car", "road", "tree", "sky"])]
+    labels = make_label_set(table, "all")
+    names = ["nature--sky", "marking--general", "void--unlabeled", "flat--road"]
+    translation = mapping.translation(names, labels)
+    assert translation.tolist() == [3, 1, VOID, 1] + [VOID] * 252
+    without_sky = make_label_set(table[:3], "all")
+    with pytest.raises(ValueError, match=r"targets must be classes of the labels.*no sky\. Remedy"):
+        mapping.translation(names, without_sky)
+    assert mapping.translation(names[1:], without_sky)[:3].tolist() == [1, VOID, 1]
+
+
+def test_the_shipped_mapping_reaches_the_classes_of_cityscapes_labels():
+    labels = make_label_set(read_class_table(ROOT / "data_prep" / "cityscapes_34.json"), "all")
+    vistas = make_label_set(read_class_table(VISTAS_TABLES[0]), "all")
+    translation = read_mapping(VISTAS).translation(vistas.names, labels)
+    assert {*np.unique(translation)} == {*range(19), VOID}
+    road = vistas.names.index("construction--flat--road")
+    assert labels.names[translation[road]] == "road"

@@ -24,7 +24,7 @@ from mapseg.inference.classes import (
 from mapseg.machine import gpus
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import Network, frozen_network
-from mapseg.model.weights import assign_weight_arrays, read_weights
+from mapseg.model.weights import load_weight_arrays
 from mapseg.runs.folder import Run
 
 # The fraction of a tile on each side that is only context.
@@ -255,7 +255,7 @@ def load_predictor(
         len(run.label_set.classes),
         precision=device_precision(run.train.precision),
     )
-    assign_weight_arrays(model, read_weights(checkpoint_path))
+    load_weight_arrays(model, checkpoint_path)
     return Predictor(frozen_network(model, portable=portable), config, run.long_side_px)
 
 

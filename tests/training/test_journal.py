@@ -22,12 +22,12 @@ def test_tensorboard_gets_the_columns_of_the_history_at_their_steps(records_dir,
     train(run, manifest, print)
     events = EventAccumulator(str(run.run_dir / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
-    found = {
+    scalars = {
         tag: {e.step: float(tensor_util.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)}
         for tag in events.Tags()["tensors"]
     }
     every, scored = [1, 2, 3, 4, 5], [3, 5]
-    assert {tag: list(values) for tag, values in found.items()} == {
+    assert {tag: list(values) for tag, values in scalars.items()} == {
         "loss": every,
         "learning_rate": every,
         "loss_scale": every,
@@ -37,7 +37,7 @@ def test_tensorboard_gets_the_columns_of_the_history_at_their_steps(records_dir,
         "pixel_accuracy": scored,
     }
     rows = read_history(run.history_path)
-    for tag, values in found.items():
+    for tag, values in scalars.items():
         expected = [row[tag] for row in rows if tag in row]
         np.testing.assert_allclose(list(values.values()), expected, rtol=1e-6, err_msg=tag)
 
