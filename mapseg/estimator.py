@@ -130,10 +130,11 @@ class Estimator:
         path = find_checkpoint(self.run_dir, checkpoint)
 
         from mapseg.evaluation import evaluate as evaluating
+        from mapseg.evaluation import stored
 
         panels_dir = self.run_dir / "evaluation" / "panels"
         facts = {**evaluating.evaluation_facts(path, manifest, split, config), **mapped}
-        json_path = evaluating.evaluation_path(self.run_dir, split, mapping)
+        json_path = stored.evaluation_path(self.run_dir, split, mapping)
         earlier = None if again else evaluating.matching_evaluation(json_path, label_set, facts)
         if earlier is not None:
             return earlier

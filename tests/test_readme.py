@@ -116,6 +116,7 @@ def test_every_option_that_the_pages_name_exists():
     programs += [
         ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
     ]
+    programs += [["-m", "mapseg.evaluation.score"]]
     known = set()
     for program in programs:
         known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))

@@ -2,8 +2,8 @@
 
 Counts are summed over images: a split is scored by the sum, never by averaging image scores. The
 definitions are those of the Mapillary Vistas and Cityscapes evaluators: pixels whose label is VOID
-or an unevaluated class are ignored. The properties name where the two differ from each other or from
-ours.
+or an unevaluated class are ignored. Where the two differ from each other or from ours, the property
+describes it.
 """
 
 import math
