@@ -160,6 +160,11 @@ def used_bytes(which: Literal["current", "peak"]) -> int:
         import tensorflow as tf
 
         return int(tf.config.experimental.get_memory_info("GPU:0")[which])
+    return process_bytes(which)
+
+
+def process_bytes(which: Literal["current", "peak"]) -> int:
+    """Returns the resident memory of this process; 0 if the system does not report it."""
     name = {"current": "VmRSS", "peak": "VmHWM"}[which]
     with contextlib.suppress(OSError):
         kilobytes = re.findall(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())

@@ -149,7 +149,9 @@ class Scored(NamedTuple):
     palette_notes: tuple[str, ...]
 
 
-class _Counted(NamedTuple):
+class Counted(NamedTuple):
+    """The counts of one pair, whether its prediction was resized, and its palette notes."""
+
     counts: ImageCounts
     resized: bool
     notes: tuple[str, ...]
@@ -178,10 +180,10 @@ def score_pairs(
       ValueError: a file is unreadable, damaged or not a map of known ids, or a size differs.
     """
     report = make_reporter(0, len(pairs), "images", progress)
-    counted: list[_Counted] = []
+    counted: list[Counted] = []
 
-    def count(pair: Pair) -> _Counted:
-        return _count_pair(pair, classes, label_set, predicted, resize)
+    def count(pair: Pair) -> Counted:
+        return count_pair(pair, classes, label_set, predicted, resize)
 
     with ThreadPoolExecutor(min(cores(), _MAX_THREADS)) as pool:
         for done, one in enumerate(pool.map(count, pairs), start=1):
@@ -194,13 +196,18 @@ def score_pairs(
     )
 
 
-def _count_pair(
+def count_pair(
     pair: Pair,
     classes: tuple[LabelClass, ...],
     label_set: LabelSet,
     predicted: PredictedIds,
     resize: bool,
-) -> _Counted:
+) -> Counted:
+    """Counts one pair; the arguments are those of `score_pairs`.
+
+    Raises:
+      ValueError: as in `score_pairs`.
+    """
     label_file = read_ids(pair.label_path, "label", "fetch the file again")
     check_ids(label_file, classes, "label")
     file = read_ids(pair.image_path, "prediction", "write the prediction again")
@@ -226,4 +233,4 @@ def _count_pair(
         (label_file.path, palette_note(label_file, classes)),
         (file.path, palette_note(file, predicted.classes)),
     )
-    return _Counted(counts, differs, tuple(f"{path}: {note}" for path, note in notes if note))
+    return Counted(counts, differs, tuple(f"{path}: {note}" for path, note in notes if note))
