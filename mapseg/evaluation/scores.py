@@ -2,8 +2,7 @@
 
 Counts are summed over images: a split is scored by the sum, never by averaging image scores. The
 definitions are those of the Mapillary Vistas and Cityscapes evaluators: pixels whose label is VOID
-or an unevaluated class are ignored. Where the two differ from each other or from ours, the property
-describes it.
+or an unevaluated class are ignored. Properties document where ours differ from theirs.
 """
 
 import math

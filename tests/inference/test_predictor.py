@@ -182,6 +182,25 @@ def test_pixels_come_from_the_inner_part_of_the_tiles_of_all_scales():
     assert ids[:, -24:].all()
 
 
+@pytest.mark.parametrize("size", [(150, 210), (97, 301)])
+def test_tiles_are_sampled_on_the_grid_of_the_whole_image(size):
+    """A network that looks only at every 16th pixel, like an encoder of output stride 16."""
+
+    def sampled(images):
+        samples = tf.cast(images[:, ::16, ::16, :1], tf.float32)
+        height, width = ((tf.shape(images)[i] + 3) // 4 for i in (1, 2))
+        rows, columns = (tf.range(n) // 4 for n in (height, width))
+        values = tf.gather(tf.gather(samples, rows, axis=1), columns, axis=2)
+        return tf.concat([values, 255 - values], axis=-1)
+
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    whole, tiled = (
+        Predictor(Network(sampled, 4), PredictConfig(scale="1", tile_px=tile_px), 80).segment(image)
+        for tile_px in (513, 129)
+    )
+    np.testing.assert_array_equal(tiled.ids, whole.ids)
+
+
 def test_a_tile_without_pixels_of_the_image_is_omitted():
     runs = []
 
