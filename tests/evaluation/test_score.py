@@ -407,6 +407,10 @@ def test_evaluations_that_cannot_be_compared_are_refused(two, root, capsys):
     old = {"confusion": [[1, 0], [0, 1]], "mean_iou": 1.0}
     (two / "old.json").write_text(json.dumps(old))
     assert score(root, f"--out_path={two / 'others.json'}") == 0
+    for folder in ("one/labels", "one/predictions"):
+        save(two / folder / "0.png", ids_of(two, "many", "0"))
+    one = {"predictions": "one/predictions", "labels": "one/labels"}
+    assert score(two, f"--out_path={two / 'one.json'}", **one) == 0
     for others, message in (
         ("old.json", "files of earlier versions lack. Remedy: evaluate again"),
         ("others.json", "evaluations must be of the same images to be compared; got 12 and 3"),
@@ -416,5 +420,7 @@ def test_evaluations_that_cannot_be_compared_are_refused(two, root, capsys):
         capsys.readouterr()
         assert compare(two / "worse.json", two / others) == 1
         assert message in capsys.readouterr().err
+    assert compare(two / "one.json", two / "one.json") == 1
+    assert "must have at least 2 images to be compared; got 1" in capsys.readouterr().err
     assert compare(two / "worse.json") == 1
     assert "must be two run folders or evaluation files" in capsys.readouterr().err
