@@ -46,9 +46,9 @@ class PredictedIds:
         if unknown:
             raise ValueError(
                 f"{file.path}: ids must be train ids (0-{len(self.classes) - 1}, or {VOID} for no "
-                f"class); got {', '.join(map(str, unknown))}. Remedy: choose the label set that "
-                "they were predicted in or, if they are ids of a class table, "
-                "--prediction_ids=source"
+                f"class); got {', '.join(map(str, unknown))}. Remedy: give the --label_set or "
+                "--prediction_classes that they were predicted in or, if they are ids of a class "
+                "table, --prediction_ids=source"
             )
 
 
@@ -186,9 +186,12 @@ def score_pairs(
         return count_pair(pair, classes, label_set, predicted, resize)
 
     with ThreadPoolExecutor(min(cores(), _MAX_THREADS)) as pool:
-        for done, one in enumerate(pool.map(count, pairs), start=1):
-            counted.append(one)
-            report(done)
+        try:
+            for done, one in enumerate(pool.map(count, pairs), start=1):
+                counted.append(one)
+                report(done)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C
     return Scored(
         evaluation_of([one.counts for one in counted], label_set),
         sum(one.resized for one in counted),

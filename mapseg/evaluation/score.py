@@ -125,6 +125,11 @@ def _score(values: flags.FlagValues) -> int:
     evaluation, resized, palette_notes = score_pairs(
         pairs, classes, label_set, predicted, show, resize=values.resize
     )
+    if not evaluation.present.any():
+        raise ValueError(
+            f"{labels_dir}: labels must have pixels of the classes that are scored "
+            f"({label_set.name}); got none. Remedy: give another --label_set or --classes"
+        )
     if resized:
         cli.report(f"{resized} of {len(pairs)} predictions were resized to their labels")
     if palette_notes:

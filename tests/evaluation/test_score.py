@@ -279,6 +279,14 @@ def test_every_label_must_have_a_prediction(root, capsys):
     assert "(2 of 3 have no pair: town/b, town/c). Remedy: predict all images" in error
 
 
+def test_labels_without_a_scored_pixel_are_refused(root, capsys):
+    for key in KEYS:
+        save(root / f"labels/{key}.png", np.full_like(ids_of(root, "labels", key), 3))
+    assert score(root, f"--out_path={root / 'out.json'}") == 1
+    assert "labels must have pixels of the classes that are scored (all)" in capsys.readouterr().err
+    assert not (root / "out.json").exists()
+
+
 @pytest.mark.parametrize("ids", [3, 254])
 def test_train_ids_must_be_those_of_the_label_set(root, capsys, ids):
     for key in KEYS:
