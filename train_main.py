@@ -57,12 +57,14 @@ def work(values: flags.FlagValues) -> int:
     options = cli.explicit_options(values, ModelConfig, TrainConfig)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     if mode == "evaluate":
+        from mapseg.evaluation.summary import summary_lines
+
         train = estimator.amended(options).train
         split, panels = train.eval_split, train.eval_panels
         scores = estimator.evaluate(
             records_dir, split, predicting, values.checkpoint, panels, mapping=values.mapping
         )
-        cli.report("\n".join(scores.lines()))
+        cli.report("\n".join(summary_lines(scores)))
     elif mode == "export":
         estimator.amended(options)
         cli.report(f"wrote {estimator.export(values.export_dir, predicting, values.checkpoint)}")

@@ -227,11 +227,12 @@ class Estimator:
     def _store(self, evaluation: "Evaluation", path: Path, facts: dict[str, Any]) -> None:
         """Writes an evaluation; if that fails, prints the scores, which are too costly to lose."""
         from mapseg.evaluation import stored
+        from mapseg.evaluation.summary import summary_lines
 
         try:
             stored.write_evaluation(path, evaluation, facts)
         except OSError:
-            self._progress("\n".join(evaluation.lines()))
+            self._progress("\n".join(summary_lines(evaluation)))
             raise
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":

@@ -12,16 +12,14 @@ docs/evaluate.md defines the scores.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from mapseg import cli
-from mapseg.evaluation.bootstrap import intervals
 from mapseg.evaluation.comparison import comparison_lines, read_compared
-from mapseg.evaluation.evaluation import Evaluation
 from mapseg.evaluation.predictions import (
     PredictedIds,
     find_predictions,
@@ -32,6 +30,7 @@ from mapseg.evaluation.predictions import (
     train_ids,
 )
 from mapseg.evaluation.stored import write_evaluation
+from mapseg.evaluation.summary import summary_lines
 from mapseg.files import check_writable
 from mapseg.labels import LabelClass, LabelSet, make_label_set, read_class_table
 from mapseg.mapping import read_mapping
@@ -138,7 +137,7 @@ def _score(values: flags.FlagValues) -> int:
             + (f" ({len(palette_notes)} such files)" if len(palette_notes) > 1 else "")
             + ". If its ids are not those of the table: give another --classes or --prediction_ids"
         )
-    cli.report("\n".join((*evaluation.lines(), *_more_lines(evaluation))))
+    cli.report("\n".join(summary_lines(evaluation)))
     if out_path is not None:
         facts: dict[str, Any] = {
             "predictions_dir": predictions_dir.resolve().name,
@@ -174,17 +173,6 @@ def _predicted_ids(
     if values.prediction_classes:
         predicted, are_train_ids = read_predicted_classes(Path(values.prediction_classes))
     return mapped_ids(read_mapping(values.mapping), predicted, are_train_ids, label_set)
-
-
-def _more_lines(evaluation: Evaluation) -> Iterator[str]:
-    low, high = intervals(evaluation).mean_iou
-    if low <= high:
-        yield f"95 % interval of mean IoU: {low:.2%} to {high:.2%}"
-    yield (
-        f"boundary IoU {evaluation.mean_boundary_iou:.2%}, frequency-weighted IoU "
-        f"{evaluation.frequency_weighted_iou:.2%}, class accuracy "
-        f"{evaluation.mean_class_accuracy:.2%}"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -196,8 +196,8 @@ class Scores:
             "confusion": self.confusion.tolist(),
         }
 
-    def lines(self) -> Iterable[str]:
-        """Yields the lines of a text table: totals, then the classes by descending IoU."""
+    def total_lines(self) -> Iterable[str]:
+        """Yields lines of text with the scores over all classes."""
         yield (
             f"mean IoU {self.mean_iou:.2%} over {int(self.present.sum())} classes present, "
             f"pixel accuracy {self.pixel_accuracy:.2%}"
@@ -213,6 +213,9 @@ class Scores:
                 "official evaluator, which counts predicted classes without labels as 0: mean IoU "
                 f"{official.occurring_mean_iou:.2%}"
             )
+
+    def class_lines(self) -> Iterable[str]:
+        """Yields a line of text for each class that is present, by descending IoU."""
         total = max(int(self.label_pixels.sum()), 1)
         iou = self.iou
         for i in sorted(np.flatnonzero(self.present), key=lambda i: -iou[i]):

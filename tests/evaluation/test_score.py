@@ -112,7 +112,7 @@ def test_source_ids_are_scored_and_written(root, capsys):
         assert line in text
     assert f"boundary IoU {truth.mean_boundary_iou:.2%}, frequency-weighted IoU" in text
     low, high = json.loads((root / "out.json").read_text())["mean_iou_interval"]
-    assert f"95 % interval of mean IoU: {low:.2%} to {high:.2%}" in text
+    assert f"95 % interval of mean IoU, over images: {low:.2%} to {high:.2%}" in text
     assert low < truth.mean_iou < high
 
 

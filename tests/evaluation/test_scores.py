@@ -52,7 +52,7 @@ def test_a_false_positive_of_an_absent_class_lowers_the_true_class():
     np.testing.assert_allclose(scores.iou, [3 / 4, 1, np.nan])
     assert scores.mean_iou == pytest.approx((3 / 4 + 1) / 2)
     assert scores.occurring_mean_iou == pytest.approx((3 / 4 + 1 + 0) / 3)
-    assert any("without labels as 0: mean IoU 58.33%" in line for line in scores.lines())
+    assert any("without labels as 0: mean IoU 58.33%" in line for line in scores.total_lines())
 
 
 def test_unevaluated_labels_do_not_count_and_their_predictions_are_wrong_or_dropped():
@@ -110,4 +110,5 @@ def test_ids_out_of_range_and_shapes_are_refused(label, prediction):
 def test_without_labels_scores_are_nan():
     scores = Scores(np.zeros((3, 3), np.int64), label_set())
     assert np.isnan([scores.mean_iou, scores.pixel_accuracy, scores.majority_mean_iou]).all()
-    assert len(list(scores.lines())) == 1
+    assert len(list(scores.total_lines())) == 1
+    assert not list(scores.class_lines())
