@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mapseg.runs.history import read_history
 from mapseg.training.devices import Workers, check_batch_norm, find_cluster, join, make_sum
 from mapseg.training.guard import Guard
 from mapseg.training.journal import Journal
+from mapseg.training.lost_workers import is_lost_worker, lost_worker_message
 from mapseg.training.prepare import check_steps
 from mapseg.training.saving import Saver
 from mapseg.training.state import TrainState, open_state
@@ -34,17 +34,6 @@ from mapseg.training.summary import describe
 from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
-
-# TensorFlow's errors when another process is unreachable. The device names in a message prove
-# nothing: every error contains those of several workers.
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
-_LOST_TEXT = re.compile(r"NCCL|ops is aborted|heartbeat|[Ss]ocket closed|[Cc]onnection (re|closed)")
-_MAYBE_LOST = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.FailedPreconditionError)
 
 
 def train(
@@ -101,9 +90,9 @@ def train(
             check_folder()  # a write may have failed because the run folder was removed
             if isinstance(error, OSError):
                 raise
-            if workers.count == 1 or not _is_lost_worker(error):
+            if workers.count == 1 or not is_lost_worker(error):
                 raise
-            raise ConnectionError(_lost_worker_message(run, workers.index, error)) from error
+            raise ConnectionError(lost_worker_message(run, workers.index, error)) from error
 
 
 @dataclass(frozen=True)
@@ -267,30 +256,3 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
         "newest checkpoint": str(saved[-1] if saved else None),
         **{name: str(value) for name, value in options.items()},
     }
-
-
-def _is_lost_worker(error: tf.errors.OpError) -> bool:
-    """Returns whether an error means that another worker is unreachable, not a failed step here."""
-    if isinstance(error, _MAYBE_LOST):
-        return bool(_LOST_TEXT.search(_cause(error)))
-    return isinstance(error, _LOST)
-
-
-def _cause(error: tf.errors.OpError) -> str:
-    """Returns TensorFlow's message without the traceback of the operation."""
-    heads = ("Graph execution error", "Detected at node", "File ", "[[", "The error could be from")
-    lines = (line.strip() for line in str(error.message).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(heads))
-
-
-def _lost_worker_message(run: Run, index: int, error: tf.errors.OpError) -> str:
-    cause = _cause(error)
-    lost_workers = [task for task in re.findall(r"task:(\d+)", cause) if int(task) != index]
-    subject = f"worker {lost_workers[0]}" if lost_workers else "a worker"
-    saved = saved_steps(run.checkpoints_dir)
-    outcome = f"resume from step {saved[-1]}" if saved else "start from scratch: nothing was saved"
-    return (
-        f"{subject} has ended or is unreachable; training cannot continue without it. Remedy: "
-        f"read its output, and start all workers again with the same command: they {outcome}. "
-        f"TensorFlow's {type(error).__name__}: {cause[:600]}"
-    )
