@@ -23,6 +23,7 @@ from mapseg.runs.checkpoints import saved_steps
 from mapseg.runs.folder import Run, clear_leftovers, lock_run, store_run
 from mapseg.runs.history import read_history
 from mapseg.training.devices import Workers, check_batch_norm, find_cluster, join, make_sum
+from mapseg.training.early_stopping import check_evaluated, scores_by_step, stored_early_end
 from mapseg.training.guard import Guard
 from mapseg.training.journal import Journal
 from mapseg.training.lost_workers import is_lost_worker, lost_worker_message
@@ -34,6 +35,8 @@ from mapseg.training.summary import describe
 from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
+
+_CONTINUE = "a larger --early_stopping, or 0, continues"
 
 
 def train(
@@ -57,17 +60,19 @@ def train(
 
     Raises:
       FileNotFoundError: a shard or the initial weights do not exist.
-      ValueError: a checkpoint does not fit the run, or a split does not exist.
+      ValueError: a checkpoint does not fit the run, a split does not exist, or `early_stopping`
+        without evaluation.
       FloatingPointError: the loss or a gradient is not finite.
       ConnectionError: another worker of the run did not connect, or was lost.
     """
+    check_evaluated(run.train, evaluating=evaluating)
     cluster = find_cluster(run.train)
     is_first = cluster is None or cluster.index == 0
     with lock_run(run.run_dir) if is_first else nullcontext(lambda: None) as check_folder:
-        if _is_finished(run, evaluating):
+        if ending := _ending(run, evaluating):
             if is_first:
                 store_run(run)
-            progress(f"nothing to do: {run.run_dir} is finished at step {run.train.steps}")
+            progress(f"nothing to do: {run.run_dir} {ending}")
             return
         predicting = predicting or PredictConfig()
         greeting = _greeting(run, predicting, evaluating)
@@ -125,11 +130,18 @@ def _train(
         return [bool(count) for count in add_up(np.array(wishes, np.float64))]
 
     parts = _assemble(run, manifest, workers, predicting, progress, add_up, check_folder)
-    step = _take_all_steps(run.train, parts, progress, lambda late: agree(stopping(), late))
+
+    def ends() -> bool:
+        return stopping() or (parts.validator is not None and parts.validator.early_end is not None)
+
+    step = _take_all_steps(run.train, parts, progress, lambda late: agree(ends(), late))
     parts.saver.save(step)
     parts.journal.plot()
     agree(False)  # a barrier: all wait until everything is written
-    if step < run.train.steps:
+    early_end = parts.validator and parts.validator.early_end
+    if step < run.train.steps and early_end:
+        progress(f"finished early at step {step}: {early_end}; {_CONTINUE}: {run.run_dir}")
+    elif step < run.train.steps:
         progress(f"stopped and saved at step {step}; the same command resumes")
     else:
         progress(f"finished at step {step}: {run.run_dir}")
@@ -166,10 +178,8 @@ def _assemble(
     guard = Guard(run, state, stream, progress, is_first=is_first, skipped=skipped)
     validator = None
     if predicting is not None:
-        evaluated_steps = {int(row["step"]) for row in journal.rows if "mean_iou" in row}
-        validator = Validator(
-            run, manifest, state, workers, predicting, progress, add_up, evaluated_steps
-        )
+        scores = scores_by_step(journal.rows)
+        validator = Validator(run, manifest, state, workers, predicting, progress, add_up, scores)
     class_pixels = run.label_set.count(split.pixels, run.source_classes)
     return _Parts(
         state,
@@ -230,12 +240,16 @@ def _steps_until_due(config: TrainConfig, step: int) -> int:
     return min(*waits, config.steps - step)
 
 
-def _is_finished(run: Run, evaluating: bool) -> bool:
+def _ending(run: Run, evaluating: bool) -> str:
+    """Returns how a run has ended, as a clause; empty if there is something left to do."""
     check_steps(run)  # again: another process may have trained it before this one got the lock
-    if run.train.steps not in saved_steps(run.checkpoints_dir):
-        return False
-    history = read_history(run.history_path)
-    return not evaluating or any("mean_iou" in r and r["step"] == run.train.steps for r in history)
+    steps, saved = run.train.steps, saved_steps(run.checkpoints_dir)
+    if steps in saved:
+        evaluated = not evaluating or steps in scores_by_step(read_history(run.history_path))
+        return f"is finished at step {steps}" if evaluated else ""
+    if early_end := stored_early_end(run):
+        return f"ended early at step {saved[-1]}: {early_end}; {_CONTINUE}"
+    return ""
 
 
 def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str, str]:

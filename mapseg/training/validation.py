@@ -1,7 +1,7 @@
 """Evaluates a run during training."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from mapseg.model.weights import assign_weight_arrays, weight_arrays
 from mapseg.runs.checkpoints import Best, find_checkpoint, note_score
 from mapseg.runs.folder import Run
 from mapseg.training.devices import Workers
+from mapseg.training.early_stopping import find_early_end
 from mapseg.training.journal import Journal
 from mapseg.training.saving import Saver
 from mapseg.training.state import TrainState
@@ -26,6 +27,9 @@ class Validator:
     """Evaluates a run every `eval_steps` and at its end, and keeps the best checkpoint.
 
     All processes must call it at the same steps, and split the images.
+
+    Attributes:
+      early_end: why the run ends early, if it does; known to the first process only.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class Validator:
         predicting: PredictConfig,
         progress: Callable[[str], None],
         add_up: Callable[[np.ndarray], np.ndarray],
-        evaluated_steps: Collection[int],
+        scores: Mapping[int, float],
     ):
         """Binds to a run.
 
@@ -49,11 +53,12 @@ class Validator:
           predicting: how whole images are evaluated.
           progress: receives progress lines.
           add_up: sums arrays over all processes.
-          evaluated_steps: steps that are already scored; known to the first process only.
+          scores: mean IoU of earlier evaluations, by step; known to the first process only.
         """
         self._run, self._manifest, self._workers = run, manifest, workers
         self._state, self._progress, self._add_up = state, progress, add_up
-        self._evaluated_steps = {*evaluated_steps}
+        self._scores = {**scores}
+        self.early_end = find_early_end(run, self._scores)
         self._model = state.model
         if workers.replicas > 1:  # a copy: the network itself is on several devices
             config = replace(run.model, encoder_weights="none")
@@ -68,7 +73,7 @@ class Validator:
         due = last or (config.eval_steps and step and step % config.eval_steps == 0)
         if not due:
             return
-        [done] = self._add_up(np.array([step in self._evaluated_steps], np.float64))
+        [done] = self._add_up(np.array([step in self._scores], np.float64))
         if done:
             return
         started = time.monotonic()
@@ -88,7 +93,7 @@ class Validator:
             share=(self._workers.index, self._workers.count),
             add_up=self._add_up,
         )
-        self._evaluated_steps.add(step)
+        self._scores[step] = scores.mean_iou
         journal.leave_out(time.monotonic() - started)
         if is_first:
             self._note(step, scores, journal)
@@ -105,6 +110,7 @@ class Validator:
         write_evaluation(run.run_dir, config.eval_split, scores, **facts)
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
+        self.early_end = find_early_end(run, self._scores)
         # Last: the row marks the evaluation as done.
         totals = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
         journal.record({"step": step, **totals})
