@@ -3,12 +3,19 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import Manifest
-from mapseg.evaluation.evaluate import evaluate, evaluation_facts, write_evaluation
+from mapseg.evaluation.changes import describe_changes
+from mapseg.evaluation.evaluate import (
+    evaluate,
+    evaluation_facts,
+    read_evaluation,
+    write_evaluation,
+)
 from mapseg.evaluation.scores import Scores
 from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
@@ -107,6 +114,7 @@ class Validator:
             self._predictor.config,
             config.eval_samples,
         )
+        changes = self._changes(step, scores, facts)
         write_evaluation(run.run_dir, config.eval_split, scores, **facts)
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
@@ -118,4 +126,18 @@ class Validator:
             f"step {step}: {config.eval_split} mean IoU {scores.mean_iou:.2%}, "
             f"pixel accuracy {scores.pixel_accuracy:.2%}"
         )
+        if changes:
+            self._progress(f"step {step}: {changes}")
         journal.plot()
+
+    def _changes(self, step: int, scores: Scores, facts: Mapping[str, Any]) -> str:
+        """Describes the changes since the run's previous evaluation, if the folder still has it.
+
+        An evaluation of other images or with other options is not comparable; the facts differ.
+        """
+        run = self._run
+        previous_step = max((other for other in self._scores if other < step), default=None)
+        comparable = {k: v for k, v in facts.items() if k not in ("checkpoint", "weights_sha256")}
+        comparable["step"] = previous_step
+        before = read_evaluation(run.run_dir, run.train.eval_split, run.label_set, **comparable)
+        return "" if before is None else describe_changes(before, scores)
