@@ -32,6 +32,7 @@ def evaluate(
     max_samples: int = 0,
     panels_dir: Path | None = None,
     panels: int = 0,
+    on_panel: Callable[[str, np.ndarray], None] = lambda name, picture: None,
     share: tuple[int, int] = (0, 1),
     add_up: Callable[[np.ndarray], np.ndarray] = lambda matrix: matrix,
 ) -> Scores:
@@ -46,6 +47,7 @@ def evaluate(
       max_samples: number scored, from the first; 0 is all.
       panels_dir: folder for pictures of image, prediction and ground truth.
       panels: number of these pictures.
+      on_panel: called with the name of the sample and each of these pictures.
       share: (i, n): evaluates every n-th image from the i-th, so n processes share the work.
       add_up: adds up the confusion matrices of all shares.
 
@@ -68,6 +70,7 @@ def evaluate(
             if panels_dir is not None and done <= panels:
                 picture = panel(image, ids, label_set, label)
                 write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
+                on_panel(name.decode(), picture)
         report(min(done * share[1], total))
     return Scores(add_up(confusion).astype(np.int64), label_set)
 

@@ -29,7 +29,7 @@ from mapseg.training.journal import Journal
 from mapseg.training.lost_workers import is_lost_worker, lost_worker_message
 from mapseg.training.prepare import check_steps
 from mapseg.training.saving import Saver
-from mapseg.training.state import TrainState, open_state
+from mapseg.training.state import TrainState, open_state, state_facts
 from mapseg.training.step import Steps, make_step, make_steps, steps_per_call
 from mapseg.training.summary import describe
 from mapseg.training.validation import Validator
@@ -213,19 +213,19 @@ def _take_all_steps(
             break
         if step == first_step:
             with telling("compiling the training step", progress):
-                losses, finite = parts.take_steps(parts.batches, tf.constant(1))
-                losses.numpy()  # waits for the device
+                results = parts.take_steps(parts.batches, tf.constant(1))
+                results[0].numpy()  # waits for the device
             step += 1
             journal.start_clock(step)
         else:
             count = min(steps_per_call(), _steps_until_due(config, step))
-            losses, finite = parts.take_steps(parts.batches, tf.constant(count))
+            results = parts.take_steps(parts.batches, tf.constant(count))
             step += count
-        guard.add(losses, finite)
+        guard.add(results)
         if step % config.log_steps == 0 or step == config.steps:
             guard.collect(step)
-            scale = float(state.loss_scale.scale.numpy())
-            journal.log(step, guard.take_losses(), scale, guard.skipped)
+            facts = {**guard.take_means(), **state_facts(state), "skipped_steps": guard.skipped}
+            journal.log(step, facts)
         if config.checkpoint_steps and step % config.checkpoint_steps == 0:
             saver.save(step)
         if parts.validator:

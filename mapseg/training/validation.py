@@ -21,6 +21,7 @@ from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import live_network
 from mapseg.model.weights import assign_weight_arrays, weight_arrays
+from mapseg.pictures import shrink
 from mapseg.runs.checkpoints import Best, find_checkpoint, note_score
 from mapseg.runs.folder import Run
 from mapseg.training.devices import Workers
@@ -28,6 +29,9 @@ from mapseg.training.early_stopping import find_early_end
 from mapseg.training.journal import Journal
 from mapseg.training.saving import Saver
 from mapseg.training.state import TrainState
+
+# In TensorBoard's events, which keep the pictures of all evaluations.
+_EVENT_PANELS, _EVENT_PANEL_PX = 4, 1024
 
 
 class Validator:
@@ -88,6 +92,12 @@ class Validator:
         if self._model is not self._state.model:
             assign_weight_arrays(self._model, weight_arrays(self._state.model))
         is_first = self._workers.is_first
+        panels: dict[str, np.ndarray] = {}
+
+        def keep(name: str, picture: np.ndarray) -> None:
+            if len(panels) < _EVENT_PANELS:
+                panels[name] = shrink(picture, _EVENT_PANEL_PX)
+
         scores = evaluate(
             self._predictor,
             self._manifest,
@@ -96,16 +106,19 @@ class Validator:
             self._progress,
             max_samples=config.eval_samples,
             panels_dir=self._run.run_dir / "evaluation" / "panels" if is_first else None,
-            panels=config.eval_panels if last else 0,
+            panels=config.eval_panels,
+            on_panel=keep,
             share=(self._workers.index, self._workers.count),
             add_up=self._add_up,
         )
         self._scores[step] = scores.mean_iou
-        journal.leave_out(time.monotonic() - started)
         if is_first:
-            self._note(step, scores, journal)
+            self._note(step, scores, panels, journal)
+        journal.leave_out(time.monotonic() - started)
 
-    def _note(self, step: int, scores: Scores, journal: Journal) -> None:
+    def _note(
+        self, step: int, scores: Scores, panels: Mapping[str, np.ndarray], journal: Journal
+    ) -> None:
         run, config = self._run, self._run.train
         facts = evaluation_facts(
             find_checkpoint(run.run_dir, str(step)),
@@ -119,6 +132,7 @@ class Validator:
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
         self.early_end = find_early_end(run, self._scores)
+        journal.show_evaluation(step, scores, panels)
         # Last: the row marks the evaluation as done.
         totals = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
         journal.record({"step": step, **totals})
