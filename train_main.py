@@ -23,6 +23,7 @@ def define_flags() -> flags.FlagValues:
     text("run_dir", "", "folder of the run: configuration, checkpoints, history")
     text("records_dir", "", "folder of records, made by data_prep.build_records")
     text("checkpoint", "best", "for evaluate and export: best, latest or a step")
+    text("mapping", "", "for evaluate: mapping to the classes of the records; see docs/data.md")
     text("export_dir", "", "folder for the SavedModel; default RUN_DIR/export")
     flags.DEFINE_list("runs", [], "for plot: run folders to draw in one chart", flag_values=values)
     text("plot_path", "runs.png", "for plot: the PNG to write")
@@ -57,8 +58,9 @@ def work(values: flags.FlagValues) -> int:
     predicting = PredictConfig(**cli.given(values, PredictConfig))
     if mode == "evaluate":
         train = estimator.amended(options).train
+        split, panels = train.eval_split, train.eval_panels
         scores = estimator.evaluate(
-            records_dir, train.eval_split, predicting, values.checkpoint, train.eval_panels
+            records_dir, split, predicting, values.checkpoint, panels, mapping=values.mapping
         )
         cli.report("\n".join(scores.lines()))
     elif mode == "export":

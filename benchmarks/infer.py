@@ -213,6 +213,7 @@ def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
     """Times the pipeline on a folder of frames and the network alone, in the same process."""
     from mapseg.inference.frames import find_frames
     from mapseg.inference.infer import infer_frames
+    from mapseg.inference.output_classes import output_classes
     from mapseg.inference.reading import read_image
     from mapseg.runs.folder import open_run
 
@@ -232,8 +233,8 @@ def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
                 f"frames must be more than {FIRST_FRAMES}, which are not timed; got "
                 f"{len(frame_list.frames)}. Remedy: choose other --frames"
             )
-        labels = open_run(Path(case["source"])).label_set
-        infer_frames(segment, labels, frame_list, config, lambda _: None, "benchmark")
+        classes = output_classes(open_run(Path(case["source"])).label_set)
+        infer_frames(segment, classes, frame_list, config, lambda _: None, "benchmark")
         ended = time.perf_counter()
     frames = [read_image(f.path)[None] for f in frame_list.frames[FIRST_FRAMES:]]
     begun = time.perf_counter()

@@ -419,6 +419,16 @@ class InferConfig(_Checked):
     classes: str = _option(
         "", "draw only these classes in overlays, panels and videos; empty is all"
     )
+    mapping: str = _option(
+        "",
+        "translate predictions to the classes of another dataset: vistas_to_cityscapes19 or a "
+        ".json file; empty keeps the network's classes",
+    )
+    ids: str = _option(
+        "train",
+        "ids in ids/*.png: indices of the classes, or the label ids of their dataset",
+        choices=("train", "label"),
+    )
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -16,14 +16,15 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> np.ndarray:
     have their shares in percent.
 
     Args:
-      confusion: [C, C] int64; row = label, column = prediction.
+      confusion: [C, C] or [C, C + 1] int64; row = label, column = prediction. A last column, of
+        predictions of no class, is not drawn, but its pixels count.
       names: of the classes.
 
     Returns:
       [h, w, 3] uint8 RGB.
     """
     count, pixels = len(names), confusion.sum(axis=1, keepdims=True)
-    shares = np.where(pixels > 0, confusion / np.maximum(pixels, 1), np.nan)
+    shares = np.where(pixels > 0, confusion[:, :count] / np.maximum(pixels, 1), np.nan)
     few = count <= 20
     # In inches: a cell fits its number or the name of its row; room for the names at both sides.
     side = max(2.0, count * (0.36 if few else 0.15))

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mapseg.config import PredictConfig
-from mapseg.data.manifest import read_manifest
+from mapseg.data.manifest import Manifest, read_manifest
 from mapseg.files import check_writable
+from mapseg.labels import LabelSet, make_label_set
+from mapseg.mapping import read_mapping
 from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import Run, amend_run, check_classes, open_run
 from mapseg.training.prepare import begin_run
 
 if TYPE_CHECKING:
-    from mapseg.evaluation.scores import Scores
+    from mapseg.evaluation.evaluation import Evaluation
     from mapseg.inference.predictor import Predictor, Segmentation
 
 
@@ -101,9 +103,10 @@ class Estimator:
         checkpoint: str = "best",
         panels: int = 8,
         *,
+        mapping: str = "",
         again: bool = True,
-    ) -> "Scores":
-        """Scores a checkpoint on a split and writes `evaluation/<split>.json` and panels.
+    ) -> "Evaluation":
+        """Scores a checkpoint on a split; writes `evaluation/<split>.json`, tables and panels.
 
         Args:
           records_dir: a folder made by `data_prep.build_records`.
@@ -111,45 +114,51 @@ class Estimator:
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
           panels: number of pictures of image, prediction and ground truth to write.
+          mapping: for records with other classes than the run's: name or path of a mapping to
+            these, see `mapseg.mapping`; all their evaluated classes are scored.
           again: if false, an earlier evaluation with the same inputs and options is reused.
 
         Raises:
           FileNotFoundError: no such run, checkpoint or records.
-          ValueError: no such split, or the records have other classes.
+          ValueError: no such split, the records have other classes, or the mapping does not fit.
           WriteError: the run folder is not writable; checked before any image is scored.
         """
         run, config = self.run, config or PredictConfig()
         manifest = read_manifest(records_dir)
-        check_classes(run, manifest.classes, Path(records_dir))
+        label_set, translation, mapped = self._scored_classes(run, manifest, mapping)
         split = split or run.train.eval_split
         path = find_checkpoint(self.run_dir, checkpoint)
         manifest.split(split)
 
-        from mapseg.evaluation import evaluate as evaluation
+        from mapseg.evaluation import evaluate as evaluating
+        from mapseg.evaluation import stored
 
         panels_dir = self.run_dir / "evaluation" / "panels"
-        facts = evaluation.evaluation_facts(path, manifest, split, config)
+        facts = {**evaluating.evaluation_facts(path, manifest, split, config), **mapped}
+        json_path = evaluating.evaluation_path(self.run_dir, split, mapping)
         if not again:
-            stored = evaluation.read_evaluation(self.run_dir, split, run.label_set, **facts)
-            if stored is not None:
-                return stored
+            earlier = evaluating.matching_evaluation(json_path, label_set, facts)
+            if earlier is not None:
+                return earlier
         for folder in (self.run_dir / "evaluation", panels_dir):
             check_writable(folder)
-        scores = evaluation.evaluate(
+        evaluation = evaluating.evaluate(
             self._predictor(run, config, path),
             manifest,
             split,
-            run.label_set,
+            label_set,
             self._progress,
+            details=True,
+            translation=translation,
             panels_dir=panels_dir,
             panels=panels,
         )
         try:
-            evaluation.write_evaluation(self.run_dir, split, scores, **facts)
+            stored.write_evaluation(json_path, evaluation, facts)
         except OSError:
-            self._progress("\n".join(scores.lines()))  # too costly to lose
+            self._progress("\n".join(evaluation.lines()))  # too costly to lose
             raise
-        return scores
+        return evaluation
 
     def predict(
         self,
@@ -207,6 +216,19 @@ class Estimator:
 
         predictor = load_predictor(run, config or PredictConfig(), path, portable=True)
         return export(run, predictor, export_dir)
+
+    @staticmethod
+    def _scored_classes(
+        run: Run, manifest: Manifest, mapping: str
+    ) -> tuple[LabelSet, np.ndarray | None, dict[str, str]]:
+        """Returns the classes of an evaluation, the table to their ids, and facts about it."""
+        if not mapping:
+            check_classes(run, manifest.classes, manifest.records_dir)
+            return run.label_set, None, {}
+        used = read_mapping(mapping)
+        label_set = make_label_set(manifest.classes, "all")
+        table = used.translation(run.label_set.names, label_set)
+        return label_set, table, {"mapping": used.digest}
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
         """Returns a predictor; the last one is cached, so that single frames do not reload it.

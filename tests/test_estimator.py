@@ -9,6 +9,7 @@ from conftest import tiny_scene
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
 from mapseg.evaluation import evaluate as evaluation
+from mapseg.evaluation import stored
 from mapseg.files import WriteError
 from mapseg.inference import predictor
 
@@ -71,8 +72,36 @@ def test_scores_that_cannot_be_written_are_shown(records_dir, own_run_dir, monke
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "validation.json")
 
-    monkeypatch.setattr(evaluation, "write_evaluation", full)
+    monkeypatch.setattr(stored, "write_evaluation", full)
     lines = []
     with pytest.raises(OSError, match="No space left"):
         Estimator(own_run_dir, progress=lines.append).evaluate(records_dir)
     assert "mean IoU" in lines[-1]
+
+
+def test_a_run_is_scored_on_labels_of_other_classes(records_dir, own_run_dir, tmp_path):
+    """Here the mapping swaps the names of two classes of the same records."""
+    estimator = Estimator(own_run_dir, progress=print)
+    classes = estimator.run.label_set.classes
+    plain = estimator.evaluate(records_dir, "training", panels=0)
+    swapped = {classes[0].name: classes[1].name, classes[1].name: classes[0].name}
+    targets = [{"name": c.name, "color": list(c.color), "id": c.id + 7} for c in classes]
+    lines = [
+        {"source": c.name, "target": swapped.get(c.name, c.name), "reason": "a test"}
+        for c in classes
+    ]
+    path = tmp_path / "swap.json"
+    path.write_text(json.dumps({"void_id": 0, "targets": targets, "lines": lines}))
+    mapped = estimator.evaluate(records_dir, "training", panels=0, mapping=str(path))
+    order = [1, 0, *range(2, len(classes) + 1)]
+    np.testing.assert_array_equal(mapped.confusion, plain.confusion[:, order])
+    folder = own_run_dir / "evaluation"
+    own, other = (
+        json.loads((folder / name).read_text()) for name in ("training.json", "training-swap.json")
+    )
+    assert own["confusion"] == plain.confusion.tolist()  # not overwritten
+    assert other["confusion"] == mapped.confusion.tolist()
+    assert "mapping" in other and "mapping" not in own
+    path.write_text(json.dumps({"void_id": 0, "targets": targets, "lines": lines[1:]}))
+    with pytest.raises(ValueError, match=r"lines must cover every predicted class"):
+        estimator.evaluate(records_dir, "training", mapping=str(path))

@@ -15,7 +15,7 @@ MODULES = {
     if path.stem != "__init__"
 }
 BASE = {
-    *("config", "labels", "json_files", "stored_json", "files", "progress", "errors"),
+    *("config", "labels", "mapping", "json_files", "stored_json", "files", "progress", "errors"),
     *("machine", "startup", "onednn", "compiling", "pictures", "charts", "confusion_chart"),
 }
 # What each package may import besides its own modules and BASE.
@@ -93,8 +93,8 @@ def test_only_addons_imports_tensorflow_addons():
     assert users == {"mapseg.training.addons"}
 
 
-@pytest.mark.parametrize("name", ["mapseg.labels", "mapseg.evaluation.scores"])
-def test_labels_and_scores_need_only_numpy(name):
+@pytest.mark.parametrize("name", ["mapseg.labels", "mapseg.mapping", "mapseg.evaluation.scores"])
+def test_labels_mappings_and_scores_need_only_numpy(name):
     assert not any(uses(name, package) for package in ("tensorflow", "keras", "cv2"))
 
 

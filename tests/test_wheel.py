@@ -70,6 +70,15 @@ print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None)
     assert run(bin_dir / "python", "-c", script, *names, cwd=tmp_path).split() == []
 
 
+def test_the_mappings_are_in_it(bin_dir, tmp_path):
+    script = """
+from mapseg.mapping import read_mapping, shipped_names
+print(*(f"{name} {len(read_mapping(name).targets)}" for name in shipped_names()))
+"""
+    shown = run(bin_dir / "python", "-c", script, cwd=tmp_path)
+    assert shown == "vistas_to_cityscapes19 19\n"
+
+
 def test_a_small_conversion(bin_dir, tmp_path):
     counts = ["--training=2", "--validation=1", "--testing=0", "--frames=0"]
     command = [bin_dir / "python", "-m", "data_prep.make_sample", "--out_dir=sample", *counts]

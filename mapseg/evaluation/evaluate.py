@@ -1,4 +1,4 @@
-"""A predictor and a labelled split -> scores and panels."""
+"""A predictor and a labelled split -> an evaluation and panels."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,8 +11,9 @@ import numpy as np
 from mapseg.config import PredictConfig, to_json
 from mapseg.data.batches import stream_samples
 from mapseg.data.manifest import Manifest
-from mapseg.evaluation.scores import Scores, confusion_matrix, dump_scores
-from mapseg.files import write_text
+from mapseg.evaluation.counting import ImageCounts, count_image, to_cells
+from mapseg.evaluation.evaluation import Evaluation, evaluation_of
+from mapseg.evaluation.stored import read_evaluation
 from mapseg.inference.predictor import Predictor
 from mapseg.labels import LabelSet
 from mapseg.pictures import panel, write_jpg
@@ -20,6 +21,9 @@ from mapseg.progress import make_reporter
 from mapseg.runs.checkpoints import checkpoint_step, weights_sha256
 
 _LATER_FACTS = {"step", "samples", "weights_sha256"}  # not written by ea21d24
+_GATHERED = 32  # images whose counts are sent at once
+
+AddUp = Callable[[np.ndarray], np.ndarray]
 
 
 def evaluate(
@@ -30,49 +34,83 @@ def evaluate(
     progress: Callable[[str], None],
     *,
     max_samples: int = 0,
+    details: bool = False,
+    translation: np.ndarray | None = None,
     panels_dir: Path | None = None,
     panels: int = 0,
     on_panel: Callable[[str, np.ndarray], None] = lambda name, picture: None,
     share: tuple[int, int] = (0, 1),
-    add_up: Callable[[np.ndarray], np.ndarray] = lambda matrix: matrix,
-) -> Scores:
+    add_up: AddUp = lambda values: values,
+) -> Evaluation:
     """Scores a predictor on a split, at the labels' resolution.
 
     Args:
       predictor: called with one image at a time.
       manifest: of the records.
       split: name of a split.
-      label_set: the classes of the predictor's ids.
+      label_set: the classes of the labels.
       progress: called with a line every few seconds.
       max_samples: number scored, from the first; 0 is all.
+      details: also count boundaries, regions and the calibration; only for a single process.
+      translation: [256] uint8 id of `label_set`, or VOID, by the predictor's id; None if equal.
       panels_dir: folder for pictures of image, prediction and ground truth.
       panels: number of these pictures.
       on_panel: called with the name of the sample and each of these pictures.
       share: (i, n): evaluates every n-th image from the i-th, so n processes share the work.
-      add_up: adds up the confusion matrices of all shares.
+      add_up: sums arrays over all processes.
 
     Returns:
-      The scores of the summed confusion matrix.
+      The evaluation of all images, on every process.
 
     Raises:
       ValueError: no such split.
     """
     total = manifest.split(split).samples
     total = min(total, max_samples) if max_samples else total
-    classes = len(label_set.classes)
-    confusion = np.zeros((classes, classes), np.int64)
+    images: list[ImageCounts] = []
     report = make_reporter(0, total, f"images of {split}", progress)
     samples = stream_samples(manifest, split, label_set, first=total, share=share).prefetch(1)
-    for done, (image, label, name) in enumerate(samples.as_numpy_iterator(), start=1):
-        with _naming_sample(name.decode(), image):
-            ids = predictor.segment(image).ids
-            confusion += confusion_matrix(label, ids, classes)
+    for done, (image, label, key) in enumerate(samples.as_numpy_iterator(), start=1):
+        name = key.decode()
+        with _naming_sample(name, image):
+            result = predictor.segment(image, probability=details)
+            ids = result.ids if translation is None else translation[result.ids]
+            counts = count_image(
+                name, label, ids, label_set, details=details, probability=result.probability
+            )
+            images.append(counts)
             if panels_dir is not None and done <= panels:
-                picture = panel(image, ids, label_set, label)
-                write_jpg(panels_dir / f"{name.decode()}.jpg", picture)
-                on_panel(name.decode(), picture)
+                on_panel(name, picture := panel(image, ids, label_set, label))
+                write_jpg(panels_dir / f"{name}.jpg", picture)
         report(min(done * share[1], total))
-    return Scores(add_up(confusion).astype(np.int64), label_set)
+    if share[1] > 1:
+        images = _gather(images, total, len(label_set.classes), share, add_up)
+    return evaluation_of(images, label_set)
+
+
+def _gather(
+    images: list[ImageCounts], total: int, classes: int, share: tuple[int, int], add_up: AddUp
+) -> list[ImageCounts]:
+    """Collects the confusion matrices of all processes, in the order of the images."""
+    mine = dict(zip(range(share[0], total, share[1]), images, strict=True))
+    names = {place: np.frombuffer(image.name.encode(), np.uint8) for place, image in mine.items()}
+    lengths = np.zeros(total)
+    lengths[[*names]] = [name.size for name in names.values()]
+    longest = int(add_up(lengths).max(initial=0))
+    gathered = []
+    for start in range(0, total, _GATHERED):  # a bounded number of dense matrices at a time
+        size = min(_GATHERED, total - start)
+        matrices = np.zeros((size, classes, classes + 1))
+        texts = np.zeros((size, longest))
+        for i in range(size):
+            if start + i in mine:
+                matrices[i] = mine[start + i].matrix(classes)
+                texts[i, : names[start + i].size] = names[start + i]
+        matrices, texts = add_up(matrices), add_up(texts)
+        for matrix, text in zip(matrices, texts, strict=True):
+            name = bytes(text.astype(np.uint8)).rstrip(b"\0").decode()
+            gathered.append(ImageCounts(name, to_cells(matrix)))
+    return gathered
 
 
 @contextmanager
@@ -103,10 +141,11 @@ def evaluation_facts(
       max_samples: as in `evaluate`.
 
     Returns:
-      Keyword arguments for `write_evaluation` and `read_evaluation`.
+      The facts, for `stored.write_evaluation` and `matching_evaluation`.
     """
     total = manifest.split(split).samples
     return {
+        "split": split,
         "step": checkpoint_step(checkpoint_path),
         "checkpoint": checkpoint_path.name,
         # The run may be trained again from scratch, to the same step.
@@ -117,34 +156,38 @@ def evaluation_facts(
     }
 
 
-def write_evaluation(run_dir: Path, split: str, scores: Scores, **facts: object) -> None:
-    """Writes `evaluation/<split>.json` in a run folder; for facts see `evaluation_facts`."""
-    write_text(_path(run_dir, split), dump_scores(scores, split=split, **facts))
-
-
-def read_evaluation(
-    run_dir: Path, split: str, label_set: LabelSet, **facts: object
-) -> Scores | None:
-    """Reads the scores of `evaluation/<split>.json`.
+def evaluation_path(run_dir: Path, split: str, mapping: str = "") -> Path:
+    """Returns the file of an evaluation in a run folder.
 
     Args:
-      run_dir: a run folder.
+      run_dir: the run folder.
       split: name of a split.
+      mapping: name of the mapping that the predictions were translated with, if any.
+    """
+    name = f"{split}-{Path(mapping).stem}" if mapping else split
+    return run_dir / "evaluation" / f"{name}.json"
+
+
+def matching_evaluation(
+    path: Path, label_set: LabelSet, facts: dict[str, Any]
+) -> Evaluation | None:
+    """Reads a stored evaluation if it was measured the same way.
+
+    Args:
+      path: from `evaluation_path`.
       label_set: the run's.
-      **facts: must equal the stored ones; see `evaluation_facts`.
+      facts: must equal the stored ones; see `evaluation_facts`.
 
     Returns:
-      The scores; None if the file is missing or damaged, or its facts differ. Files of an earlier
-      version may lack newer facts.
+      The evaluation; None if the file is missing or damaged, or its facts differ. Files of an
+      earlier version may lack newer facts, and images.
     """
     try:
-        stored = json.loads(_path(run_dir, split).read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
         lacking = _LATER_FACTS - set(stored) if "checkpoint" in stored else set()
-        same = all(stored[name] == facts[name] for name in facts.keys() - lacking)
-        return Scores(np.array(stored["confusion"], np.int64), label_set) if same else None
+        if any(stored[name] != facts[name] for name in facts.keys() - lacking):
+            return None
+        evaluation = read_evaluation(path, label_set)
+        return evaluation if evaluation.label_set.classes == label_set.classes else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
-
-
-def _path(run_dir: Path, split: str) -> Path:
-    return run_dir / "evaluation" / f"{split}.json"

@@ -15,11 +15,12 @@ from mapseg.files import check_writable, locked, naming, printable
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.frames import FrameList, find_frames
 from mapseg.inference.mark import read_mark
+from mapseg.inference.output_classes import OutputClasses, output_classes
 from mapseg.inference.plan import make_plan, video_row_name
 from mapseg.inference.results import Results, Row, Source
 from mapseg.inference.stages import Segment, do_tasks
 from mapseg.inference.videos import Videos
-from mapseg.labels import LabelSet
+from mapseg.mapping import Mapping, read_mapping
 from mapseg.model.pretrained import find_deeplab
 from mapseg.progress import duration, make_reporter
 from mapseg.runs.checkpoints import find_checkpoint, weights_sha256
@@ -64,7 +65,8 @@ def infer_run(
     """
     run = open_run(run_dir)
     path = find_checkpoint(run_dir, checkpoint)
-    # Missing inputs and unwritable outputs are reported before TensorFlow is imported.
+    # Bad options, missing inputs and unwritable outputs are reported before TensorFlow is imported.
+    classes = output_classes(run.label_set, _mapping(config), config.ids)
     check_writable(Path(config.out_dir))
     frame_list = find_frames(config)
     by = f"{path.name} ({weights_sha256(path)[:16]})"
@@ -73,7 +75,7 @@ def infer_run(
 
     predictor = load_predictor(run, predicting, path)
     progress(f"{run.model.encoder}, {path.name} of {run_dir}, {len(run.label_set.classes)} classes")
-    return _infer(predictor, run.label_set, frame_list, config, progress, by)
+    return _infer(predictor, classes, frame_list, config, progress, by)
 
 
 def infer_deeplab(
@@ -91,6 +93,7 @@ def infer_deeplab(
       FileNotFoundError: no such checkpoint, or no frames.
       ValueError: see `load_deeplab` and `infer_frames`.
     """
+    mapping = _mapping(config)
     check_writable(Path(config.out_dir))
     frame_list, index_path = find_frames(config), find_deeplab(prefix)
 
@@ -99,36 +102,43 @@ def infer_deeplab(
     from mapseg.model.published import CITYSCAPES_LONG_SIDE_PX, load_deeplab
 
     model, label_set = load_deeplab(prefix)
+    classes = output_classes(label_set, mapping, config.ids)
     # The index holds a checksum of every weight.
     digest = hashlib.sha256(index_path.read_bytes()).hexdigest()[:16]
     by = f"{Path(prefix).name} ({digest})"
     predictor = Predictor(frozen_network(model), predicting, CITYSCAPES_LONG_SIDE_PX)
     progress(f"xception65, {prefix}, {len(label_set.classes)} classes of Cityscapes")
-    return _infer(predictor, label_set, frame_list, config, progress, by)
+    return _infer(predictor, classes, frame_list, config, progress, by)
+
+
+def _mapping(config: InferConfig) -> Mapping | None:
+    return read_mapping(config.mapping) if config.mapping else None
 
 
 def _infer(
     predictor: "Predictor",
-    label_set: LabelSet,
+    classes: OutputClasses,
     frame_list: FrameList,
     config: InferConfig,
     progress: Callable[[str], None],
     by: str,
 ) -> Counts:
-    classes = hashlib.sha256(json.dumps(label_set.to_json()).encode()).hexdigest()[:16]
+    label_set = classes.predicted
+    digest = hashlib.sha256(json.dumps(label_set.to_json()).encode()).hexdigest()[:16]
     fingerprint = (
-        f"{by}, label set {label_set.name} ({classes}), {predictor.config}, "
+        f"{by}, label set {label_set.name} ({digest}), {predictor.config}, "
         f"long_side_px={predictor.long_side_px}, classes={config.classes or 'all'}"
+        f"{classes.identity}"
     )
     if not config.batch_size:
         config = replace(config, batch_size=_GPU_BATCH if machine.gpus() else 1)
     segment = predictor.segment_batch
-    return infer_frames(segment, label_set, frame_list, config, progress, fingerprint)
+    return infer_frames(segment, classes, frame_list, config, progress, fingerprint)
 
 
 def infer_frames(
     segment: Segment,
-    label_set: LabelSet,
+    classes: OutputClasses,
     frame_list: FrameList,
     config: InferConfig,
     progress: Callable[[str], None],
@@ -136,7 +146,7 @@ def infer_frames(
 ) -> Counts:
     """Segments frames and writes the outputs listed in `config.outputs`.
 
-    `ids/<frame>.png` is a palette image of train ids, `overlay/<frame>.jpg` the tinted frame,
+    `ids/<frame>.png` is a palette image of class ids, `overlay/<frame>.jpg` the tinted frame,
     `panel/<frame>.jpg` the frame and prediction with a legend, and `video/<folder>.mp4` the
     overlays of a folder or video, fitted to the size of the first. `legend.png` and `frames.csv`
     (one row per frame) are always written.
@@ -149,7 +159,7 @@ def infer_frames(
 
     Args:
       segment: [B, H, W, 3] uint8 RGB -> B of Segmentation. Called from this thread, in order.
-      label_set: the classes that `segment` predicts.
+      classes: those that `segment` predicts, those of the outputs, and their ids in files.
       frame_list: the frames.
       config: which outputs to write where.
       progress: called with a message every few seconds, for each failure, and at the end.
@@ -163,8 +173,9 @@ def infer_frames(
         or of other sources with the same names; or another call is writing to it.
       OSError: the disk is full, or `out_dir` is not writable.
     """
-    drawn = label_set.select(config.classes.split(",")) if config.classes else None
-    results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), label_set, drawn)
+    names = config.classes.split(",")
+    drawn = classes.label_set.select(names) if config.classes else None
+    results = Results(Path(config.out_dir), tuple(config.outputs.split(",")), classes, drawn)
     read_mark(results.out_dir, fingerprint)  # a rejected folder gets no lock file
     lock_path = results.out_dir / ".lock"
     refusal = (
@@ -194,7 +205,7 @@ def _fill(
     mark.write()
     table = FrameTable(results.out_dir / "frames.csv", results.columns)
     tasks, shown = make_plan(frame_list.frames, config.every, results, table, mark)
-    pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.label_set))
+    pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.classes.label_set))
     failed_videos: list[Row] = []
 
     def close_video(name: str, error: Exception | None) -> None:

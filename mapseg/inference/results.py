@@ -14,7 +14,7 @@ from mapseg import pictures
 from mapseg.config import OUTPUTS
 from mapseg.files import printable, quoted_errno
 from mapseg.inference.frames import Frame
-from mapseg.labels import LabelSet
+from mapseg.inference.output_classes import OutputClasses
 
 _SUFFIXES = {"ids": "png", "overlay": "jpg", "panel": "jpg", "video": "mp4"}
 
@@ -53,13 +53,13 @@ class Results:
     Attributes:
       out_dir: the output folder.
       outputs: the outputs to write, from `config.OUTPUTS`.
-      label_set: the classes of the ids.
-      drawn: [256] bool, the ids to draw in pictures; None draws all.
+      classes: the classes of outputs, and their ids in files.
+      drawn: [256] bool, the classes to draw in pictures; None draws all.
     """
 
     out_dir: Path
     outputs: tuple[str, ...]
-    label_set: LabelSet
+    classes: OutputClasses
     drawn: np.ndarray | None
 
     @property
@@ -67,7 +67,7 @@ class Results:
         """The columns of `frames.csv`."""
         fixed = ["frame", "status", "height", "width", "scale", "ms", "mean_confidence"]
         bound = ["source", "source_state", "video"]
-        return [*fixed, *bound, *(f"share:{name}" for name in self.label_set.names)]
+        return [*fixed, *bound, *(f"share:{name}" for name in self.classes.label_set.names)]
 
     def path(self, output: str, name: str) -> Path:
         """Returns the file of one output of a frame, or of a video."""
@@ -94,13 +94,13 @@ class Results:
                 self.path(output, name).unlink()
 
     def read_ids(self, name: str) -> np.ndarray:
-        """Reads the ids of a frame that an earlier call wrote: [H, W] uint8."""
+        """Reads the classes of a frame that an earlier call wrote: [H, W] uint8."""
         with Image.open(self.path("ids", name)) as stored:
-            return np.asarray(stored)
+            return self.classes.from_file(np.asarray(stored))
 
     def overlay(self, image: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Tints an image [H, W, 3] uint8 with the classes that are drawn."""
-        return pictures.overlay(image, ids, self.label_set.palette, self.drawn)
+        return pictures.overlay(image, ids, self.classes.label_set.palette, self.drawn)
 
     def write(
         self, name: str, image: np.ndarray, ids: np.ndarray, overlay: np.ndarray | None
@@ -110,7 +110,7 @@ class Results:
         Args:
           name: name of the frame.
           image: [H, W, 3] uint8 RGB.
-          ids: [H, W] uint8 train ids.
+          ids: [H, W] uint8, the class of each pixel, or VOID.
           overlay: [H, W, 3] uint8 RGB, if it is among the outputs.
 
         Raises:
@@ -118,11 +118,12 @@ class Results:
           ValueError: a picture is too large for its file format.
         """
         if "ids" in self.outputs:
-            pictures.write_png(self.path("ids", name), ids, self.label_set.palette)
+            written = self.classes.to_file(ids)
+            pictures.write_png(self.path("ids", name), written, self.classes.file_palette)
         if "overlay" in self.outputs and overlay is not None:
             pictures.write_jpg(self.path("overlay", name), overlay)
         if "panel" in self.outputs:
-            panel = pictures.panel(image, ids, self.label_set, drawn=self.drawn)
+            panel = pictures.panel(image, ids, self.classes.label_set, drawn=self.drawn)
             pictures.write_jpg(self.path("panel", name), panel)
 
     def row(
@@ -135,7 +136,7 @@ class Results:
         confidence: float,
     ) -> Row:
         """Returns the row in `frames.csv` of a segmented frame."""
-        shares = pictures.count_ids(ids)[: len(self.label_set.classes)] / ids.size
+        shares = pictures.count_ids(ids)[: len(self.classes.label_set.classes)] / ids.size
         fixed = ["ok", *map(str, ids.shape), f"{scale:.6g}", f"{ms:.1f}", f"{confidence:.4f}"]
         values = [frame.name, *fixed, *source, frame.video, *(f"{share:.6f}" for share in shares)]
         return dict(zip(self.columns, values, strict=True))

@@ -40,7 +40,7 @@ class _Segmented(NamedTuple):
 
     Attributes:
       image: [H, W, 3] uint8.
-      stored_ids: [H, W] uint8 ids of an earlier call, if any.
+      stored_ids: [H, W] uint8 classes that an earlier call wrote, if any.
       batch: otherwise, the network's predictions for the frame's batch.
       place: index of the frame in the batch.
       call_secs: duration of the call for the batch.
@@ -227,6 +227,7 @@ def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> O
             raise segmented
         image, (ids, confidence, scale, ms) = segmented.image, segmented.read()
         stored = segmented.stored_ids is not None
+        ids = ids if stored else results.classes.of_prediction(ids)
         overlay = None
         if {"overlay", "video"} & {*results.outputs}:
             overlay = results.overlay(image, ids)

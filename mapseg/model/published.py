@@ -1,9 +1,11 @@
 """Published networks, used without training: TF DeepLab on Cityscapes."""
 
+from dataclasses import replace
+
 import keras
 
 from mapseg.config import ModelConfig
-from mapseg.labels import VOID, LabelClass, LabelSet
+from mapseg.labels import LabelClass, LabelSet, make_label_set
 from mapseg.model.deeplab import build_model
 from mapseg.model.pretrained import find_deeplab
 from mapseg.model.weights import (
@@ -17,27 +19,27 @@ from mapseg.model.weights import (
 
 _DEEPLAB_LOGITS = "logits/semantic/weights"
 
-# The classes of Cityscapes by train id, with their official colours.
+# The classes of Cityscapes by train id, with their label ids and official colours.
 _CITYSCAPES = (
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("building", (70, 70, 70)),
-    ("wall", (102, 102, 156)),
-    ("fence", (190, 153, 153)),
-    ("pole", (153, 153, 153)),
-    ("traffic light", (250, 170, 30)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("terrain", (152, 251, 152)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("rider", (255, 0, 0)),
-    ("car", (0, 0, 142)),
-    ("truck", (0, 0, 70)),
-    ("bus", (0, 60, 100)),
-    ("train", (0, 80, 100)),
-    ("motorcycle", (0, 0, 230)),
-    ("bicycle", (119, 11, 32)),
+    LabelClass(7, "road", (128, 64, 128)),
+    LabelClass(8, "sidewalk", (244, 35, 232)),
+    LabelClass(11, "building", (70, 70, 70)),
+    LabelClass(12, "wall", (102, 102, 156)),
+    LabelClass(13, "fence", (190, 153, 153)),
+    LabelClass(17, "pole", (153, 153, 153)),
+    LabelClass(19, "traffic light", (250, 170, 30)),
+    LabelClass(20, "traffic sign", (220, 220, 0)),
+    LabelClass(21, "vegetation", (107, 142, 35)),
+    LabelClass(22, "terrain", (152, 251, 152)),
+    LabelClass(23, "sky", (70, 130, 180)),
+    LabelClass(24, "person", (220, 20, 60)),
+    LabelClass(25, "rider", (255, 0, 0)),
+    LabelClass(26, "car", (0, 0, 142)),
+    LabelClass(27, "truck", (0, 0, 70)),
+    LabelClass(28, "bus", (0, 60, 100)),
+    LabelClass(31, "train", (0, 80, 100)),
+    LabelClass(32, "motorcycle", (0, 0, 230)),
+    LabelClass(33, "bicycle", (119, 11, 32)),
 )
 CITYSCAPES_LONG_SIDE_PX = 2048
 
@@ -50,7 +52,8 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
         Cityscapes.
 
     Returns:
-      (model at output stride 16 with all weights from the checkpoint; its classes).
+      (model at output stride 16 with all weights from the checkpoint; its classes, whose source
+      ids are Cityscapes' label ids).
 
     Raises:
       FileNotFoundError: the checkpoint does not exist.
@@ -79,6 +82,4 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
             f"{first_names(missing)}"
         )
     assign_weight_arrays(model, stored)
-    classes = (LabelClass(i, name, color) for i, (name, color) in enumerate(_CITYSCAPES))
-    to_train = (i if i < len(_CITYSCAPES) else VOID for i in range(256))
-    return model, LabelSet("cityscapes", tuple(classes), tuple(to_train))
+    return model, replace(make_label_set(_CITYSCAPES, "all"), name="cityscapes")

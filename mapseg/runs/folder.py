@@ -29,6 +29,7 @@ _WRITTEN = (
     "loss.png",
     "tensorboard/events.out.tfevents.*",
     "evaluation/*.json",
+    "evaluation/*.csv",
     "evaluation/panels/**/*.jpg",
     "not_finite/step-*.npz",
     "checkpoints/best.json",

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from mapseg.evaluation.changes import describe_changes
 from mapseg.evaluation.evaluate import (
     evaluate,
     evaluation_facts,
-    read_evaluation,
-    write_evaluation,
+    evaluation_path,
+    matching_evaluation,
 )
+from mapseg.evaluation.evaluation import Evaluation
 from mapseg.evaluation.scores import Scores
+from mapseg.evaluation.stored import write_evaluation
 from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import live_network
@@ -117,7 +120,7 @@ class Validator:
         journal.leave_out(time.monotonic() - started)
 
     def _note(
-        self, step: int, scores: Scores, panels: Mapping[str, np.ndarray], journal: Journal
+        self, step: int, scores: Evaluation, panels: Mapping[str, np.ndarray], journal: Journal
     ) -> None:
         run, config = self._run, self._run.train
         facts = evaluation_facts(
@@ -127,8 +130,9 @@ class Validator:
             self._predictor.config,
             config.eval_samples,
         )
-        changes = self._changes(step, scores, facts)
-        write_evaluation(run.run_dir, config.eval_split, scores, **facts)
+        path = evaluation_path(run.run_dir, config.eval_split)
+        changes = self._changes(step, scores, path, facts)
+        write_evaluation(path, scores, facts)
         best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
         note_score(run.checkpoints_dir, best)
         self.early_end = find_early_end(run, self._scores)
@@ -144,14 +148,13 @@ class Validator:
             self._progress(f"step {step}: {changes}")
         journal.plot()
 
-    def _changes(self, step: int, scores: Scores, facts: Mapping[str, Any]) -> str:
+    def _changes(self, step: int, scores: Scores, path: Path, facts: Mapping[str, Any]) -> str:
         """Describes the changes since the run's previous evaluation, if the folder still has it.
 
         An evaluation of other images or with other options is not comparable; the facts differ.
         """
-        run = self._run
         previous_step = max((other for other in self._scores if other < step), default=None)
         comparable = {k: v for k, v in facts.items() if k not in ("checkpoint", "weights_sha256")}
         comparable["step"] = previous_step
-        before = read_evaluation(run.run_dir, run.train.eval_split, run.label_set, **comparable)
+        before = matching_evaluation(path, self._run.label_set, comparable)
         return "" if before is None else describe_changes(before, scores)

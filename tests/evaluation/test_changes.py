@@ -58,7 +58,7 @@ def test_the_largest_changes_are_named(before, after, expected):
 )
 def test_changes_below_a_tenth_of_a_point_are_ignored(hits, expected):
     before = scores_of(car=500)
-    more = np.zeros([6, 6], np.int64)
+    more = np.zeros([6, 7], np.int64)
     more[0, [0, 5]] = hits, -hits
     before, after = (
         Scores(10 * before.confusion + change, before.label_set) for change in (0, more)

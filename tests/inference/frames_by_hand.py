@@ -9,8 +9,10 @@ from PIL import Image
 from mapseg.config import InferConfig
 from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import infer_frames
+from mapseg.inference.output_classes import output_classes
 from mapseg.inference.predictor import Segmentation
 from mapseg.labels import LabelClass, LabelSet
+from mapseg.mapping import read_mapping
 
 LABEL_SET = LabelSet(
     "tiny",
@@ -50,7 +52,15 @@ def names(frames, out_dir="unused", **options):
     return [frame.name for frame in find_frames(config(frames, out_dir, **options)).frames]
 
 
-def run(frames, out_dir, segment=segment, fingerprint="run 1, step 7", lines=None, **options):
+def run(
+    frames,
+    out_dir,
+    segment=segment,
+    fingerprint="run 1, step 7",
+    lines=None,
+    label_set=LABEL_SET,
+    **options,
+):
     lines = [] if lines is None else lines
     infer_config = config(frames, out_dir, **options)
 
@@ -58,9 +68,9 @@ def run(frames, out_dir, segment=segment, fingerprint="run 1, step 7", lines=Non
         return [segment(image) for image in images]
 
     frame_list = find_frames(infer_config)
-    return infer_frames(
-        segment_batch, LABEL_SET, frame_list, infer_config, lines.append, fingerprint
-    )
+    mapping = read_mapping(infer_config.mapping) if infer_config.mapping else None
+    classes = output_classes(label_set, mapping, infer_config.ids)
+    return infer_frames(segment_batch, classes, frame_list, infer_config, lines.append, fingerprint)
 
 
 def read_rows(out_dir):

@@ -21,6 +21,7 @@ from frames_by_hand import (
 
 from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import Counts
+from mapseg.inference.output_classes import output_classes
 
 
 def frames_of(out_dir):
@@ -314,7 +315,7 @@ def test_no_file_is_written_to_a_foreign_folder(tmp_path):
 def test_a_folder_is_bound_to_weights_and_options_not_to_the_frames_path(tmp_path, monkeypatch):
     from mapseg.inference import infer
 
-    fingerprints = []
+    fingerprints, classes = [], output_classes(LABEL_SET)
     monkeypatch.setattr(infer, "infer_frames", lambda *a: fingerprints.append(a[-1]))
 
     class Predictor:
@@ -323,7 +324,7 @@ def test_a_folder_is_bound_to_weights_and_options_not_to_the_frames_path(tmp_pat
     for frames in ("a", "b"):
         write_image(tmp_path / frames / "1.png")
         asked = config(tmp_path / frames, tmp_path / "out")
-        infer._infer(Predictor(), LABEL_SET, find_frames(asked), asked, print, "step-7 (12ab)")
+        infer._infer(Predictor(), classes, find_frames(asked), asked, print, "step-7 (12ab)")
     assert fingerprints[0] == fingerprints[1]
     assert str(tmp_path) not in fingerprints[0]
 

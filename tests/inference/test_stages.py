@@ -8,6 +8,7 @@ from mapseg import pictures
 from mapseg.inference import reading, stages
 from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import Counts, infer_frames
+from mapseg.inference.output_classes import output_classes
 from mapseg.inference.reading import read_image
 
 
@@ -98,7 +99,9 @@ def run_batches(frames, out_dir, sizes, **options):
         return [segment(image) for image in images]
 
     found = find_frames(made)
-    return infer_frames(segment_batch, LABEL_SET, found, made, lambda _: None, "run 1")
+    return infer_frames(
+        segment_batch, output_classes(LABEL_SET), found, made, lambda _: None, "run 1"
+    )
 
 
 def test_frames_of_the_same_size_are_segmented_in_a_batch(tmp_path):

@@ -13,6 +13,7 @@ from mapseg.config import ModelConfig, PredictConfig
 from mapseg.inference.predictor import Predictor
 from mapseg.inference.reading import read_image
 from mapseg.labels import LabelClass, make_label_set
+from mapseg.mapping import read_mapping
 from mapseg.model import published as published_networks
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import frozen_network
@@ -83,6 +84,32 @@ def test_a_published_network_segments_frames_without_training(
     monkeypatch.setattr(published_networks, "load_deeplab", lambda _: (model, LABELS))
     assert infer_main.main(["infer_main.py", *flags]) == 1  # different weights under the same name
     assert "another --out_dir" in capsys.readouterr().err
+
+
+def test_label_ids_are_those_of_cityscapes(published, tmp_path, monkeypatch, capsys):
+    prefix, _, model = published
+    monkeypatch.setattr(published_networks, "build_model", lambda *_, **__: model)
+    _, label_set = load_deeplab(str(prefix))
+    targets = read_mapping("vistas_to_cityscapes19").label_set
+    assert label_set.classes == targets.classes
+    assert label_set.source_to_train == targets.source_to_train
+
+    image = np.random.default_rng(3).integers(0, 256, [40, 1024, 3]).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(image).save(tmp_path / "in" / "a.png")
+    stored = []
+    for ids in ("train", "label"):
+        flags = [f"--init_checkpoint={prefix}", f"--frames={tmp_path / 'in'}", f"--ids={ids}"]
+        flags.append(f"--out_dir={tmp_path / ids}")
+        assert infer_main.main(["infer_main.py", *flags]) == 0, capsys.readouterr().err
+        with Image.open(tmp_path / ids / "ids" / "a.png") as label:
+            stored.append(np.asarray(label.convert("RGB")))
+            stored.append(np.asarray(label))
+    train_colors, train_ids, label_colors, label_ids = stored
+    np.testing.assert_array_equal(train_colors, label_colors)
+    official = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    np.testing.assert_array_equal(label_ids, np.array(official)[train_ids])
+    assert len(np.unique(train_ids)) > 1
 
 
 def test_a_path_or_checkpoint_of_another_network_is_refused(published, tmp_path, monkeypatch):
