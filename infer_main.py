@@ -33,8 +33,8 @@ def work(values: flags.FlagValues) -> int:
             f"run_dir={run_dir}, init_checkpoint={prefix}. Remedy: give either "
             "--run_dir=FOLDER or --init_checkpoint=PREFIX"
         )
-    config = InferConfig(**cli.given(values, InferConfig))
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    config = InferConfig(**cli.explicit_options(values, InferConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
 
     from mapseg.inference import infer
 

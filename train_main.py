@@ -54,15 +54,17 @@ def work(values: flags.FlagValues) -> int:
     from mapseg.estimator import Estimator
 
     estimator = Estimator(run_dir, cli.report)
-    options = cli.given(values, ModelConfig, TrainConfig)
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    options = cli.explicit_options(values, ModelConfig, TrainConfig)
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     if mode == "evaluate":
+        from mapseg.evaluation.summary import summary_lines
+
         train = estimator.amended(options).train
         split, panels = train.eval_split, train.eval_panels
         scores = estimator.evaluate(
             records_dir, split, predicting, values.checkpoint, panels, mapping=values.mapping
         )
-        cli.report("\n".join(scores.lines()))
+        cli.report("\n".join(summary_lines(scores)))
     elif mode == "export":
         estimator.amended(options)
         cli.report(f"wrote {estimator.export(values.export_dir, predicting, values.checkpoint)}")

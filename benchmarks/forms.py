@@ -25,8 +25,8 @@ FORMS = {"loss": ("whole logits", "mapseg"), "depthwise": ("Keras", "mapseg")}
 def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
-    flags.DEFINE_integer("crop", 513, "side of a crop: 16 k + 1", flag_values=values)
-    flags.DEFINE_integer("batch", 2, "batch size in crops", flag_values=values)
+    flags.DEFINE_integer("crop", 513, "side of a crop in pixels, 16 k + 1", flag_values=values)
+    flags.DEFINE_integer("batch", 2, "crops per step", flag_values=values)
     flags.DEFINE_string("dtype", "float32", "dtype of the convolution", flag_values=values)
     return values
 
@@ -53,7 +53,7 @@ def measure(
     """Returns the seconds of the first call, the ms of later calls, and the memory growth in MB."""
     import tensorflow as tf
 
-    from mapseg.machine import taken_bytes
+    from mapseg.machine import used_bytes
 
     function, inputs = (make_loss if part == "loss" else make_depthwise)(form, crop, batch, dtype)
 
@@ -64,7 +64,7 @@ def measure(
             value = function(*inputs)
         return tape.gradient(value, inputs)
 
-    before, started = taken_bytes("peak"), time.perf_counter()
+    before, started = used_bytes("peak"), time.perf_counter()
     run(*inputs)[0].numpy()
     first = time.perf_counter() - started
     started = time.perf_counter()
@@ -72,7 +72,7 @@ def measure(
         gradients = run(*inputs)
     gradients[0].numpy()
     ms = (time.perf_counter() - started) / REPEATS * 1e3
-    return first, ms, (taken_bytes("peak") - before) / 1e6
+    return first, ms, (used_bytes("peak") - before) / 1e6
 
 
 def make_loss(

@@ -44,20 +44,37 @@ def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
     names = ", ".join(ENCODERS)
-    flags.DEFINE_list("run_dirs", [], "runs whose networks are timed", flag_values=values)
-    flags.DEFINE_list("encoders", [], f"with random weights; of {names}", flag_values=values)
-    flags.DEFINE_integer("decoder_channels", 256, "of random weights", flag_values=values)
-    flags.DEFINE_string("size", "375x1242", "size of a frame", flag_values=values)
-    flags.DEFINE_integer("tile_px", 4097, "as in infer_main.py", flag_values=values)
-    flags.DEFINE_string("image", "", "a frame to use instead of noise", flag_values=values)
+    flags.DEFINE_list("run_dirs", [], "trained runs to time", flag_values=values)
+    flags.DEFINE_list(
+        "encoders", [], f"encoders to time with random weights: {names}", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "decoder_channels",
+        256,
+        "decoder channels of the networks with random weights",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "size", "375x1242", "size of a frame in pixels, HEIGHTxWIDTH", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "tile_px", 4097, "largest side of a tile in pixels, as in infer_main.py", flag_values=values
+    )
+    flags.DEFINE_string("image", "", "image to segment instead of noise", flag_values=values)
     flags.DEFINE_list("batches", ["1"], "batch sizes", flag_values=values)
     flags.DEFINE_integer("calls", 15, "timed calls per process", flag_values=values)
-    flags.DEFINE_integer("rounds", 3, "runs of each program", flag_values=values)
-    flags.DEFINE_string("twin", "", "command of another program to time", flag_values=values)
-    flags.DEFINE_list("twin_modes", ["onnx", "infer"], "its modes to time", flag_values=values)
-    flags.DEFINE_string("frames", "", "a folder to segment end to end", flag_values=values)
-    flags.DEFINE_bool("check", False, "exit with 1 if a target is missed", flag_values=values)
-    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "number of times each program runs", flag_values=values)
+    flags.DEFINE_string(
+        "twin", "", "command of another program to compare with", flag_values=values
+    )
+    flags.DEFINE_list(
+        "twin_modes", ["onnx", "infer"], "values of MODE in --twin", flag_values=values
+    )
+    flags.DEFINE_string(
+        "frames", "", "folder of frames to time the whole pipeline on", flag_values=values
+    )
+    flags.DEFINE_bool("check", False, "exit with code 1 if a target is missed", flag_values=values)
+    flags.DEFINE_string("json", "", "file to write all figures to", flag_values=values)
     return values
 
 
@@ -165,7 +182,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         "images_per_s": 1000 * case["batch"] / median(timed),
         "slowest_ms": timed[-1],
         "first_secs": first,
-        "peak_rss_mb": machine.taken_bytes("peak") >> 20,
+        "peak_rss_mb": machine.used_bytes("peak") >> 20,
     }
 
 
@@ -244,7 +261,7 @@ def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
     return {
         "frame_ms": 1000 * (ended - returned[FIRST_FRAMES - 1]) / len(frames),
         "network_ms": 1000 * network / len(frames),
-        "peak_rss_mb": machine.taken_bytes("peak") >> 20,
+        "peak_rss_mb": machine.used_bytes("peak") >> 20,
     }
 
 

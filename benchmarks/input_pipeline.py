@@ -44,8 +44,10 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("vistas_dir", "", "a Vistas folder of large images", flag_values=values)
     flags.DEFINE_integer("crops", 140, "crops per size and method", flag_values=values)
-    flags.DEFINE_integer("copies", 24, "copies of the source to convert", flag_values=values)
-    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
+    flags.DEFINE_integer(
+        "copies", 24, "copies of the images to time the conversion of", flag_values=values
+    )
+    flags.DEFINE_string("json", "", "file to write all figures to", flag_values=values)
     return values
 
 

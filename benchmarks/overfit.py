@@ -25,11 +25,13 @@ STEPS, GOAL = 300, 0.95
 def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
-    flags.DEFINE_string("image", "", "an image", flag_values=values)
-    flags.DEFINE_string("label", "", "its label map", flag_values=values)
-    flags.DEFINE_integer("crop_px", 129, "side of the crop", flag_values=values)
-    flags.DEFINE_list("encoders", list(ENCODERS), "encoders to try", flag_values=values)
-    flags.DEFINE_list("precisions", list(PRECISIONS[1:]), "precisions", flag_values=values)
+    flags.DEFINE_string("image", "", "image to overfit", flag_values=values)
+    flags.DEFINE_string("label", "", "PNG of its class ids", flag_values=values)
+    flags.DEFINE_integer("crop_px", 129, "side of the crop in pixels", flag_values=values)
+    flags.DEFINE_list("encoders", list(ENCODERS), "encoders to train", flag_values=values)
+    flags.DEFINE_list(
+        "precisions", list(PRECISIONS[1:]), "precisions to train with", flag_values=values
+    )
     return values
 
 

@@ -72,19 +72,23 @@ def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_string(
-        "camvid_dir", "", "CamVid: train/images and train/labels", flag_values=values
+        "camvid_dir", "", "CamVid folder with train/images and train/labels", flag_values=values
     )
     flags.DEFINE_string(
         "work_dir", "runs/precision_curves", "folder for records and runs", flag_values=values
     )
-    flags.DEFINE_string("plot", "", "file of the plot; default: in work_dir", flag_values=values)
+    flags.DEFINE_string(
+        "plot", "", "PNG file of the plot; default: in work_dir", flag_values=values
+    )
     flags.DEFINE_integer(
         "steps", 300, f"steps of each run, a multiple of {WINDOW_STEPS}", flag_values=values
     )
-    flags.DEFINE_string("encoder", "", "one of " + ", ".join(ENCODERS), flag_values=values)
+    flags.DEFINE_string("encoder", "", "encoder: " + ", ".join(ENCODERS), flag_values=values)
     flags.DEFINE_integer("crop", 0, "side of a crop in pixels", flag_values=values)
     flags.DEFINE_integer("batch_size", 0, "crops per step", flag_values=values)
-    flags.DEFINE_integer("other_seeds", 2, "float32 runs with other seeds", flag_values=values)
+    flags.DEFINE_integer(
+        "other_seeds", 2, "number of float32 runs with other seeds", flag_values=values
+    )
     return values
 
 

@@ -66,25 +66,51 @@ def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_list(
-        "encoders", ["resnet50", "xception65"], "among " + ", ".join(ENCODERS), flag_values=values
+        "encoders",
+        ["resnet50", "xception65"],
+        "encoders to time: " + ", ".join(ENCODERS),
+        flag_values=values,
     )
     flags.DEFINE_integer("crop", 513, "side of a crop in pixels", flag_values=values)
-    flags.DEFINE_list("batches", ["1", "16"], "batch sizes", flag_values=values)
-    flags.DEFINE_list("precisions", ["auto"], "among " + ", ".join(PRECISIONS), flag_values=values)
+    flags.DEFINE_list("batches", ["1", "16"], "batch sizes to time", flag_values=values)
+    flags.DEFINE_list(
+        "precisions", ["auto"], "precisions to time: " + ", ".join(PRECISIONS), flag_values=values
+    )
     flags.DEFINE_integer("steps", 50, "timed steps", flag_values=values)
-    flags.DEFINE_string("xla", "auto", "auto, on or off", flag_values=values)
-    flags.DEFINE_integer("accumulate_steps", 1, "as in training", flag_values=values)
-    flags.DEFINE_bool("recompute", False, "as in training", flag_values=values)
-    flags.DEFINE_bool("keras_convolutions", False, "not those for XLA", flag_values=values)
-    flags.DEFINE_string("compile_cache_dir", "", "an empty folder", flag_values=values)
-    flags.DEFINE_string("records_dir", "", "also time steps on these records", flag_values=values)
-    flags.DEFINE_integer("rounds", 3, "runs of each program", flag_values=values)
-    flags.DEFINE_string("former", "", "another checkout to compare with", flag_values=values)
-    flags.DEFINE_string("twin", "", "command of another program to time", flag_values=values)
-    flags.DEFINE_string("twin_flops", "", "command that counts its FLOP", flag_values=values)
-    flags.DEFINE_float("peak_tflops", 0.0, "peak of the device", flag_values=values)
-    flags.DEFINE_bool("check", False, "exit with 1 if a target is missed", flag_values=values)
-    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
+    flags.DEFINE_string(
+        "xla", "auto", "compile the step with XLA: auto, on, off", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "accumulate_steps", 1, "parts of a batch, as in train_main.py", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "recompute", False, "recompute activations, as in train_main.py", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "keras_convolutions",
+        False,
+        "use Keras's depthwise convolutions under XLA",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "compile_cache_dir", "", "empty folder for the compile cache", flag_values=values
+    )
+    flags.DEFINE_string("records_dir", "", "records to also time steps on", flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "number of times each program runs", flag_values=values)
+    flags.DEFINE_string(
+        "former", "", "another checkout of mapseg to compare with", flag_values=values
+    )
+    flags.DEFINE_string(
+        "twin", "", "command of another program to compare with", flag_values=values
+    )
+    flags.DEFINE_string(
+        "twin_flops", "", "command that counts the FLOP of that program", flag_values=values
+    )
+    flags.DEFINE_float(
+        "peak_tflops", 0.0, "peak TFLOP/s of the device, for the share used", flag_values=values
+    )
+    flags.DEFINE_bool("check", False, "exit with code 1 if a target is missed", flag_values=values)
+    flags.DEFINE_string("json", "", "file to write all figures to", flag_values=values)
     return values
 
 
@@ -226,7 +252,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from mapseg.data.manifest import read_manifest
     from mapseg.data.sharing import onto_device, share_batches
     from mapseg.labels import LabelClass, make_label_set
-    from mapseg.machine import gpus, taken_bytes
+    from mapseg.machine import gpus, used_bytes
     from mapseg.runs.folder import Run
     from mapseg.training.prepare import resolve_precision
     from mapseg.training.state import build_state
@@ -253,7 +279,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     image = tf.constant(rng.integers(0, 256, [batch, crop, crop, 3], np.uint8))
     label = tf.constant(rng.integers(0, CLASSES, [batch, crop, crop], np.uint8))
     synthetic = onto_device(tf.data.Dataset.from_tensors((image, label)).repeat())
-    on_gpu, before = bool(gpus()), taken_bytes("peak")
+    on_gpu, before = bool(gpus()), used_bytes("peak")
     started = time.perf_counter()
     batches = iter(synthetic)
     float(steps(batches, tf.constant(1))[0][0])
@@ -264,7 +290,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         return seconds(case["steps"], most, lambda count: steps(batches, tf.constant(count))[0])
 
     figures["images_per_s"] = batch / secs_of_step(batches)
-    figures["memory_mb"] = (taken_bytes("peak") - (0 if on_gpu else before)) / 1e6
+    figures["memory_mb"] = (used_bytes("peak") - (0 if on_gpu else before)) / 1e6
     if case["records_dir"]:
         manifest = read_manifest(case["records_dir"])
         labels = make_label_set(manifest.classes, config.label_set)

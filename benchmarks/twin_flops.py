@@ -24,7 +24,7 @@ from mapseg import cli
 def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
-    flags.DEFINE_string("twin", "", "the file that defines the network", flag_values=values)
+    flags.DEFINE_string("twin", "", "Python file with a class DeepLabV3Plus", flag_values=values)
     flags.DEFINE_string("encoder", "resnet50", "the network's encoder", flag_values=values)
     flags.DEFINE_integer("crop", 513, "side of the image in pixels", flag_values=values)
     return values

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, MASK_IDS, SampleFacts
+from data_prep.facts import KEPT_TURNED, MADE_UPRIGHT, SampleFacts
 from data_prep.parts import read_part
+from mapseg.data.label_files import MASK_IDS
 from mapseg.data.manifest import Manifest, Split
 from mapseg.files import write_text
 from mapseg.labels import LabelClass

@@ -23,9 +23,9 @@ from data_prep import sources
 from data_prep.audit import AUDIT_NAME, audit_lines
 from data_prep.conversion import build_records
 from data_prep.convert import Resize
-from data_prep.pairing import Suffixes
 from mapseg import cli
 from mapseg.data.manifest import Split
+from mapseg.data.pairing import Suffixes
 from mapseg.progress import amount, duration, show
 
 _SHOWN = 5  # list entries to print

@@ -29,7 +29,7 @@ def build_records(
     depends neither on the number of workers nor on interruptions.
 
     Args:
-      source: the data set to convert.
+      source: the dataset to convert.
       records_dir: created if it does not exist.
       resize: how images and labels are resized.
       workers: number of processes; 0 uses one per core, 1 only this process.

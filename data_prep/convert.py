@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.decoding import errors_naming, find_orientation, read_image, read_label, to_png
+from data_prep.decoding import REMEDY, find_orientation, read_image, read_label, to_png
 from data_prep.facts import MADE_UPRIGHT, SampleFacts, note_facts
-from data_prep.pairing import Pair
 from data_prep.parts import Part, write_part
 from mapseg.data.encoded import check_jpeg
+from mapseg.data.label_files import errors_naming
+from mapseg.data.pairing import Pair
 from mapseg.data.resizing import resize_image, resize_label
 from mapseg.data.samples import encode_sample
 from mapseg.data.shards import write_shard
@@ -83,7 +84,7 @@ def convert_pair(
     channels = 1 if image.mode in _GREY_MODES else 3
     target = resize.target(size)
     changed = orientation == MADE_UPRIGHT or target != size
-    with errors_naming(pair.image_path):
+    with errors_naming(pair.image_path, REMEDY):
         if image_format == "jpeg":
             check_jpeg(data)
         else:

@@ -16,7 +16,6 @@ from mapseg.data.tiles import TileTable, count_ids, encode_tile_table, pack_ids
 from mapseg.labels import LabelClass
 
 MADE_UPRIGHT, KEPT_TURNED = "made_upright", "kept_turned"
-MASK_IDS = {0, 255}  # a label with only these values is more likely a mask than a map of ids
 
 
 @dataclass(frozen=True, eq=False)

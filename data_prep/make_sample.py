@@ -1,4 +1,4 @@
-"""Writes a small scripted street-scene data set in the on-disk format of Mapillary Vistas v1.2.
+"""Writes a small dataset of synthetic street scenes in the format of Mapillary Vistas v1.2.
 
 `python -m data_prep.make_sample --out_dir=D` writes `D/config_v1.2.json`, `D/training` and
 `D/validation` with `images/KEY.jpg`, `labels/KEY.png` and `instances/KEY.png`, `D/testing/images`
@@ -38,7 +38,7 @@ def make_key(seed: int, split: str, index: int) -> str:
 def write_sample(
     out_dir: Path, counts: Mapping[str, int], seed: int, progress: Callable[[str], None]
 ) -> None:
-    """Writes the data set atomically.
+    """Writes the dataset atomically.
 
     Args:
       out_dir: a folder that is empty or does not exist.
@@ -97,7 +97,7 @@ def _work_on(values: flags.FlagValues) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     values = flags.FlagValues()
-    flags.DEFINE_string("out_dir", "", "folder for the data set", flag_values=values)
+    flags.DEFINE_string("out_dir", "", "folder for the dataset", flag_values=values)
     for name, count in DEFAULT_COUNTS.items():
         text = f"number of {name} scenes" if name in SPLITS else "number of frames of a drive"
         flags.DEFINE_integer(name, count, text, lower_bound=0, flag_values=values)

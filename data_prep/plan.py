@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image
 
 from data_prep.convert import Job, Resize
-from data_prep.pairing import Pair
 from data_prep.parts import PARTS_DIR, Part, part_path, read_part
 from data_prep.sources import Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
+from mapseg.data.pairing import Pair
 from mapseg.files import name_text, nearest_folder
 from mapseg.progress import amount
 
 _SHARD_BYTES = 256 << 20
-_MIN_SHARDS = 16  # so that a small data set keeps that many cores busy
+_MIN_SHARDS = 16  # so that a small dataset keeps that many cores busy
 
 # Measured on Vistas and CamVid: label and tiles take 2.3 to 2.7 times the label file's bytes. A
 # resized sample takes 0.42 (2048 pixels on the long side) to 0.62 bytes (512) per pixel.

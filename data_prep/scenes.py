@@ -1,4 +1,4 @@
-"""Draws a scripted street scene in perspective.
+"""Draws a synthetic street scene in perspective.
 
 A scene is a list of objects along a road, drawn from far to near. Each stroke draws both image and
 label.

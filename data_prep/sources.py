@@ -1,4 +1,4 @@
-"""Finds the image/label pairs of a data set on disk, without opening an image or a label.
+"""Finds the image/label pairs of a dataset on disk, without opening an image or a label.
 
 Supports Mapillary Vistas, flat (v1.2) and nested (v2.0), and any two folders of images and labels.
 """
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.pairing import Pair, Suffixes, find_pairs, listing
+from mapseg.data.pairing import Pair, Suffixes, find_pairs, listing
 from mapseg.labels import LabelClass, read_class_table
 
 # Possible paths of the class table and of a split's labels, by label version. The first version
@@ -36,7 +36,7 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set to convert.
+    """A dataset to convert.
 
     Attributes:
       classes: its class table.

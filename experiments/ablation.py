@@ -48,14 +48,18 @@ CASES: dict[str, dict[str, Any]] = {
 def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
-    for name, help_text in (("records_dir", "records"), ("work_dir", "folder for the runs")):
+    for name, help_text in (("records_dir", "records folder"), ("work_dir", "folder for the runs")):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
-    flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of each case", flag_values=values)
-    flags.DEFINE_list("only", list(CASES), "cases to run", flag_values=values)
-    flags.DEFINE_list("classes", [], "classes to show the IoU of", flag_values=values)
+    flags.DEFINE_list(
+        "seeds", ["1", "2", "3"], "seeds; each case trains one run per seed", flag_values=values
+    )
+    flags.DEFINE_list("only", list(CASES), "cases to train; default: all", flag_values=values)
+    flags.DEFINE_list("classes", [], "classes whose IoU is in the table", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
-    flags.DEFINE_string("compile_cache_dir", "auto", "as in training", flag_values=values)
+    flags.DEFINE_string(
+        "compile_cache_dir", "auto", "compile cache, as in train_main.py", flag_values=values
+    )
     return values
 
 
@@ -66,7 +70,7 @@ def work(values: flags.FlagValues) -> int:
     work_dir = Path(cli.required(values, "work_dir"))
     cli.use_compile_cache(values)
     options, split = all_options(values), values.eval_split
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     unknown = sorted(set(values.only) - set(CASES))
     if unknown:
         raise ValueError(f"only must be of {', '.join(CASES)}; got {', '.join(unknown)}")

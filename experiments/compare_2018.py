@@ -30,7 +30,7 @@ from mapseg.evaluation.scores import Scores, confusion_matrix
 from mapseg.labels import LabelSet, make_label_set
 
 if TYPE_CHECKING:
-    from data_prep.pairing import Pair
+    from mapseg.data.pairing import Pair
 
 FORMER = {"all": ("raw_66", "downsized_66"), "lane_marking": ("raw_lane", "downsized_lane")}
 LANES = {"all": "marking--general", "lane_marking": "lane marking"}
@@ -42,12 +42,12 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     for name, help_text in (
         ("vistas_dir", "a Vistas v1.2 folder"),
-        ("predictions_dir", "the predictions of 2018"),
+        ("predictions_dir", "folder of the predictions of 2018"),
         ("out_dir", "folder for the pictures"),
-        ("frames", "frames to draw overlays of"),
+        ("frames", "frames to segment and draw overlays of"),
     ):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
-    flags.DEFINE_list("run_dirs", [], "runs that differ in the seed", flag_values=values)
+    flags.DEFINE_list("run_dirs", [], "runs that differ only in the seed", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     return values
 
@@ -59,7 +59,7 @@ def work(values: flags.FlagValues) -> int:
     vistas_dir, former_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     if not values.run_dirs:
         raise ValueError("run_dirs must be a comma-separated list of run folders; got none")
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
 
     from data_prep.sources import find_vistas
     from mapseg.estimator import Estimator

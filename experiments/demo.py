@@ -23,7 +23,7 @@ def main(out_dir: Path) -> int:
     train = ["train_main.py", "--flagfile=experiments/demo.flags", records, run]
     infer = ["infer_main.py", run, f"--frames={sample_dir / 'frames'}", f"--out_dir={frames_dir}"]
     steps = [
-        ("making a synthetic street-scene data set", ["-m", *make]),
+        ("making a dataset of synthetic street scenes", ["-m", *make]),
         ("converting it to records", ["-m", *convert]),
         ("training, then evaluation on scenes with other settings", train),
         (

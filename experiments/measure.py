@@ -36,8 +36,8 @@ def all_options(values: flags.FlagValues) -> dict[str, Any]:
     command omits an option. Unless set, schedule_steps equals steps, so that a run with more steps
     does not continue at the final learning rate of a shorter one.
     """
-    model = ModelConfig(**cli.given(values, ModelConfig))
-    train = TrainConfig(**cli.given(values, TrainConfig))
+    model = ModelConfig(**cli.explicit_options(values, ModelConfig))
+    train = TrainConfig(**cli.explicit_options(values, TrainConfig))
     options = {**to_json(model), **to_json(train)}
     options["schedule_steps"] = train.schedule_steps or train.steps
     del options["seed"]

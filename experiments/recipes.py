@@ -64,13 +64,17 @@ RECIPES = {
 def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
-    flags.DEFINE_enum("recipe", None, list(RECIPES), "which recipe", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "the raw data", flag_values=values)
-    flags.DEFINE_string("work_dir", "", "folder for records, runs, results", flag_values=values)
-    flags.DEFINE_list("seeds", ["1", "2", "3"], "one run per seed", flag_values=values)
+    flags.DEFINE_enum("recipe", None, list(RECIPES), "recipe to run", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "folder of the raw dataset", flag_values=values)
+    flags.DEFINE_string("work_dir", "", "folder for records, runs and results", flag_values=values)
+    flags.DEFINE_list(
+        "seeds", ["1", "2", "3"], "seeds; one run is trained per seed", flag_values=values
+    )
     flags.DEFINE_list("splits", [], "splits to score; default: the recipe's", flag_values=values)
-    flags.DEFINE_integer("folds", 0, "cross-validation folds; 0: off", flag_values=values)
-    flags.DEFINE_string("compile_cache_dir", "auto", "as in training", flag_values=values)
+    flags.DEFINE_integer("folds", 0, "number of cross-validation folds; 0: off", flag_values=values)
+    flags.DEFINE_string(
+        "compile_cache_dir", "auto", "compile cache, as in train_main.py", flag_values=values
+    )
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
     return values
@@ -84,7 +88,7 @@ def work(values: flags.FlagValues) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cli.use_compile_cache(values)
     options, seeds = all_options(values), seeds_of(values)
-    predicting = PredictConfig(**cli.given(values, PredictConfig))
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     sources = find_sources(recipe, data_dir)
     jobs = plan(values, sources)
     results = Results(work_dir, protocol(options, predicting))

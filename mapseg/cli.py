@@ -42,7 +42,7 @@ def define_flags(values: flags.FlagValues, *kinds: type) -> None:
             _DEFINE[type(field.default)](field.name, field.default, text, flag_values=values)
 
 
-def given(values: flags.FlagValues, *kinds: type) -> dict[str, Any]:
+def explicit_options(values: flags.FlagValues, *kinds: type) -> dict[str, Any]:
     """Returns the fields of config dataclasses that the command line or a flag file set."""
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     return {name: values[name].value for name in names if values[name].present}

@@ -78,7 +78,7 @@ def define_flags() -> flags.FlagValues:
 def make_case(values: flags.FlagValues) -> Case:
     """Builds a case from the flags."""
     return Case(
-        options=cli.given(values, ModelConfig, TrainConfig),
+        options=cli.explicit_options(values, ModelConfig, TrainConfig),
         run_dir=Path(values.run_dir) if values.run_dir else None,
         records_dir=Path(values.records_dir) if values.records_dir else None,
         mode=values.mode,

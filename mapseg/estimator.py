@@ -126,22 +126,20 @@ class Estimator:
         run, config = self.run, config or PredictConfig()
         manifest = read_manifest(records_dir)
         label_set, translation, mapped = self._scored_classes(run, manifest, mapping)
-        split = split or run.train.eval_split
+        split = manifest.split(split or run.train.eval_split).name
         path = find_checkpoint(self.run_dir, checkpoint)
-        manifest.split(split)
 
         from mapseg.evaluation import evaluate as evaluating
         from mapseg.evaluation import stored
 
         panels_dir = self.run_dir / "evaluation" / "panels"
         facts = {**evaluating.evaluation_facts(path, manifest, split, config), **mapped}
-        json_path = evaluating.evaluation_path(self.run_dir, split, mapping)
-        if not again:
-            earlier = evaluating.matching_evaluation(json_path, label_set, facts)
-            if earlier is not None:
-                return earlier
-        for folder in (self.run_dir / "evaluation", panels_dir):
-            check_writable(folder)
+        json_path = stored.evaluation_path(self.run_dir, split, mapping)
+        earlier = None if again else evaluating.matching_evaluation(json_path, label_set, facts)
+        if earlier is not None:
+            return earlier
+        check_writable(json_path.parent)
+        check_writable(panels_dir)
         evaluation = evaluating.evaluate(
             self._predictor(run, config, path),
             manifest,
@@ -153,11 +151,7 @@ class Estimator:
             panels_dir=panels_dir,
             panels=panels,
         )
-        try:
-            stored.write_evaluation(json_path, evaluation, facts)
-        except OSError:
-            self._progress("\n".join(evaluation.lines()))  # too costly to lose
-            raise
+        self._store(evaluation, json_path, facts)
         return evaluation
 
     def predict(
@@ -229,6 +223,17 @@ class Estimator:
         label_set = make_label_set(manifest.classes, "all")
         table = used.translation(run.label_set.names, label_set)
         return label_set, table, {"mapping": used.digest}
+
+    def _store(self, evaluation: "Evaluation", path: Path, facts: dict[str, Any]) -> None:
+        """Writes an evaluation; if that fails, prints the scores, which are too costly to lose."""
+        from mapseg.evaluation import stored
+        from mapseg.evaluation.summary import summary_lines
+
+        try:
+            stored.write_evaluation(path, evaluation, facts)
+        except OSError:
+            self._progress("\n".join(summary_lines(evaluation)))
+            raise
 
     def _predictor(self, run: Run, config: PredictConfig, path: Path) -> "Predictor":
         """Returns a predictor; the last one is cached, so that single frames do not reload it.

@@ -147,7 +147,7 @@ def available_bytes() -> int:
     return available
 
 
-def taken_bytes(which: Literal["current", "peak"]) -> int:
+def used_bytes(which: Literal["current", "peak"]) -> int:
     """Returns the memory in use: by TensorFlow on the first GPU or, with no GPU, by the process.
 
     Args:
@@ -160,6 +160,11 @@ def taken_bytes(which: Literal["current", "peak"]) -> int:
         import tensorflow as tf
 
         return int(tf.config.experimental.get_memory_info("GPU:0")[which])
+    return process_bytes(which)
+
+
+def process_bytes(which: Literal["current", "peak"]) -> int:
+    """Returns the resident memory of this process; 0 if the system does not report it."""
     name = {"current": "VmRSS", "peak": "VmHWM"}[which]
     with contextlib.suppress(OSError):
         kilobytes = re.findall(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
@@ -174,7 +179,7 @@ def allocated_bytes(which: Literal["current", "peak"]) -> int:
     grows in the next. Without oneDNN there is no pool, and no statistics.
 
     Args:
-      which: as for `taken_bytes`, the fallback without statistics.
+      which: as for `used_bytes`, the fallback without statistics.
 
     Returns:
       Bytes.
@@ -184,11 +189,11 @@ def allocated_bytes(which: Literal["current", "peak"]) -> int:
     if not gpus():
         with contextlib.suppress(ValueError):
             return int(tf.config.experimental.get_memory_info("CPU:0")[which])
-    return taken_bytes(which)
+    return used_bytes(which)
 
 
 def reset_peak() -> None:
-    """Resets the peaks of `taken_bytes` and `allocated_bytes`, if the system supports it."""
+    """Resets the peaks of `used_bytes` and `allocated_bytes`, if the system supports it."""
     import tensorflow as tf
 
     if gpus():

@@ -54,7 +54,7 @@ def make_reporter(
 
 
 @contextmanager
-def telling(what: str, progress: Callable[[str], None]) -> Iterator[None]:
+def reporting(what: str, progress: Callable[[str], None]) -> Iterator[None]:
     """Reports elapsed time of work without measurable progress, then its duration."""
     started, ended = time.monotonic(), threading.Event()
 

@@ -19,7 +19,7 @@ def call(*arguments, cwd=ROOT):
 def test_init_checkpoint_is_another_name_of_init_from():
     values = train_main.define_flags()
     values(["train_main.py", "--init_checkpoint=deeplab/model.ckpt"])
-    assert cli.given(values, TrainConfig) == {"init_from": "deeplab/model.ckpt"}
+    assert cli.explicit_options(values, TrainConfig) == {"init_from": "deeplab/model.ckpt"}
 
 
 def test_explicit_flags_override_a_flag_file_in_any_order():
@@ -60,7 +60,7 @@ def test_the_command_line_overrides_a_flag_file(tmp_path):
     options = {}
 
     def remember(values):
-        options.update(cli.given(values, TrainConfig))
+        options.update(cli.explicit_options(values, TrainConfig))
         return 0
 
     values = flags.FlagValues()

@@ -109,7 +109,7 @@ def test_a_good_case_passes_every_check_and_nothing_is_written(records_dir, tmp_
     assert contents(records_dir) == before
     assert "6 samples to train on" in findings["records"][1]
     assert "3 classes" in findings["ids"][1]
-    assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 devices" in findings["network"][1]
+    assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 device" in findings["network"][1]
     assert findings["step"][1].startswith("loss 1.")
     assert "all gradients finite" in findings["step"][1]
     assert "for 4 steps" in findings["speed"][1]

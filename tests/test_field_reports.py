@@ -13,10 +13,10 @@ from PIL import Image
 import train_main
 from data_prep import build_records
 from data_prep.decoding import read_label
-from data_prep.pairing import find_pairs
 from data_prep.sources import SourceSplit
 from mapseg.config import InferConfig, TrainConfig
 from mapseg.data.manifest import read_manifest
+from mapseg.data.pairing import find_pairs
 from mapseg.inference.frames import find_frames
 from mapseg.inference.reading import read_image
 from mapseg.labels import parse_class_table

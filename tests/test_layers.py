@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "model": set(),
     "runs": {"data", "model"},
     "inference": {"data", "model", "runs"},
-    "evaluation": {"data", "model", "runs", "inference"},
+    "evaluation": {"data", "model", "runs", "inference", "cli"},
     "training": {"data", "model", "runs", "inference", "evaluation"},
     "estimator": {"data", "model", "runs", "inference", "evaluation", "training"},
     "cli": set(),
@@ -34,6 +34,7 @@ MAY_IMPORT = {
 COMMANDS = {
     "mapseg.cli",
     "mapseg.doctor",
+    "mapseg.evaluation.score",
     "data_prep.make_sample",
     "data_prep.build_records",
     "data_prep.index_records",
@@ -85,7 +86,8 @@ def test_no_modules_import_each_other_in_a_cycle():
 
 
 def test_only_entry_points_import_flags():
-    assert {name for name in MODULES if uses(name, "absl")} <= COMMANDS
+    for package in ("absl", "mapseg.cli"):
+        assert {name for name in MODULES if uses(name, package)} <= COMMANDS
 
 
 def test_only_addons_imports_tensorflow_addons():
@@ -121,6 +123,8 @@ WITHOUT_TENSORFLOW = [
         f"mapseg.data.{name}"
         for name in (
             "encoded",
+            "label_files",
+            "pairing",
             "shard_checks",
             "manifest",
             "shards",
@@ -131,7 +135,7 @@ WITHOUT_TENSORFLOW = [
     ),
     *(f"mapseg.runs.{name}" for name in ("folder", "checkpoints", "history")),
     *(f"mapseg.inference.{name}" for name in ("frames", "reading", "results", "videos", "infer")),
-    "mapseg.evaluation.scores",
+    *(f"mapseg.evaluation.{name}" for name in ("scores", "stored", "score")),
     "mapseg.model.pretrained",
     "mapseg.training.prepare",
     *(name for name in MODULES if name.startswith("data_prep.")),
@@ -171,6 +175,8 @@ for name in sys.argv[1:]:
         ("infer_main", ["--init_checkpoint=/no", "--frames=F", "--out_dir=P"], 1, "F: no such"),
         ("infer_main", ["--init_checkpoint=/no", "--frames=docs", "--out_dir=P"], 1, "/no: init"),
         ("mapseg.doctor", ["--help"], 0, ""),
+        ("mapseg.evaluation.score", ["--help"], 0, ""),
+        ("mapseg.evaluation.score", ["--compare=/no,/no"], 1, "/no: no such evaluation"),
         ("data_prep.build_records", ["--vistas_dir=/no", "--records_dir=R"], 1, "/no: no such"),
         ("data_prep.index_records", ["--records_dir=/no", "--classes=/no"], 1, "/no: no such"),
         ("data_prep.verify_records", ["--records_dir=/no"], 1, "/no: must be a folder"),

@@ -54,23 +54,23 @@ def test_available_memory_respects_the_machine_and_its_container(root):
 
 
 def test_taken_memory_is_read_and_0_if_the_system_does_not_report_it(root):
-    assert machine.taken_bytes("peak") == 0
+    assert machine.used_bytes("peak") == 0
     (root / "proc/self/status").write_text("VmHWM:\t    90 kB\nVmRSS:\t    70 kB\n")
-    assert machine.taken_bytes("peak") == 90 * 1024
-    assert machine.taken_bytes("current") == 70 * 1024
+    assert machine.used_bytes("peak") == 90 * 1024
+    assert machine.used_bytes("current") == 70 * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_the_peak_can_be_reset():
     machine.reset_peak()
-    before = machine.taken_bytes("peak")
+    before = machine.used_bytes("peak")
     array = np.ones(300_000_000, np.uint8)
-    assert machine.taken_bytes("current") > before + 200e6
+    assert machine.used_bytes("current") > before + 200e6
     del array
-    assert machine.taken_bytes("current") < before + 100e6
-    assert machine.taken_bytes("peak") > before + 200e6
+    assert machine.used_bytes("current") < before + 100e6
+    assert machine.used_bytes("peak") > before + 200e6
     machine.reset_peak()
-    assert machine.taken_bytes("peak") < before + 100e6
+    assert machine.used_bytes("peak") < before + 100e6
 
 
 def test_memory_that_a_step_takes_again_and_again_is_counted():

@@ -99,7 +99,7 @@ def test_without_locks_one_warning_is_printed(number, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for _ in range(2):
-        with files.locked(tmp_path / "run" / ".lock", "another one is running"):
+        with files.locked(tmp_path / "run" / ".lock", "another process is running"):
             pass
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"WARNING: {tmp_path}/run: its file system has no locks (")

@@ -116,6 +116,7 @@ def test_every_option_that_the_pages_name_exists():
     programs += [
         ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
     ]
+    programs += [["-m", "mapseg.evaluation.score"]]
     known = set()
     for program in programs:
         known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))
@@ -131,8 +132,8 @@ def test_every_option_that_the_pages_name_exists():
 def test_every_flag_file_can_be_read(path):
     values = train_main.define_flags()
     values(["train_main.py", f"--flagfile={path}"])
-    train = TrainConfig(**cli.given(values, TrainConfig))
-    assert ModelConfig(**cli.given(values, ModelConfig)).encoder in ENCODERS
+    train = TrainConfig(**cli.explicit_options(values, TrainConfig))
+    assert ModelConfig(**cli.explicit_options(values, ModelConfig)).encoder in ENCODERS
     if "What 2018 really did" in path.read_text(encoding="utf-8"):
         assert (train.steps, train.batch_size, train.crop_size) == (100_000, 1, (513, 513))
 

@@ -45,16 +45,16 @@ def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, 
     work_dir = tmp_path / "work"
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
     stored = json.loads((work_dir / "results.json").read_text())
-    found = stored["tables"]["val"]["1"]
+    table = stored["tables"]["val"]["1"]
     own = json.loads((work_dir / "seed1" / "evaluation" / "val.json").read_text())
-    assert own["mean_iou"] == found["mean_iou"]
-    assert found["classes_present"] == 3
+    assert own["mean_iou"] == table["mean_iou"]
+    assert table["classes_present"] == 3
     assert own["flip_average"]  # as in the flag file
     assert stored["protocol"]["schedule_steps"] == 2
-    assert found["facts"]["precision"] == ["float32"]
-    assert found["facts"]["classes"] == [list(found["iou"])]
+    assert table["facts"]["precision"] == ["float32"]
+    assert table["facts"]["classes"] == [list(table["iou"])]
     digest = read_manifest(work_dir / "records").split("val").digest
-    assert found["facts"]["scored on records"] == [digest]
+    assert table["facts"]["scored on records"] == [digest]
     assert (work_dir / "results.md").read_text().startswith("| val | seed 1 | mean |")
 
     # Again: nothing is trained or scored a second time.
@@ -141,13 +141,13 @@ def test_folds_hold_out_every_training_pair_once_and_neighbours_together(camvid_
     assert held == list(training.pairs)
 
 
-@pytest.mark.parametrize("given", [["--recipe=vistas_sample"], ["--recipe", "vistas_sample"]])
-def test_a_recipe_loads_its_flag_file_in_either_spelling(given, monkeypatch):
-    found = []
-    monkeypatch.setattr(recipes.cli, "run", lambda work, values, argv, about: found.append(argv))
-    recipes.main(["recipes.py", *given, "--steps=7"])
+@pytest.mark.parametrize("recipe", [["--recipe=vistas_sample"], ["--recipe", "vistas_sample"]])
+def test_a_recipe_loads_its_flag_file_in_either_spelling(recipe, monkeypatch):
+    commands = []
+    monkeypatch.setattr(recipes.cli, "run", lambda work, values, argv, about: commands.append(argv))
+    recipes.main(["recipes.py", *recipe, "--steps=7"])
     path = EXPERIMENTS / "vistas_sample.flags"
-    assert found == [["recipes.py", f"--flagfile={path}", *given, "--steps=7"]]
+    assert commands == [["recipes.py", f"--flagfile={path}", *recipe, "--steps=7"]]
 
 
 def test_results_of_later_calls_are_added(tmp_path):
@@ -179,8 +179,8 @@ def test_results_of_later_calls_are_added(tmp_path):
 def test_every_case_of_the_ablation_fits_every_recipe(path):
     values = ablation.define_flags()
     values(["ablation.py", f"--flagfile={path}"])
-    model = recipes.cli.given(values, ModelConfig)
-    train = recipes.cli.given(values, TrainConfig)
+    model = recipes.cli.explicit_options(values, ModelConfig)
+    train = recipes.cli.explicit_options(values, TrainConfig)
     for case in ablation.CASES.values():
         own = {**model, **{k: v for k, v in case.items() if hasattr(ModelConfig, k)}}
         resolve_encoder_weights(ModelConfig(**own))
@@ -191,10 +191,10 @@ def test_folds_are_summed_as_pixels():
     labels = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(2)], "all")
     matrices = np.array([[4, 0], [0, 0]]), np.array([[0, 0], [3, 1]])
     outcomes = [measure.Outcome(Scores(m, labels), 2.0, {"sum": int(m.sum())}) for m in matrices]
-    found = recipes.add_up(outcomes)
-    assert found["facts"] == {"sum": [4, 4]}
-    assert found["iou"] == {"c0": 4 / 7, "c1": 1 / 4}
-    assert found["train_secs"] == 4
+    table = recipes.add_up(outcomes)
+    assert table["facts"] == {"sum": [4, 4]}
+    assert table["iou"] == {"c0": 4 / 7, "c1": 1 / 4}
+    assert table["train_secs"] == 4
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_folds_are_summed_as_pixels():
     ],
 )
 def test_a_bad_call_of_a_recipe_is_reported(camvid_dir, tmp_path, capsys, options, message):
-    given = ["--recipe=camvid_scratch", f"--data_dir={camvid_dir}", f"--work_dir={tmp_path / 'w'}"]
-    assert recipes.main(["recipes.py", *given, *options]) == 1
+    common = ["--recipe=camvid_scratch", f"--data_dir={camvid_dir}", f"--work_dir={tmp_path / 'w'}"]
+    assert recipes.main(["recipes.py", *common, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
@@ -227,20 +227,20 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
         return measure.Outcome(Scores(confusion, labels), 2.0, {})
 
     monkeypatch.setattr(ablation, "measure", stand_in)
-    given = [f"--records_dir={records_dir}", f"--work_dir={tmp_path}", "--seeds=1,2"]
-    given += ["--encoder=resnet50", "--encoder_weights=none"]
-    given.append("--only=--loss=focal,--encoder=efficientnet_lite2")
+    common = [f"--records_dir={records_dir}", f"--work_dir={tmp_path}", "--seeds=1,2"]
+    common += ["--encoder=resnet50", "--encoder_weights=none"]
+    common.append("--only=--loss=focal,--encoder=efficientnet_lite2")
     lite2 = ablation.CASES["--encoder=efficientnet_lite2"]
     monkeypatch.setitem(lite2, "encoder_weights", str(tmp_path / "not there"))
-    assert ablation.main(["ablation.py", *given, "--classes=flat--road"]) == 0
+    assert ablation.main(["ablation.py", *common, "--classes=flat--road"]) == 0
     *said, base, focal = capsys.readouterr().out.splitlines()
     (skipped,) = (line for line in said if line.startswith("skipped: "))
     assert skipped.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in skipped
     assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
     assert focal.startswith("| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 |")
-    assert ablation.main(["ablation.py", *given, "--classes=boat"]) == 1
+    assert ablation.main(["ablation.py", *common, "--classes=boat"]) == 1
     assert "classes must be names of this label set" in capsys.readouterr().err
-    assert ablation.main(["ablation.py", *given, "--only=--boat"]) == 1
+    assert ablation.main(["ablation.py", *common, "--only=--boat"]) == 1
     assert "only must be of" in capsys.readouterr().err
 
 
@@ -272,9 +272,13 @@ def test_a_run_is_compared_with_the_predictions_of_2018(
             (tmp_path / name).mkdir(exist_ok=True)
             ids = np.maximum(np.asarray(Image.open(path)), lowest)
             Image.fromarray(ids).save(tmp_path / name / path.name)
-    given = [f"--vistas_dir={vistas_dir}", f"--predictions_dir={tmp_path}", f"--run_dirs={run_dir}"]
-    given.append(f"--frames={vistas_dir / 'validation' / 'images'}")
-    assert compare_2018.main(["compare_2018.py", *given, f"--out_dir={tmp_path / 'out'}"]) == 0
+    common = [
+        f"--vistas_dir={vistas_dir}",
+        f"--predictions_dir={tmp_path}",
+        f"--run_dirs={run_dir}",
+    ]
+    common.append(f"--frames={vistas_dir / 'validation' / 'images'}")
+    assert compare_2018.main(["compare_2018.py", *common, f"--out_dir={tmp_path / 'out'}"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
     by_name = {row[0].strip("| "): row[1:] for row in rows}
     assert by_name["raw_66"][:3] == ["100.00%", "100.00%", "100.00%"]

@@ -51,7 +51,7 @@ def test_the_wheel_is_used(bin_dir, tmp_path):
     assert shown.startswith(str(bin_dir.parent))
 
 
-@pytest.mark.parametrize("name", ["train", "infer", "convert", "doctor"])
+@pytest.mark.parametrize("name", ["train", "infer", "convert", "doctor", "score"])
 def test_every_command_shows_its_help(bin_dir, tmp_path, name):
     assert "--" in run(bin_dir / f"mapseg-{name}", "--help", cwd=tmp_path)
 

@@ -40,10 +40,11 @@ def check_network(case: Case) -> Finding:
     )
     case.config, case.trial = config, Trial(built, config, workers)
     random = "" if case.weights_at_hand else ", random weights for these checks"
+    replicas = workers.replicas
     return Finding(
         OK,
         f"{run.model.encoder}, {trained_parameters(built) / 1e6:.2f} M trained parameters{random}; "
-        f"{share}{config.batch_size} crops on {workers.replicas} devices",
+        f"{share}{config.batch_size} crops on {replicas} device{'s' * (replicas > 1)}",
     )
 
 

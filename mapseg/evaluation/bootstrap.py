@@ -34,7 +34,7 @@ class Intervals(NamedTuple):
 
     Attributes:
       mean_iou: of the mean IoU.
-      iou: [C, 2] float64 low and high end; nan for classes without labels.
+      iou: [C, 2] float64 low and high end; nan for classes that fewer than two images contain.
     """
 
     mean_iou: Interval
@@ -80,7 +80,7 @@ def intervals(evaluation: Evaluation) -> Intervals:
     if images < _MIN_IMAGES:
         return Intervals(Interval(math.nan, math.nan), np.full((len(evaluation.iou), 2), math.nan))
     iou = _resampled_iou(evaluation.image_counts, _weights(images))
-    return Intervals(Interval(*_ends(_row_means(iou), images)), _ends(iou, images).T)
+    return Intervals(Interval(*_ends(_row_means(iou), images)), _class_ends(iou, evaluation))
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
@@ -101,7 +101,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     weights = _weights(images)
     before, after = (_resampled_iou(e.image_counts, weights) for e in (first, second))
     ends = _ends(_row_means(after) - _row_means(before), images)
-    each = zip(second.iou - first.iou, _ends(after - before, images).T, strict=True)
+    each = zip(second.iou - first.iou, _class_ends(after - before, first), strict=True)
     return Comparison(
         Difference(second.mean_iou - first.mean_iou, Interval(*ends)),
         tuple(Difference(float(value), Interval(*pair)) for value, pair in each),
@@ -134,6 +134,13 @@ def _ends(values: np.ndarray, images: int) -> np.ndarray:
         return np.nanpercentile(values, (below, 100 - below), axis=0)
 
 
+def _class_ends(values: np.ndarray, evaluation: Evaluation) -> np.ndarray:
+    """Returns the ends of each class: [C, 2]; nan where resamples of one image cannot differ."""
+    ends = _ends(values, len(evaluation.images)).T
+    ends[(evaluation.image_counts[..., 0] > 0).sum(0) < _MIN_IMAGES] = math.nan
+    return ends
+
+
 def _tail(images: int) -> float:
     """Returns the share of resamples below a 95 % interval, expanded for few images."""
     normal, freedom = NormalDist(), images - 1
@@ -153,12 +160,16 @@ def _in_order_of(first: Evaluation, second: Evaluation) -> Evaluation:
         )
     by_name = {image.name: image for image in second.images}
     names = [image.name for image in first.images]
-    if {*names} != by_name.keys() or len(names) < _MIN_IMAGES:
+    if {*names} != by_name.keys():
         only = sorted({*names} ^ by_name.keys())
         raise ValueError(
             f"evaluations must be of the same images to be compared; got {len(names)} and "
-            f"{len(by_name)} images, only in one: {', '.join(only[:3]) or 'none'}. Remedy: "
+            f"{len(by_name)} images, only in one: {', '.join(only[:3])}. Remedy: "
             "evaluate both on the same split"
+        )
+    if len(names) < _MIN_IMAGES:
+        raise ValueError(
+            f"evaluations must have at least {_MIN_IMAGES} images to be compared; got {len(names)}"
         )
     ordered = Evaluation(second.confusion, second.label_set, tuple(by_name[n] for n in names))
     differing = (first.image_counts[..., 0] != ordered.image_counts[..., 0]).any(1)

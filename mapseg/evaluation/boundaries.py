@@ -11,7 +11,11 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
+from mapseg.evaluation.scores import count_pairs
+from mapseg.labels import VOID
+
 DISTANCE_SHARE = 0.02  # of the image's diagonal, as in the paper
+_SQUARE = np.ones((3, 3), np.uint8)
 
 
 def boundary_counts(
@@ -26,25 +30,26 @@ def boundary_counts(
       label: [H, W] uint8 ids.
       prediction: [H, W] uint8 ids. Set it to VOID where the label is VOID, so that an unlabelled
         region has the same contour in both.
-      classes: ids to count.
+      classes: ids to count, below VOID.
 
     Returns:
       By id: pixels of the intersection and of the union of the two boundary regions.
     """
     distance_px = max(1, round(DISTANCE_SHARE * math.hypot(*label.shape)))
-    counts = {}
-    for class_id in classes:
-        masks = [(ids == class_id).astype(np.uint8) for ids in (label, prediction)]
-        # Outside the box of both masks nothing counts.
-        left, top, width, height = cv2.boundingRect(masks[0] | masks[1])
-        box = slice(top, top + height), slice(left, left + width)
-        first, second = (_boundary(mask[box], distance_px) for mask in masks)
-        counts[class_id] = int((first & second).sum()), int((first | second).sum())
-    return counts
+    first, second = (_boundary(ids, distance_px) for ids in (label, prediction))
+    pairs = count_pairs(first, second)
+    both = np.diag(pairs)
+    union = pairs.sum(0) + pairs.sum(1) - both
+    return {c: (int(both[c]), int(union[c])) for c in classes}
 
 
-def _boundary(mask: np.ndarray, distance_px: int) -> np.ndarray:
-    """Returns the pixels of a mask within a distance of its contour: [h, w] bool."""
-    padded = np.pad(mask, 1)
-    depth = cv2.distanceTransform(padded, cv2.DIST_C, 3)[1:-1, 1:-1]
-    return (depth > 0) & (depth <= distance_px)
+def _boundary(ids: np.ndarray, distance_px: int) -> np.ndarray:
+    """Sets the pixels that are further than a distance from the contour of their class to VOID.
+
+    The contours of all classes are those of the id map: the pixels with a neighbour of another id.
+    """
+    inner = (cv2.erode(ids, _SQUARE) == cv2.dilate(ids, _SQUARE)).astype(np.uint8)
+    inner[[0, -1]] = 0
+    inner[:, [0, -1]] = 0
+    depth = cv2.distanceTransform(inner, cv2.DIST_C, 3)  # 0 on the contour
+    return np.where(depth < distance_px, ids, np.uint8(VOID))

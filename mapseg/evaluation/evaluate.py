@@ -156,25 +156,13 @@ def evaluation_facts(
     }
 
 
-def evaluation_path(run_dir: Path, split: str, mapping: str = "") -> Path:
-    """Returns the file of an evaluation in a run folder.
-
-    Args:
-      run_dir: the run folder.
-      split: name of a split.
-      mapping: name of the mapping that the predictions were translated with, if any.
-    """
-    name = f"{split}-{Path(mapping).stem}" if mapping else split
-    return run_dir / "evaluation" / f"{name}.json"
-
-
 def matching_evaluation(
     path: Path, label_set: LabelSet, facts: dict[str, Any]
 ) -> Evaluation | None:
     """Reads a stored evaluation if it was measured the same way.
 
     Args:
-      path: from `evaluation_path`.
+      path: from `stored.evaluation_path`.
       label_set: the run's.
       facts: must equal the stored ones; see `evaluation_facts`.
 

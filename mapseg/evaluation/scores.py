@@ -2,8 +2,7 @@
 
 Counts are summed over images: a split is scored by the sum, never by averaging image scores. The
 definitions are those of the Mapillary Vistas and Cityscapes evaluators: pixels whose label is VOID
-or an unevaluated class are ignored. Where the two differ from each other or from ours, the property
-says so.
+or an unevaluated class are ignored. Properties document where ours differ from theirs.
 """
 
 import math
@@ -38,13 +37,7 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
         raise ValueError(
             f"prediction must have the label's shape {label.shape}; got {prediction.shape}"
         )
-    counts = np.zeros(256 * 256, np.int64)
-    labels, predictions = label.reshape(-1), prediction.reshape(-1)
-    for start in range(0, labels.size, _BAND_PX):  # bincount needs 8 bytes for each pixel
-        band = labels[start : start + _BAND_PX].astype(np.uint16) << 8
-        band |= predictions[start : start + _BAND_PX]
-        counts += np.bincount(band, minlength=counts.size)
-    pairs = counts.reshape(256, 256)
+    pairs = count_pairs(label, prediction)
     pairs[VOID] = 0
     for name, pixels in (("label", pairs.sum(1)), ("prediction", pairs.sum(0))):
         ids = np.flatnonzero(pixels[:VOID])
@@ -53,6 +46,17 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
                 f"{name} ids must be 0 to {num_classes - 1}, or {VOID}; got {ids[0]} to {ids[-1]}"
             )
     return pairs[:num_classes, [*range(num_classes), VOID]]
+
+
+def count_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Counts the pairs of values of two arrays [H, W] uint8: [256, 256] int64."""
+    counts = np.zeros(256 * 256, np.int64)
+    rows, columns = first.reshape(-1), second.reshape(-1)
+    for start in range(0, rows.size, _BAND_PX):  # bincount needs 8 bytes for each pixel
+        band = rows[start : start + _BAND_PX].astype(np.uint16) << 8
+        band |= columns[start : start + _BAND_PX]
+        counts += np.bincount(band, minlength=counts.size)
+    return counts.reshape(256, 256)
 
 
 @dataclass(frozen=True)
@@ -192,8 +196,8 @@ class Scores:
             "confusion": self.confusion.tolist(),
         }
 
-    def lines(self) -> Iterable[str]:
-        """Yields the lines of a text table: totals, then the classes by descending IoU."""
+    def total_lines(self) -> Iterable[str]:
+        """Yields lines of text with the scores over all classes."""
         yield (
             f"mean IoU {self.mean_iou:.2%} over {int(self.present.sum())} classes present, "
             f"pixel accuracy {self.pixel_accuracy:.2%}"
@@ -209,6 +213,9 @@ class Scores:
                 "official evaluator, which counts predicted classes without labels as 0: mean IoU "
                 f"{official.occurring_mean_iou:.2%}"
             )
+
+    def class_lines(self) -> Iterable[str]:
+        """Yields a line of text for each class that is present, by descending IoU."""
         total = max(int(self.label_pixels.sum()), 1)
         iou = self.iou
         for i in sorted(np.flatnonzero(self.present), key=lambda i: -iou[i]):

@@ -25,6 +25,18 @@ SCHEMA = 2  # 1, without a number, had no images and no details
 _REMEDY = "evaluate again"
 
 
+def evaluation_path(run_dir: Path, split: str, mapping: str = "") -> Path:
+    """Returns the file of an evaluation in a run folder.
+
+    Args:
+      run_dir: the run folder.
+      split: name of a split.
+      mapping: name of the mapping that the predictions were translated with, if any.
+    """
+    name = f"{split}-{Path(mapping).stem}" if mapping else split
+    return run_dir / "evaluation" / f"{name}.json"
+
+
 def write_evaluation(path: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:
     """Writes an evaluation as `<path>`, `<stem>_classes.csv` and `<stem>_images.csv`.
 

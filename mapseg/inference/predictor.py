@@ -21,14 +21,13 @@ from mapseg.inference.classes import (
     classes_between,
     cut_view,
 )
+from mapseg.inference.tiling import regions, tile_start
 from mapseg.machine import gpus
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import Network, frozen_network
-from mapseg.model.weights import assign_weight_arrays, read_weights
+from mapseg.model.weights import load_weight_arrays
 from mapseg.runs.folder import Run
 
-# The fraction of a tile on each side that is only context.
-_MARGIN = 1 / 8
 _ANY = tf.TensorShape([None, None, None])
 
 
@@ -147,8 +146,8 @@ class Predictor(tf.Module):
             with tf.control_dependencies(copies[-1:]):
                 copies.append(_resize(images, scale * factor))
         largest = tf.shape(copies[-1])[1:3]
-        row_centres, row_edges = _regions(size[0], largest[0], self.config.tile_px)
-        column_centres, column_edges = _regions(size[1], largest[1], self.config.tile_px)
+        row_centres, row_edges = regions(size[0], largest[0], self.config.tile_px)
+        column_centres, column_edges = regions(size[1], largest[1], self.config.tile_px)
         ids = tf.zeros([batch, 0, size[1]], tf.uint8)
         highest = tf.zeros([batch, 0, size[1] if probability else 0])
         confidence = tf.zeros([batch])
@@ -200,16 +199,14 @@ class Predictor(tf.Module):
           size: [2] int32, (height, width) of the images.
           rows: [n] int32, the region's rows of pixels.
           columns: [m] int32, its columns.
-          centre: [2] float32, centre of the tiles in image pixels; tiles are shifted to stay
-            inside the image.
+          centre: [2] float32, centre of the tiles in image pixels; see `tile_start`.
         """
         views: list[View] = []
         tile_px = self.config.tile_px
         for copy in copies:
             copy_size = tf.shape(copy)[1:3]
             ratio = tf.cast(copy_size, tf.float32) / tf.cast(size, tf.float32)
-            start = tf.cast(tf.round(centre * ratio - tile_px / 2), tf.int32)
-            start = tf.clip_by_value(start, 0, tf.maximum(copy_size - tile_px, 0))
+            start = tile_start(centre * ratio, copy_size, tile_px)
             tile = copy[:, start[0] :, start[1] :][:, :tile_px, :tile_px]
             # Pixel centres lie at half-integers at every scale.
             down, across = (
@@ -255,7 +252,7 @@ def load_predictor(
         len(run.label_set.classes),
         precision=device_precision(run.train.precision),
     )
-    assign_weight_arrays(model, read_weights(checkpoint_path))
+    load_weight_arrays(model, checkpoint_path)
     return Predictor(frozen_network(model, portable=portable), config, run.long_side_px)
 
 
@@ -274,26 +271,3 @@ def _resize(images: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         pixels = tf.round(tf.image.resize(images, scaled, antialias=True))
         resized = tf.cast(tf.clip_by_value(pixels, 0, 255), tf.uint8)
     return tf.ensure_shape(resized, [None, None, None, 3])
-
-
-def _regions(size: tf.Tensor, scaled_size: tf.Tensor, tile_px: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Spaces tiles evenly along a side of the scaled image and assigns them the image's pixels.
-
-    Returns:
-      (centres [n] float32, edges [n + 1] int32), in pixels of the unscaled image: the tile around
-      centres[i] covers the pixels edges[i] to edges[i + 1], which lie in its inner part except at
-      the image border. Tiles without pixels are omitted.
-    """
-    step = tile_px - 2 * int(tile_px * _MARGIN)
-    over = tf.maximum(scaled_size - tile_px, 0)
-    count = 1 + (over + step - 1) // step
-    starts = tf.range(count) * over // tf.maximum(count - 1, 1)
-    inner = (starts[1:] + starts[:-1] + tile_px) // 2
-    ratio = tf.cast(scaled_size, tf.float32) / tf.cast(size, tf.float32)
-    # Pixel p is at (p + 0.5) * ratio - 0.5 of the scaled image.
-    inner = tf.cast(tf.math.ceil(tf.cast(inner, tf.float32) / ratio - 0.5), tf.int32)
-    edges = tf.concat([[0], tf.clip_by_value(inner, 0, size), [size]], 0)
-    owning = edges[1:] > edges[:-1]
-    centres = (tf.cast(starts, tf.float32) + tile_px / 2) / ratio
-    edges = tf.concat([[0], tf.boolean_mask(edges[1:], owning)], 0)
-    return tf.boolean_mask(centres, owning), edges

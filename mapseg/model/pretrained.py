@@ -71,7 +71,8 @@ def find_weights(config: ModelConfig) -> Path | None:
     path = expand_home(weights)
     if not path.is_file():
         raise FileNotFoundError(
-            f"encoder_weights must be imagenet, none, auto or an existing weights file; got {path}"
+            f"{path}: encoder_weights must be auto, imagenet, none or a weights file (.h5, "
+            ".weights.h5 or .pth); no such file. Remedy: check the path, or --encoder_weights=auto"
         )
     return path
 
@@ -206,7 +207,8 @@ def load_weights(model: "keras.Model", path: Path) -> None:
             raise ValueError(
                 f"{path}: encoder_weights must contain the weights of {model.name} without its "
                 f"top; the first layer that does not fit is {layer.name}, with shapes {expected}; "
-                f"the file has {actual or 'nothing'} in its place"
+                f"the file has {actual or 'nothing'} in its place. Remedy: give a file of "
+                "this --encoder, or --encoder_weights=none"
             )
     for layer, arrays in zip(layers, stored, strict=True):
         layer.set_weights(arrays)

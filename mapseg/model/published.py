@@ -79,7 +79,7 @@ def load_deeplab(prefix: str) -> tuple[keras.Model, LabelSet]:
         raise ValueError(
             f"{prefix}: init_checkpoint must contain xception_65 with ASPP and decoder; "
             f"{len(missing)} of its {len(current)} weights are missing or differ in shape: "
-            f"{first_names(missing)}"
+            f"{first_names(missing)}. Remedy: TF DeepLab's xception_cityscapes_trainfine"
         )
     assign_weight_arrays(model, stored)
     return model, replace(make_label_set(_CITYSCAPES, "all"), name="cityscapes")

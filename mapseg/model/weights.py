@@ -68,7 +68,9 @@ def assign_weight_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -
     ]
     if differing:
         raise ValueError(
-            f"weights must fit the model; {len(differing)} differ: " + "; ".join(differing)
+            f"weights must fit the model; {len(differing)} differ: "
+            + "; ".join(differing)
+            + ". Remedy: give weights of a network with the same options and classes"
         )
     for name, weight in weights.items():
         weight.assign(arrays[name])
@@ -92,6 +94,24 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             f"{path}: must be a complete weights file of mapseg (.npz); {error}. Remedy: give "
             "another checkpoint, or copy it again"
         ) from error
+
+
+def load_weight_arrays(model: keras.Model, path: Path) -> None:
+    """Sets all weights of a model from a checkpoint folder or an `.npz` file.
+
+    Args:
+      model: changed only if all weights fit.
+      path: as for `read_weights`.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is damaged, or its weights do not fit; the message names the file.
+    """
+    arrays = read_weights(path)
+    try:
+        assign_weight_arrays(model, arrays)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def deeplab_names(model: keras.Model) -> dict[str, str]:
@@ -164,7 +184,10 @@ def _checkpoint_errors(prefix: str) -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{prefix}: must be a complete TensorFlow checkpoint; {error}") from error
+        raise ValueError(
+            f"{prefix}: must be a complete TensorFlow checkpoint; {error}. Remedy: unpack or copy "
+            "it again"
+        ) from error
 
 
 def first_names(names: Sequence[str]) -> str:

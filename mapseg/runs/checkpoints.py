@@ -143,13 +143,17 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
       state: same structure as when written; all its variables exist.
 
     Raises:
+      FileNotFoundError: the checkpoint has no `info.json`.
       ValueError: written under another major version of Keras or by another run, damaged, or
         with other variables.
     """
     import keras
     import tensorflow as tf
 
-    remedy = f"remove {path}: training then resumes from the checkpoint before it, if there is one"
+    remedy = (
+        f"copy the checkpoint again, or remove {path}: training then resumes from the checkpoint "
+        "before it, or starts from step 0 if there is none"
+    )
     info_path = path / "info.json"
     if not info_path.is_file():
         raise FileNotFoundError(f"{info_path}: no such file. Remedy: {remedy}")
@@ -168,7 +172,7 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
         status.assert_consumed()
     except (AssertionError, IndexError, tf.errors.OpError, ValueError) as error:
         raise ValueError(
-            f"{path}: the saved state must match this run; it is damaged or differs: {error}. "
+            f"{path}: the saved state must be complete and match this run; {error}. "
             f"Remedy: {remedy}"
         ) from error
 

@@ -257,7 +257,7 @@ def lock_run(run_dir: Path) -> Iterator[Callable[[], None]]:
     """
     path = run_dir / ".lock"
     refusal = (
-        f"{run_dir}: must be trained by one process at a time; another one is running. "
+        f"{run_dir}: must be trained by one process at a time; another process is running. "
         "Remedy: wait for it, or give another --run_dir"
     )
     holder = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"

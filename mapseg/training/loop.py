@@ -18,7 +18,7 @@ from mapseg.data.batches import CropStream
 from mapseg.data.manifest import Manifest
 from mapseg.data.sharing import share_batches
 from mapseg.machine import gpus
-from mapseg.progress import telling
+from mapseg.progress import reporting
 from mapseg.runs.checkpoints import saved_steps
 from mapseg.runs.folder import Run, clear_leftovers, lock_run, store_run
 from mapseg.runs.history import read_history
@@ -212,7 +212,7 @@ def _take_all_steps(
         if stop:
             break
         if step == first_step:
-            with telling("compiling the training step", progress):
+            with reporting("compiling the training step", progress):
                 results = parts.take_steps(parts.batches, tf.constant(1))
                 results[0].numpy()  # waits for the device
             step += 1

@@ -106,7 +106,7 @@ def open_state(
       resumed: whether the run has a checkpoint.
 
     Raises:
-      FileNotFoundError: the initial weights do not exist.
+      FileNotFoundError: the initial weights do not exist, or the checkpoint is incomplete.
       ValueError: the initial weights or the checkpoint do not fit the network.
     """
     with strategy.scope():

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from mapseg import machine
 from mapseg.config import TrainConfig
-from mapseg.progress import telling
+from mapseg.progress import reporting
 from mapseg.training.devices import Workers
 from mapseg.training.state import TrainState
 from mapseg.training.step import make_step, without_rewriting
@@ -75,7 +75,7 @@ class Trial:
             started = time.perf_counter()
             try:
                 crops = [self.on_devices(pixels[: self.crops]) for pixels in batch]
-                with telling(f"compiling the step for {self.crops} crops", progress):
+                with reporting(f"compiling the step for {self.crops} crops", progress):
                     loss, finite, _ = map(float, compiled(*crops))
                 break
             except tf.errors.ResourceExhaustedError:

@@ -11,15 +11,10 @@ import numpy as np
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import Manifest
 from mapseg.evaluation.changes import describe_changes
-from mapseg.evaluation.evaluate import (
-    evaluate,
-    evaluation_facts,
-    evaluation_path,
-    matching_evaluation,
-)
+from mapseg.evaluation.evaluate import evaluate, evaluation_facts, matching_evaluation
 from mapseg.evaluation.evaluation import Evaluation
 from mapseg.evaluation.scores import Scores
-from mapseg.evaluation.stored import write_evaluation
+from mapseg.evaluation.stored import evaluation_path, write_evaluation
 from mapseg.inference.predictor import Predictor
 from mapseg.model.deeplab import build_model
 from mapseg.model.network import live_network

@@ -14,9 +14,9 @@ from data_prep.build_records import main
 from data_prep.convert import Resize, convert_pair
 from data_prep.facts import MADE_UPRIGHT
 from data_prep.inspection import inspect_record
-from data_prep.pairing import Pair, find_pairs
 from data_prep.verify_records import verify_records
 from mapseg.data.manifest import read_manifest, write_manifest
+from mapseg.data.pairing import Pair, find_pairs
 from mapseg.data.samples import encode_sample, parse_sample
 from mapseg.data.shards import write_shard
 from mapseg.labels import LabelClass, parse_class_table, read_class_table

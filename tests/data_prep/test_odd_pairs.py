@@ -15,9 +15,9 @@ from conftest import ROOT
 from PIL import Image
 
 from data_prep.build_records import main
-from data_prep.pairing import Suffixes, find_pairs
 from mapseg.data.batches import read_samples
 from mapseg.data.manifest import read_manifest
+from mapseg.data.pairing import Suffixes, find_pairs
 from mapseg.files import walk
 from mapseg.labels import make_label_set, read_class_table
 
@@ -267,7 +267,7 @@ def test_names_are_the_same_in_a_locale_of_another_encoding(root):
     (root / "images" / "ö.jpg").touch()  # without a label: it is named
     find = f"""
 from pathlib import Path
-from data_prep.pairing import find_pairs
+from mapseg.data.pairing import find_pairs
 root = Path({str(root)!r})
 pairs, wrong = find_pairs(root / "images", root / "labels")
 print(ascii([[pair.key for pair in pairs], list(wrong)]))

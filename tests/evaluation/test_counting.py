@@ -7,7 +7,7 @@ import pytest
 from mapseg.evaluation.boundaries import boundary_counts
 from mapseg.evaluation.counting import CALIBRATION_BINS, count_image
 from mapseg.evaluation.evaluation import evaluation_of
-from mapseg.evaluation.regions import region_counts
+from mapseg.evaluation.regions import AREA_EDGES_PX, region_counts
 from mapseg.labels import VOID, LabelClass, make_label_set
 
 
@@ -112,3 +112,30 @@ def test_a_probability_of_one_is_in_the_last_bin():
     labels = make_label_set(classes, "all")
     counts = count_image("x", ids, ids, labels, details=True, probability=one)
     assert counts.calibration[-1].tolist() == [16, 16, 16]
+
+
+def test_regions_equal_opencvs_components_of_each_class():
+    rng = np.random.default_rng(5)
+    for block in (1, 2, 5, 9):
+        coarse = rng.integers(0, 5, (90 // block, 140 // block), np.uint8)
+        label = coarse.repeat(block, axis=0).repeat(block, axis=1)
+        label[rng.random(label.shape) < 0.05] = VOID
+        prediction = np.where(rng.random(label.shape) < 0.7, label, 0).astype(np.uint8)
+        for class_id, counts in region_counts(label, prediction, range(5)).items():
+            _, regions, facts, _ = cv2.connectedComponentsWithStats(
+                (label == class_id).astype(np.uint8), connectivity=8
+            )
+            expected = np.zeros_like(counts)
+            for region, area in enumerate(facts[1:, cv2.CC_STAT_AREA], start=1):
+                hits = (prediction[regions == region] == class_id).sum()
+                expected[np.digitize(area, AREA_EDGES_PX)] += (area, hits)
+            np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])
+def test_images_of_one_row_or_column(size):
+    label = np.zeros(size, np.uint8)
+    label[-1, -1] = 1
+    others = label.size - 1
+    assert region_counts(label, label, [0, 1])[0][0].tolist() == [others, others]
+    assert boundary_counts(label, label, [0, 1]) == {0: (others, others), 1: (1, 1)}

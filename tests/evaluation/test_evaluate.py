@@ -13,9 +13,9 @@ from mapseg.config import PredictConfig
 from mapseg.data.batches import read_samples
 from mapseg.data.manifest import read_manifest
 from mapseg.evaluation.counting import ImageCounts, to_cells
-from mapseg.evaluation.evaluate import evaluate, evaluation_path, matching_evaluation
+from mapseg.evaluation.evaluate import evaluate, matching_evaluation
 from mapseg.evaluation.evaluation import evaluation_of
-from mapseg.evaluation.stored import write_evaluation
+from mapseg.evaluation.stored import evaluation_path, write_evaluation
 from mapseg.inference.predictor import Predictor
 from mapseg.labels import VOID, make_label_set
 from mapseg.model.network import Network

@@ -1,12 +1,8 @@
 import numpy as np
 import pytest
-from conftest import SHARED
-from PIL import Image
 
 from mapseg.evaluation.scores import Scores, confusion_matrix
-from mapseg.labels import VOID, LabelClass, make_label_set, read_class_table
-
-DATA = SHARED / "data"
+from mapseg.labels import VOID, LabelClass, make_label_set
 
 
 def label_set(evaluated=(True, True, True)):
@@ -56,7 +52,7 @@ def test_a_false_positive_of_an_absent_class_lowers_the_true_class():
     np.testing.assert_allclose(scores.iou, [3 / 4, 1, np.nan])
     assert scores.mean_iou == pytest.approx((3 / 4 + 1) / 2)
     assert scores.occurring_mean_iou == pytest.approx((3 / 4 + 1 + 0) / 3)
-    assert any("without labels as 0: mean IoU 58.33%" in line for line in scores.lines())
+    assert any("without labels as 0: mean IoU 58.33%" in line for line in scores.total_lines())
 
 
 def test_unevaluated_labels_do_not_count_and_their_predictions_are_wrong_or_dropped():
@@ -114,41 +110,5 @@ def test_ids_out_of_range_and_shapes_are_refused(label, prediction):
 def test_without_labels_scores_are_nan():
     scores = Scores(np.zeros((3, 3), np.int64), label_set())
     assert np.isnan([scores.mean_iou, scores.pixel_accuracy, scores.majority_mean_iou]).all()
-    assert len(list(scores.lines())) == 1
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="the 2018 predictions are not there")
-@pytest.mark.parametrize(
-    ("name", "honest", "official"),
-    [
-        ("raw_66", (20.93, 76.92, 25.74), (21.15, 77.68, 25.75)),
-        ("downsized_66", (27.37, 81.97, 55.45), (27.91, 82.37, 55.46)),
-    ],
-)
-def test_scores_of_the_2018_predictions(name, honest, official):
-    sample = DATA / "mapillary_sample"
-    labels = make_label_set(read_class_table(sample / "config_v1.2.json"), "all_66")
-    scores = Scores(_confusion_of_2018(name, labels), labels)
-    assert scores.present.sum() == 37
-    lane = labels.names.index("marking--general")
-    for got, want in ((scores, honest), (scores.official, official)):
-        figures = (got.mean_iou, got.pixel_accuracy, got.iou[lane])
-        np.testing.assert_allclose(100 * np.array(figures), want, atol=0.005)
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="the 2018 predictions are not there")
-@pytest.mark.parametrize(("name", "lane_iou"), [("raw_lane", 0.48), ("downsized_lane", 57.94)])
-def test_lane_scores_of_the_2018_predictions(name, lane_iou):
-    sample = DATA / "mapillary_sample"
-    labels = make_label_set(read_class_table(sample / "config_v1.2.json"), "lane_marking")
-    scores = Scores(_confusion_of_2018(name, labels), labels)
-    assert 100 * scores.iou[1] == pytest.approx(lane_iou, abs=0.005)
-
-
-def _confusion_of_2018(name, labels):
-    total = 0
-    for path in sorted((DATA / "mapillary_sample" / "validation" / "labels").glob("*.png")):
-        label = labels.table[np.array(Image.open(path))]
-        prediction = np.array(Image.open(DATA / "seed_predictions" / name / path.name))
-        total = total + confusion_matrix(label, prediction, len(labels.classes))
-    return total
+    assert len(list(scores.total_lines())) == 1
+    assert not list(scores.class_lines())

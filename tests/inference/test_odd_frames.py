@@ -85,9 +85,9 @@ def test_fewer_than_16_bits_in_16_fail_and_all_16_are_decoded(tmp_path, kind, en
         cv2.imwrite(str(folder / f"{bits}{ending}"), eight.astype(np.uint16) << (bits - 8))
     assert run(folder, tmp_path / "out") == Counts(1, 3, 0)
     assert "may be a camera's 10, 12 or 14 bits. Remedy" in status(tmp_path / "out", "12")
-    wanted = SMOOTH[..., ::-1] if kind == "colour" else np.dstack([eight] * 3)
-    found = read_image(folder / f"16{ending}")
-    assert np.abs(found - wanted.astype(int)).max() <= 1  # the libraries round differently
+    expected = SMOOTH[..., ::-1] if kind == "colour" else np.dstack([eight] * 3)
+    decoded = read_image(folder / f"16{ending}")
+    assert np.abs(decoded - expected.astype(int)).max() <= 1  # the libraries round differently
 
 
 def test_float_images_are_rejected(tmp_path):

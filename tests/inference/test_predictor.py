@@ -182,6 +182,25 @@ def test_pixels_come_from_the_inner_part_of_the_tiles_of_all_scales():
     assert ids[:, -24:].all()
 
 
+@pytest.mark.parametrize("size", [(150, 210), (97, 301)])
+def test_tiles_are_sampled_on_the_grid_of_the_whole_image(size):
+    """A network that looks only at every 16th pixel, like an encoder of output stride 16."""
+
+    def sampled(images):
+        samples = tf.cast(images[:, ::16, ::16, :1], tf.float32)
+        height, width = ((tf.shape(images)[i] + 3) // 4 for i in (1, 2))
+        rows, columns = (tf.range(n) // 4 for n in (height, width))
+        values = tf.gather(tf.gather(samples, rows, axis=1), columns, axis=2)
+        return tf.concat([values, 255 - values], axis=-1)
+
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    whole, tiled = (
+        Predictor(Network(sampled, 4), PredictConfig(scale="1", tile_px=tile_px), 80).segment(image)
+        for tile_px in (513, 129)
+    )
+    np.testing.assert_array_equal(tiled.ids, whole.ids)
+
+
 def test_a_tile_without_pixels_of_the_image_is_omitted():
     runs = []
 
@@ -220,17 +239,17 @@ def test_logits_at_stride_4_are_interpolated_at_their_positions_also_mirrored(si
     plain = Predictor(Network(patches, 4), PredictConfig(scale="1"), 83)
     expected = coarse_reference(image)
     np.testing.assert_array_equal(plain.segment(image).ids, expected.argmax(-1))
-    found = plain.segment(image, probability=True)
-    np.testing.assert_array_equal(found.ids, expected.argmax(-1))
-    np.testing.assert_allclose(found.probability, softmax(expected).max(-1), rtol=1e-4)
+    result = plain.segment(image, probability=True)
+    np.testing.assert_array_equal(result.ids, expected.argmax(-1))
+    np.testing.assert_allclose(result.probability, softmax(expected).max(-1), rtol=1e-4)
 
     mirrored = coarse_reference(image[:, ::-1])[:, ::-1]
     mean = (softmax(expected) + softmax(mirrored)) / 2
     both = Predictor(Network(patches, 4), PredictConfig(scale="1", flip_average=True), 83)
-    found = both.segment(image, probability=True)
-    np.testing.assert_array_equal(found.ids, mean.argmax(-1))
-    np.testing.assert_allclose(found.probability, mean.max(-1), rtol=1e-4)
-    assert found.confidence == pytest.approx(mean.max(-1).mean(), rel=1e-4)
+    result = both.segment(image, probability=True)
+    np.testing.assert_array_equal(result.ids, mean.argmax(-1))
+    np.testing.assert_allclose(result.probability, mean.max(-1), rtol=1e-4)
+    assert result.confidence == pytest.approx(mean.max(-1).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [{}, {"tile_px": 65}, {"scales": "0.5,1"}])
@@ -240,9 +259,9 @@ def test_a_batch_returns_the_results_of_its_single_images(options):
     batch = predictor.segment_batch(images)
     assert len(batch) == 3
     assert [x.scale for x in batch] == pytest.approx([1.3] * 3)
-    for image, found in zip(images, batch[0:3], strict=True):
+    for image, result in zip(images, batch[0:3], strict=True):
         alone = predictor.segment(image)
-        np.testing.assert_array_equal(found.ids, alone.ids)
-        assert found.confidence == pytest.approx(alone.confidence)
+        np.testing.assert_array_equal(result.ids, alone.ids)
+        assert result.confidence == pytest.approx(alone.confidence)
     with pytest.raises(IndexError):
         batch[3]

@@ -48,9 +48,9 @@ def test_two_videos_are_read_by_a_glob_and_resumed(tmp_path):
     pattern, out_dir = tmp_path / "in" / "*.mp4", tmp_path / "out"
     assert run(pattern, out_dir, outputs="ids") == Counts(9, 0, 0)
     (out_dir / "ids" / "a" / "000004.png").unlink()
-    seen = []
-    run(pattern, out_dir, lambda im: seen.append(im.mean()) or segment(im), outputs="ids")
-    np.testing.assert_allclose(seen, [160], atol=4)
+    brightness = []
+    run(pattern, out_dir, lambda im: brightness.append(im.mean()) or segment(im), outputs="ids")
+    np.testing.assert_allclose(brightness, [160], atol=4)
 
 
 # Files of several pictures
@@ -189,9 +189,9 @@ def test_a_video_shortened_by_its_edit_list_is_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
     assert measure_video(tmp_path / "a.mp4") == VideoLength(36, 60, True)
     assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "threads;1"
-    found = find_frames(config(tmp_path / "a.mp4", "unused"))
-    assert len(found.frames) == 36
-    assert found.skipped == (
+    frame_list = find_frames(config(tmp_path / "a.mp4", "unused"))
+    assert len(frame_list.frames) == 36
+    assert frame_list.skipped == (
         f"{tmp_path}/a.mp4: its header announces 60 frames, 36 can be decoded: its frame "
         "rate varies, it was cut without re-encoding, or frames are lost",
     )

@@ -98,9 +98,9 @@ def run_batches(frames, out_dir, sizes, **options):
             raise ValueError("all of an image is 7")
         return [segment(image) for image in images]
 
-    found = find_frames(made)
+    frame_list = find_frames(made)
     return infer_frames(
-        segment_batch, output_classes(LABEL_SET), found, made, lambda _: None, "run 1"
+        segment_batch, output_classes(LABEL_SET), frame_list, made, lambda _: None, "run 1"
     )
 
 

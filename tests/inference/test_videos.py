@@ -9,16 +9,16 @@ from mapseg.inference.infer import Counts
 
 def test_a_video_is_read_in_order_and_written_at_its_frame_rate(tmp_path):
     write_video(tmp_path / "clip.mp4", count=5, fps=12.0)
-    seen = []
+    brightness = []
     counts = run(
         tmp_path / "clip.mp4",
         tmp_path / "out",
-        lambda image: seen.append(round(float(image.mean()))) or segment(image),
+        lambda image: brightness.append(round(float(image.mean()))) or segment(image),
         every=2,
         outputs="ids,video",
     )
     assert counts == Counts(3, 0, 0)
-    np.testing.assert_allclose(seen, [0, 80, 160], atol=4)
+    np.testing.assert_allclose(brightness, [0, 80, 160], atol=4)
     assert read_ids(tmp_path / "out" / "ids" / "clip" / "000004.png").shape == (32, 48)
     assert read_ids(tmp_path / "out" / "ids" / "clip" / "000004.png").min() == 1
     video = cv2.VideoCapture(str(tmp_path / "out" / "video" / "clip.mp4"))

@@ -7,25 +7,34 @@ from mapseg.model.encoders import build_encoder
 from mapseg.model.weights import named_weights
 
 
-@pytest.fixture
-def float64():
-    """Rounding errors grow over sixty layers with random weights: equality needs float64."""
+@pytest.fixture(scope="module")
+def models(request):
+    """An encoder at each output stride, by stride.
+
+    Rounding errors grow over sixty layers with random weights: equality needs float64.
+    """
+    keras.utils.set_random_seed(1)
     keras.mixed_precision.set_global_policy("float64")
-    yield
+    options = {"batch_norm_momentum": 0.75}
+    built = {
+        s: build_encoder(config(request.param, output_stride=s, **options)).model
+        for s in (32, 16, 8)
+    }
     keras.mixed_precision.set_global_policy("float32")
+    return built
 
 
 @pytest.mark.parametrize(
-    "name",
+    "models",
     [
         "xception65",
         "resnet50",
         pytest.param("mobilenet_v2", marks=pytest.mark.addons),
         "efficientnet_lite0",
     ],
+    indirect=True,
 )
-def test_denser_features_are_the_same_and_lie_on_their_pixels(name, float64):
-    models = {s: build_encoder(config(name, output_stride=s)).model for s in (32, 16, 8)}
+def test_denser_features_are_the_same_and_lie_on_their_pixels(models):
     scramble(models[32])
     for stride in (16, 8):
         models[stride].set_weights(models[32].get_weights())
@@ -45,15 +54,17 @@ def test_denser_features_are_the_same_and_lie_on_their_pixels(name, float64):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
+    ("models", "parameters"),
     [
         ("xception65", 38_052_512),
         ("resnet50", 23_587_712),  # as Keras counts it without its top
         ("mobilenet_v2", 2_257_984 - (320 * 1280 + 4 * 1280)),  # and without its last convolution
     ],
+    indirect=["models"],
+    scope="module",  # with that of the fixture pytest groups both tests by encoder
 )
-def test_encoders_have_the_published_parameters_and_unique_names(name, parameters):
-    model = build_encoder(config(name, batch_norm_momentum=0.75)).model
+def test_encoders_have_the_published_parameters_and_unique_names(models, parameters):
+    model = models[16]
     assert model.count_params() == parameters
     names = [layer.name for layer in model.layers]
     assert len(set(names)) == len(names)

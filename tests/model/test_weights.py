@@ -4,7 +4,13 @@ import pytest
 
 from mapseg.config import ModelConfig
 from mapseg.model.deeplab import build_model
-from mapseg.model.weights import assign_weight_arrays, deeplab_names, read_weights, weight_arrays
+from mapseg.model.weights import (
+    assign_weight_arrays,
+    deeplab_names,
+    load_weight_arrays,
+    read_weights,
+    weight_arrays,
+)
 
 CONFIG = ModelConfig(encoder="mobilenet_v2", encoder_weights="none", decoder_channels=16)
 
@@ -91,7 +97,7 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(model):
     arrays["logits-semantic/bias"] = np.zeros([7], np.float32)
     del arrays["aspp0/kernel"]
     arrays["extra/kernel"] = np.zeros([1], np.float32)
-    with pytest.raises(ValueError, match="3 differ") as error:
+    with pytest.raises(ValueError, match=r"3 differ.*Remedy: ") as error:
         assign_weight_arrays(model, arrays)
     for part in (
         "logits-semantic/bias: (5,) expected, (7,) found",
@@ -101,6 +107,17 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(model):
         assert part in str(error.value)
     after = weight_arrays(model)
     assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_a_weights_file_that_does_not_fit_is_named(model, tmp_path):
+    arrays = weight_arrays(model)
+    np.savez(tmp_path / "fits.npz", **{key: array + 1 for key, array in arrays.items()})
+    load_weight_arrays(model, tmp_path / "fits.npz")
+    for key, array in weight_arrays(model).items():
+        np.testing.assert_array_equal(array, arrays[key] + 1)
+    np.savez(tmp_path / "other.npz", **arrays | {"aspp0/kernel": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"other\.npz: .*\(3,\) found\. Remedy: "):
+        load_weight_arrays(model, tmp_path / "other.npz")
 
 
 def _text(good, path):

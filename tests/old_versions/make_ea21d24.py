@@ -120,15 +120,15 @@ def read_confusion(run_dir):
 
 def look_at_records(records_dir, config):
     """What is read of the records: samples, and the batches after the stop."""
-    found = {}
+    contents = {}
     for split in ("training", "validation"):
         samples = list(read_samples(records_dir, split).as_numpy_iterator())
         labels = b"".join(label.tobytes() for _, label, _ in samples)
-        found[f"{split}_keys"] = [key.decode() for _, _, key in samples]
-        found[f"{split}_labels"] = hashlib.sha256(labels).hexdigest()
+        contents[f"{split}_keys"] = [key.decode() for _, _, key in samples]
+        contents[f"{split}_labels"] = hashlib.sha256(labels).hexdigest()
     batches = train_batches(records_dir, config, STOPPED).take(STEPS - STOPPED)
     images, labels = zip(*batches.as_numpy_iterator(), strict=True)
-    return {**found, "batch_images": np.stack(images), "batch_labels": np.stack(labels)}
+    return {**contents, "batch_images": np.stack(images), "batch_labels": np.stack(labels)}
 
 
 def main(out):

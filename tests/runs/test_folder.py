@@ -63,7 +63,7 @@ def test_a_removed_or_replaced_run_folder_is_noticed(tmp_path):
     removed = pytest.raises(FileNotFoundError, match=r"run: the run folder must stay.*removed")
     with lock_run(run_dir) as check:
         check()
-        error = pytest.raises(ValueError, match="another one is running")
+        error = pytest.raises(ValueError, match="another process is running")
         with error, lock_run(run_dir):
             pass
         check()  # the refused process changed nothing

@@ -46,9 +46,9 @@ def test_tensorboard_gets_the_columns_of_the_history_at_their_steps(records_dir,
     run = begin_run(tmp_path / "run", manifest, options)
     train(run, manifest, print)
     scalars, _ = read_events(run.run_dir)
-    found = {tag: values for tag, values in scalars.items() if "/" not in tag}
+    scalars = {tag: values for tag, values in scalars.items() if "/" not in tag}
     every, scored = [1, 2, 3, 4, 5], [3, 5]
-    assert {tag: list(values) for tag, values in found.items()} == {
+    assert {tag: list(values) for tag, values in scalars.items()} == {
         "loss": every,
         "learning_rate": every,
         "loss_scale": every,
@@ -60,14 +60,14 @@ def test_tensorboard_gets_the_columns_of_the_history_at_their_steps(records_dir,
         "pixel_accuracy": scored,
     }
     rows = read_history(run.history_path)
-    for tag, values in found.items():
+    for tag, values in scalars.items():
         expected = [row[tag] for row in rows if tag in row]
         np.testing.assert_allclose(list(values.values()), expected, rtol=1e-6, err_msg=tag)
-    assert min(found["gradient_norm"].values()) > 0
+    assert min(scalars["gradient_norm"].values()) > 0
     weights = read_weights(find_checkpoint(run.run_dir, "latest"))
     trained = [v for name, v in weights.items() if "moving" not in name]
     norm = np.sqrt(sum(np.sum(np.square(v)) for v in trained))
-    assert found["weight_norm"][5] == pytest.approx(norm, rel=1e-6)
+    assert scalars["weight_norm"][5] == pytest.approx(norm, rel=1e-6)
 
 
 @pytest.mark.usefixtures("small")

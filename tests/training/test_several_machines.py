@@ -71,12 +71,12 @@ def finish(process):
 
 def calls(folder, monkeypatch):
     """Returns python's calls, (GPU, cluster, arguments), by the worker's index."""
-    found = []
+    parsed = []
     for line in (folder / "calls.txt").read_text().splitlines():
         gpu, config, arguments = line.split("|")
         monkeypatch.setenv("TF_CONFIG", config)
-        found.append((gpu, read_cluster(), arguments))
-    return sorted(found, key=lambda call: call[1].index)
+        parsed.append((gpu, read_cluster(), arguments))
+    return sorted(parsed, key=lambda call: call[1].index)
 
 
 def test_a_process_for_each_gpu_of_a_machine(start, tmp_path, monkeypatch):
@@ -101,10 +101,12 @@ def test_the_pods_of_the_job(start, tmp_path, monkeypatch):
     assert not re.search(r"\$\(\w+\)", CONTAINER)  # and expands these
     for index in range(int(count)):
         assert finish(container(start, tmp_path, str(index), THEN=FINISH)) == 0
-    found = calls(tmp_path, monkeypatch)
+    python_calls = calls(tmp_path, monkeypatch)
     workers = tuple(f"mapseg-{i}.mapseg:2222" for i in range(int(count)))
-    assert [cluster for _, cluster, _ in found] == [Cluster(workers, i) for i in range(int(count))]
-    assert "--run_dir=./runs/first --steps=100000 --peer_timeout_secs=1800" in found[0][2]
+    assert [cluster for _, cluster, _ in python_calls] == [
+        Cluster(workers, i) for i in range(int(count))
+    ]
+    assert "--run_dir=./runs/first --steps=100000 --peer_timeout_secs=1800" in python_calls[0][2]
 
 
 @pytest.mark.parametrize("then", ["true", "exit 1", "kill -9 $$"])

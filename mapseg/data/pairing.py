@@ -1,9 +1,13 @@
-"""Pairs the images in one folder with the labels in another, by name only."""
+"""Pairs the files in one folder with the labels in another, by name only.
+
+The files are images, or predictions, which are scored.
+"""
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mapseg.files import name_text, printable, walk
 
@@ -13,7 +17,13 @@ LABEL_SUFFIXES = (".png",)
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label. The key is the image's path in its folder, without suffix."""
+    """An image and its label.
+
+    Attributes:
+      key: the image's path in its folder, without suffix.
+      image_path: the image, or the prediction, which is an image of ids.
+      label_path: the label.
+    """
 
     key: str
     image_path: Path
@@ -25,57 +35,88 @@ class Suffixes:
     """How the names of images and labels end; the rest of the name must be equal in a pair.
 
     Attributes:
-      image: such as `_leftImg8bit.png`; empty for any of `IMAGE_SUFFIXES`.
+      image: such as `_leftImg8bit.png`; empty for any of `kinds`.
       label: such as `_gtFine_labelIds.png`; empty for any of `LABEL_SUFFIXES`.
+      noun: what messages call the images; `--<noun>_suffix` is the flag.
+      kinds: suffixes of the images.
     """
 
     image: str = ""
     label: str = ""
+    noun: str = "image"
+    kinds: tuple[str, ...] = IMAGE_SUFFIXES
 
     def __post_init__(self) -> None:
-        for name, suffix, kinds in (
-            ("image_suffix", self.image, IMAGE_SUFFIXES),
-            ("label_suffix", self.label, LABEL_SUFFIXES),
+        for noun, suffix, kinds in (
+            (self.noun, self.image, self.kinds),
+            ("label", self.label, LABEL_SUFFIXES),
         ):
             if suffix and not suffix.lower().endswith(kinds):
                 raise ValueError(
-                    f"{name} must be the end of file names, with {' or '.join(kinds)}; got {suffix}"
+                    f"{noun}_suffix must be the end of file names, with {' or '.join(kinds)}; got "
+                    f"{suffix}"
                 )
+
+    @property
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The possible ends of the names of images and of labels."""
+        return (
+            (self.image,) if self.image else self.kinds,
+            (self.label,) if self.label else LABEL_SUFFIXES,
+        )
+
+
+class Matches(NamedTuple):
+    """The result of `match_files`.
+
+    Attributes:
+      pairs: by ascending key.
+      without_label: the reason for each image without a label, by key.
+      wrong: the reason for each other file without a pair, by key: a label without an image, two
+        files with the same key, a broken link, a name that is not UTF-8.
+    """
+
+    pairs: tuple[Pair, ...]
+    without_label: dict[str, str]
+    wrong: dict[str, str]
 
 
 def find_pairs(
     image_dir: Path, label_dir: Path, suffixes: Suffixes | None = None
 ) -> tuple[tuple[Pair, ...], dict[str, str]]:
+    """Pairs images and labels that must all have a partner; see `match_files`.
+
+    Returns:
+      The pairs by ascending key, and the reason for each unpaired file by key.
+    """
+    pairs, without_label, wrong = match_files(image_dir, label_dir, suffixes or Suffixes())
+    return pairs, dict(sorted({**without_label, **wrong}.items()))
+
+
+def match_files(image_dir: Path, label_dir: Path, suffixes: Suffixes) -> Matches:
     """Pairs the images in one folder with the labels in another.
 
     Names are compared in NFC form, because macOS writes an umlaut as two characters. Hidden
     files and folders and other suffixes are ignored.
 
     Args:
-      image_dir: JPEG or PNG images, also in sub-folders.
+      image_dir: images, also in sub-folders.
       label_dir: PNG labels, under the same relative paths.
       suffixes: how their names end; with suffixes, both folders may be the same.
-
-    Returns:
-      The pairs by ascending key; and the reason for each unpaired file, by key: an image without a
-      label, a label without an image, two files with the same key, a broken link, a name that is
-      not UTF-8.
 
     Raises:
       FileNotFoundError: a folder does not exist.
       ValueError: there is no image, or both folders are the same and no suffix is given.
     """
-    suffixes = suffixes or Suffixes()
-    image_ends = (suffixes.image,) if suffixes.image else IMAGE_SUFFIXES
-    label_ends = (suffixes.label,) if suffixes.label else LABEL_SUFFIXES
+    noun, (image_ends, label_ends) = suffixes.noun, suffixes.ends
     for folder in (image_dir, label_dir):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
     one_folder = image_dir.resolve() == label_dir.resolve()
-    if one_folder and suffixes == Suffixes():
+    if one_folder and not (suffixes.image or suffixes.label):
         raise ValueError(
-            f"{image_dir}: images and labels must differ in folder or suffix; got one folder. "
-            "Remedy: give --image_suffix and --label_suffix, the ends of their names, or another "
+            f"{image_dir}: {noun}s and labels must differ in folder or suffix; got one folder. "
+            f"Remedy: give --{noun}_suffix and --label_suffix, the ends of their names, or another "
             "folder"
         )
     # In one folder `a.png` may be the image of `a_mask.png`: the longest matching suffix decides.
@@ -83,13 +124,12 @@ def find_pairs(
     labels, wrong_labels = _files_by_key(label_dir, label_ends, image_ends if one_folder else ())
     if not images and not wrong_images:
         raise ValueError(
-            f"{image_dir}: must contain images ({', '.join(image_ends)}); got {listing(image_dir)}"
+            f"{image_dir}: must contain {noun}s ({', '.join(image_ends)}); got {listing(image_dir)}"
         )
     single_images = [images[name] for name in images.keys() - labels.keys() - wrong_labels.keys()]
     single_labels = [labels[name] for name in labels.keys() - images.keys() - wrong_images.keys()]
     wrong = {
-        **_without_partner(single_labels, "image", label_dir, image_dir, (label_ends, image_ends)),
-        **_without_partner(single_images, "label", image_dir, label_dir, (image_ends, label_ends)),
+        **_without_partner(single_labels, noun, label_dir, image_dir, (label_ends, image_ends)),
         **wrong_labels,
         **wrong_images,
     }
@@ -97,7 +137,11 @@ def find_pairs(
         Pair(_cut(images[name], image_dir, image_ends), images[name], labels[name])
         for name in images.keys() & labels.keys() - wrong.keys()
     )
-    return tuple(sorted(pairs, key=lambda pair: pair.key)), dict(sorted(wrong.items()))
+    return Matches(
+        tuple(sorted(pairs, key=lambda pair: pair.key)),
+        _without_partner(single_images, "label", image_dir, label_dir, (image_ends, label_ends)),
+        dict(sorted(wrong.items())),
+    )
 
 
 def listing(folder: Path) -> str:
