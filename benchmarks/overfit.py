@@ -118,7 +118,7 @@ def overfit(
     for done in range(every_steps, STEPS + 1, every_steps):
         started = time.perf_counter()
         for _ in range(every_steps):
-            loss, _ = step(*batch)
+            loss, *_ = step(*batch)
         _ = float(loss)
         secs = (time.perf_counter() - started) / every_steps
         ids = predictor.segment(image).ids

@@ -49,8 +49,8 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
     (
         "Checkpoints, evaluation and reports",
         TrainConfig,
-        "checkpoint_steps checkpoint_secs keep_checkpoints eval_steps eval_samples eval_panels "
-        "log_steps loss_smoothing",
+        "checkpoint_steps checkpoint_secs keep_checkpoints eval_steps eval_samples early_stopping "
+        "eval_panels log_steps loss_smoothing",
     ),
     ("Prediction (evaluation, inference, export)", PredictConfig, ""),
     ("Inference", InferConfig, ""),

@@ -262,6 +262,11 @@ class TrainConfig(_Checked):
     eval_samples: int = _option(
         0, "evaluate on the first N samples during training; 0 is all", check=_NOT_NEGATIVE
     )
+    early_stopping: int = _option(
+        0,
+        "end training after N evaluations in a row without a better mean IoU; 0 disables it",
+        check=_NOT_NEGATIVE,
+    )
     eval_panels: int = _option(
         8,
         "number of panels (image, prediction, ground truth) that an evaluation writes",
@@ -323,6 +328,11 @@ class TrainConfig(_Checked):
                 raise ValueError(
                     f"{option} must be used with a loss of {', '.join(users)}; got loss={self.loss}"
                 )
+        if self.early_stopping and not self.eval_steps:
+            raise ValueError(
+                f"early_stopping must be 0 with eval_steps=0; got {self.early_stopping}. Remedy: "
+                "--eval_steps=N above 0, or --early_stopping=0"
+            )
         if self.batch_size % self.crops_per_read:
             raise ValueError(
                 f"batch_size must be a multiple of crops_per_read, {self.crops_per_read}; "

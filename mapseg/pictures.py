@@ -130,17 +130,30 @@ def legend(label_set: LabelSet) -> np.ndarray:
     return np.pad(block, ((18, 18), (18, 18), (0, 0)), constant_values=255)
 
 
+def shrink(picture: np.ndarray, side_px: int) -> np.ndarray:
+    """Shrinks a picture to a long side of at most `side_px`; smaller ones are returned as they are.
+
+    Args:
+      picture: [H, W, 3] uint8.
+      side_px: in pixels.
+    """
+    height, width = picture.shape[:2]
+    longest = max(height, width)
+    if longest <= side_px:
+        return picture
+    size = [max(1, round(side * side_px / longest)) for side in (width, height)]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
 def count_ids(ids: np.ndarray) -> np.ndarray:
     """Counts the pixels of each id: [H, W] uint8 -> [256] float32."""
     return cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()
 
 
 def _fitted(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    longest = max(height, width)
+    longest = max(picture.shape[:2])
     if longest > PICTURE_PX:
-        size = [max(1, round(side * PICTURE_PX / longest)) for side in (width, height)]
-        return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return shrink(picture, PICTURE_PX)
     times = max(1, PICTURE_PX // 2 // longest)
     return picture.repeat(times, axis=0).repeat(times, axis=1)
 

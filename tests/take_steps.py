@@ -102,14 +102,14 @@ def take(workers, name, config):
     if name.startswith("overflow"):
         return overflow(workers, state, steps, batches)
     count = OWN_NORM_STEPS if name == "own_norm" else 5
-    losses, finite = steps(batches, tf.constant(count))
+    losses, finite, norms = steps(batches, tf.constant(count))
     assert np.all(finite)
     if name == "own_norm":
         if workers.replicas > 1:
             make_averaging(state, workers.strategy)()
         norm = state.model.get_layer("norm")
         return [losses, np.array(norm.moving_mean)]
-    return [losses, *state.arrays()]
+    return [losses, norms, *state.arrays()]
 
 
 def overflow(workers, state, steps, batches):
@@ -123,16 +123,16 @@ def overflow(workers, state, steps, batches):
     small = np.array(kernel)
     kernel.assign(small * 1e6)
     changed = state.arrays()
-    _, finite = steps(share(workers, (image, tf.constant(label))), tf.constant(1))
+    _, finite, _ = steps(share(workers, (image, tf.constant(label))), tf.constant(1))
     assert not np.any(finite), finite
     for value, old in zip(state.arrays(), changed, strict=True):
         np.testing.assert_array_equal(value, old)
     assert state.loss_scale.scale.numpy() == np.float32(3e38) / 2
     kernel.assign(small)
     state.loss_scale.scale.assign(1024.0)
-    losses, finite = steps(batches, tf.constant(3))
+    losses, finite, norms = steps(batches, tf.constant(3))
     assert np.all(finite)
-    return [losses, *state.arrays()]
+    return [losses, norms, *state.arrays()]
 
 
 def main(kind, out_path):

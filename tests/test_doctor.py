@@ -127,7 +127,7 @@ def test_a_run_resumes_from_its_checkpoint_and_is_not_changed(
     state.step.assign(7)
     checkpoints.write_checkpoint(run.checkpoints_dir, 7, state.checkpoint, {}, keep=1)
     before = contents(run_dir)
-    fake_step(monkeypatch, lambda crops: (tf.constant(1.5), tf.constant(True)))
+    fake_step(monkeypatch, lambda crops: (tf.constant(1.5), tf.constant(True), tf.constant(0.5)))
 
     folders = (f"--records_dir={records_dir}", f"--run_dir={run_dir}", "--steps=10")
     code, findings = call(capsys, *folders)
@@ -251,7 +251,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(capsys, monkeypatch):
     def answer(crops):
         if crops > 2:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        return tf.constant(1.0), tf.constant(True)
+        return tf.constant(1.0), tf.constant(True), tf.constant(0.5)
 
     fake_step(monkeypatch, answer)
     code, findings = call(capsys, "--batch_size=8")
@@ -265,7 +265,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(capsys, monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_a_loss_that_is_not_finite_names_the_samples(records_dir, capsys, monkeypatch):
-    fake_step(monkeypatch, lambda crops: (tf.constant(np.nan), tf.constant(False)))
+    nan = tf.constant(np.nan)
+    fake_step(monkeypatch, lambda crops: (nan, tf.constant(False), nan))
     code, findings = call(capsys, f"--records_dir={records_dir}")
     assert code == 1
     assert levels(findings, "FAIL") == ["step"]

@@ -16,7 +16,7 @@ MODULES = {
 }
 BASE = {
     *("config", "labels", "mapping", "json_files", "stored_json", "files", "progress", "errors"),
-    *("machine", "startup", "onednn", "compiling", "pictures", "charts"),
+    *("machine", "startup", "onednn", "compiling", "pictures", "charts", "confusion_chart"),
 }
 # What each package may import besides its own modules and BASE.
 MAY_IMPORT = {

@@ -47,6 +47,15 @@ def test_overlay_of_chosen_classes_dims_the_rest(label_set):
     assert abs(int(mixed[0, 0, 0]) - 177) <= 1  # (100 + 255) / 2
 
 
+def test_shrink_bounds_the_long_side_and_leaves_small_pictures():
+    picture = np.full([30, 200, 3], (10, 20, 30), np.uint8)
+    shrunk = pictures.shrink(picture, 100)
+    assert shrunk.shape == (15, 100, 3)
+    assert (shrunk == (10, 20, 30)).all()
+    assert pictures.shrink(picture, 200) is picture
+    assert pictures.shrink(picture.transpose(1, 0, 2), 2).shape == (2, 1, 3)
+
+
 def test_count_ids_equals_bincount():
     ids = np.random.default_rng(0).integers(0, 256, (37, 53), np.uint8)
     np.testing.assert_array_equal(pictures.count_ids(ids), np.bincount(ids.ravel(), minlength=256))

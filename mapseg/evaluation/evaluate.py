@@ -38,6 +38,7 @@ def evaluate(
     translation: np.ndarray | None = None,
     panels_dir: Path | None = None,
     panels: int = 0,
+    on_panel: Callable[[str, np.ndarray], None] = lambda name, picture: None,
     share: tuple[int, int] = (0, 1),
     add_up: AddUp = lambda values: values,
 ) -> Evaluation:
@@ -54,6 +55,7 @@ def evaluate(
       translation: [256] uint8 id of `label_set`, or VOID, by the predictor's id; None if equal.
       panels_dir: folder for pictures of image, prediction and ground truth.
       panels: number of these pictures.
+      on_panel: called with the name of the sample and each of these pictures.
       share: (i, n): evaluates every n-th image from the i-th, so n processes share the work.
       add_up: sums arrays over all processes.
 
@@ -73,13 +75,13 @@ def evaluate(
         with _naming_sample(name, image):
             result = predictor.segment(image, probability=details)
             ids = result.ids if translation is None else translation[result.ids]
-            images.append(
-                count_image(
-                    name, label, ids, label_set, details=details, probability=result.probability
-                )
+            counts = count_image(
+                name, label, ids, label_set, details=details, probability=result.probability
             )
+            images.append(counts)
             if panels_dir is not None and done <= panels:
-                write_jpg(panels_dir / f"{name}.jpg", panel(image, ids, label_set, label))
+                on_panel(name, picture := panel(image, ids, label_set, label))
+                write_jpg(panels_dir / f"{name}.jpg", picture)
         report(min(done * share[1], total))
     if share[1] > 1:
         images = _gather(images, total, len(label_set.classes), share, add_up)

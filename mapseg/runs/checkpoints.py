@@ -202,11 +202,15 @@ def read_best(checkpoints_dir: Path) -> Best | None:
     return Best(**{name: read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
+def kept_best(checkpoints_dir: Path) -> Best | None:
+    """Reads which checkpoint is the best; None also if someone removed that checkpoint."""
+    best = read_best(checkpoints_dir)
+    return best if best is not None and best.step in saved_steps(checkpoints_dir) else None
+
+
 def note_score(checkpoints_dir: Path, candidate: Best) -> None:
     """Stores a checkpoint as the best if it beats the stored one or saw other images."""
-    best = read_best(checkpoints_dir)
-    if best is not None and best.step not in saved_steps(checkpoints_dir):
-        best = None  # someone removed it
+    best = kept_best(checkpoints_dir)
     comparable = best is not None and (best.split, best.eval_samples) == (
         candidate.split,
         candidate.eval_samples,

@@ -18,6 +18,8 @@ HISTORY_COLUMNS = (
     "skipped_steps",
     "mean_iou",
     "pixel_accuracy",
+    "gradient_norm",
+    "weight_norm",
 )
 
 

@@ -1,20 +1,21 @@
 """Handles steps whose loss or gradient is not finite."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from mapseg.data.batches import CropStream
 from mapseg.files import whole_file
 from mapseg.runs.folder import Run
 from mapseg.training.state import TrainState
+from mapseg.training.step import Results
 
 _MOST_SKIPPED_IN_A_ROW = 20
 
 
 class Guard:
-    """Collects the losses of the steps, and skips non-finite steps or stops the run.
+    """Collects the results of the steps, and skips non-finite steps or stops the run.
 
     Attributes:
       skipped: number of non-finite steps of the run.
@@ -43,12 +44,14 @@ class Guard:
         self._run, self._state, self._stream, self._progress = run, state, stream, progress
         self._is_first, self.skipped = is_first, skipped
         self._skipped_in_a_row = 0
-        self._losses: list[float] = []  # of the finite steps since the last report
-        self._pending: list[tuple[tf.Tensor, tf.Tensor]] = []  # not yet read from the device
+        # Of the finite steps since the last report.
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._pending: list[Results] = []  # not yet read from the device
 
-    def add(self, losses: tf.Tensor, finite: tf.Tensor) -> None:
+    def add(self, results: Results) -> None:
         """Queues the results of some steps, [count] each, without waiting for the device."""
-        self._pending.append((losses, finite))
+        self._pending.append(results)
 
     def collect(self, step: int) -> None:
         """Reads the queued results; this is where the host waits for the device.
@@ -62,9 +65,10 @@ class Guard:
         """
         if not self._pending:
             return
-        losses, finite = (np.concatenate([p[i] for p in self._pending]) for i in range(2))
+        losses, finite, norms = map(np.concatenate, zip(*self._pending, strict=True))
         self._pending = []
         self._losses += losses[finite].tolist()
+        self._norms += norms[finite].tolist()
         for is_finite in finite:
             self._skipped_in_a_row = 0 if is_finite else self._skipped_in_a_row + 1
         self.skipped += int(np.sum(~finite))
@@ -72,10 +76,14 @@ class Guard:
         if not finite.all() and float(self._state.loss_scale.scale.numpy()) <= 1:
             self._report(step - len(finite) + int(np.argmin(finite)))
 
-    def take_losses(self) -> list[float]:
-        """Returns the losses of the finite steps collected since the last call."""
-        losses, self._losses = self._losses, []
-        return losses
+    def take_means(self) -> dict[str, float]:
+        """Returns the mean results of the finite steps collected since the last call, by name.
+
+        They are nan if no step was finite.
+        """
+        lists = {"loss": self._losses, "gradient_norm": self._norms}
+        self._losses, self._norms = [], []
+        return {name: float(np.mean(x)) if x else math.nan for name, x in lists.items()}
 
     def _report(self, step: int) -> None:
         """Writes the batch of a non-finite step, then reports the step or stops the run."""

@@ -1,14 +1,15 @@
 """Reports and records a training run: progress lines, history, TensorBoard, loss.png."""
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from mapseg.charts import plot_history
+from mapseg.confusion_chart import draw_confusion
+from mapseg.evaluation.scores import Scores
 from mapseg.files import whole_file
 from mapseg.progress import duration
 from mapseg.runs.folder import Run
@@ -46,24 +47,16 @@ class Journal:
         """Excludes from the timing seconds that were not spent on steps."""
         self._timed_at += secs
 
-    def log(self, step: int, losses: Sequence[float], loss_scale: float, skipped: int) -> None:
+    def log(self, step: int, facts: Mapping[str, float]) -> None:
         """Reports and records the steps since the last report.
 
         Args:
           step: the last of these steps.
-          losses: the losses of the finite ones.
-          loss_scale: the loss scale of float16; otherwise 1.
-          skipped: number of non-finite steps of the run so far.
+          facts: their mean `loss`, and other columns of the history.
         """
         config, now = self._run.train, time.monotonic()
         rate = learning_rate(config, tf.constant(step - 1, tf.int64))
-        row = {
-            "step": step,
-            "loss": float(np.mean(losses)) if losses else math.nan,
-            "learning_rate": float(rate),
-            "loss_scale": loss_scale,
-            "skipped_steps": skipped,
-        }
+        row = {"step": step, **facts, "learning_rate": float(rate)}
         text = f"loss {row['loss']:.4f}  rate {row['learning_rate']:.2e}"
         if step > self._timed_step:  # otherwise only the first step, which also compiles
             steps_per_s = (step - self._timed_step) / (now - self._timed_at)
@@ -85,6 +78,26 @@ class Journal:
             for name, value in row.items():
                 if name != "step":
                     tf.summary.scalar(name, value)
+        self._events.flush()
+
+    def show_evaluation(self, step: int, scores: Scores, panels: Mapping[str, np.ndarray]) -> None:
+        """Adds an evaluation to TensorBoard's events: IoU by class, confusion matrix, panels.
+
+        Args:
+          step: the evaluated step.
+          scores: its scores; classes not present are left out.
+          panels: pictures by the name of their sample, [h, w, 3] uint8 each.
+        """
+        if not self._is_first:
+            return
+        names = scores.label_set.names
+        with self._events.as_default(step=step):
+            for i in np.flatnonzero(scores.present):
+                tf.summary.scalar(f"iou/{names[i]}", scores.iou[i])
+            pictures = {f"panels/{name}": picture for name, picture in panels.items()}
+            pictures["confusion"] = draw_confusion(scores.confusion, names)
+            for tag, picture in pictures.items():
+                tf.summary.image(tag, picture[np.newaxis])
         self._events.flush()
 
     def plot(self) -> None:

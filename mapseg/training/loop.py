@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,27 +23,20 @@ from mapseg.runs.checkpoints import saved_steps
 from mapseg.runs.folder import Run, clear_leftovers, lock_run, store_run
 from mapseg.runs.history import read_history
 from mapseg.training.devices import Workers, check_batch_norm, find_cluster, join, make_sum
+from mapseg.training.early_stopping import check_evaluated, scores_by_step, stored_early_end
 from mapseg.training.guard import Guard
 from mapseg.training.journal import Journal
+from mapseg.training.lost_workers import is_lost_worker, lost_worker_message
 from mapseg.training.prepare import check_steps
 from mapseg.training.saving import Saver
-from mapseg.training.state import TrainState, open_state
+from mapseg.training.state import TrainState, open_state, state_facts
 from mapseg.training.step import Steps, make_step, make_steps, steps_per_call
 from mapseg.training.summary import describe
 from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
 
-# TensorFlow's errors when another process is unreachable. The device names in a message prove
-# nothing: every error contains those of several workers.
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
-_LOST_TEXT = re.compile(r"NCCL|ops is aborted|heartbeat|[Ss]ocket closed|[Cc]onnection (re|closed)")
-_MAYBE_LOST = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.FailedPreconditionError)
+_CONTINUE = "a larger --early_stopping, or 0, continues"
 
 
 def train(
@@ -68,17 +60,19 @@ def train(
 
     Raises:
       FileNotFoundError: a shard or the initial weights do not exist.
-      ValueError: a checkpoint does not fit the run, or a split does not exist.
+      ValueError: a checkpoint does not fit the run, a split does not exist, or `early_stopping`
+        without evaluation.
       FloatingPointError: the loss or a gradient is not finite.
       ConnectionError: another worker of the run did not connect, or was lost.
     """
+    check_evaluated(run.train, evaluating=evaluating)
     cluster = find_cluster(run.train)
     is_first = cluster is None or cluster.index == 0
     with lock_run(run.run_dir) if is_first else nullcontext(lambda: None) as check_folder:
-        if _is_finished(run, evaluating):
+        if ending := _ending(run, evaluating):
             if is_first:
                 store_run(run)
-            progress(f"nothing to do: {run.run_dir} is finished at step {run.train.steps}")
+            progress(f"nothing to do: {run.run_dir} {ending}")
             return
         predicting = predicting or PredictConfig()
         greeting = _greeting(run, predicting, evaluating)
@@ -101,9 +95,9 @@ def train(
             check_folder()  # a write may have failed because the run folder was removed
             if isinstance(error, OSError):
                 raise
-            if workers.count == 1 or not _is_lost_worker(error):
+            if workers.count == 1 or not is_lost_worker(error):
                 raise
-            raise ConnectionError(_lost_worker_message(run, workers.index, error)) from error
+            raise ConnectionError(lost_worker_message(run, workers.index, error)) from error
 
 
 @dataclass(frozen=True)
@@ -136,11 +130,18 @@ def _train(
         return [bool(count) for count in add_up(np.array(wishes, np.float64))]
 
     parts = _assemble(run, manifest, workers, predicting, progress, add_up, check_folder)
-    step = _take_all_steps(run.train, parts, progress, lambda late: agree(stopping(), late))
+
+    def ends() -> bool:
+        return stopping() or (parts.validator is not None and parts.validator.early_end is not None)
+
+    step = _take_all_steps(run.train, parts, progress, lambda late: agree(ends(), late))
     parts.saver.save(step)
     parts.journal.plot()
     agree(False)  # a barrier: all wait until everything is written
-    if step < run.train.steps:
+    early_end = parts.validator and parts.validator.early_end
+    if step < run.train.steps and early_end:
+        progress(f"finished early at step {step}: {early_end}; {_CONTINUE}: {run.run_dir}")
+    elif step < run.train.steps:
         progress(f"stopped and saved at step {step}; the same command resumes")
     else:
         progress(f"finished at step {step}: {run.run_dir}")
@@ -177,10 +178,8 @@ def _assemble(
     guard = Guard(run, state, stream, progress, is_first=is_first, skipped=skipped)
     validator = None
     if predicting is not None:
-        evaluated_steps = {int(row["step"]) for row in journal.rows if "mean_iou" in row}
-        validator = Validator(
-            run, manifest, state, workers, predicting, progress, add_up, evaluated_steps
-        )
+        scores = scores_by_step(journal.rows)
+        validator = Validator(run, manifest, state, workers, predicting, progress, add_up, scores)
     class_pixels = run.label_set.count(split.pixels, run.source_classes)
     return _Parts(
         state,
@@ -214,19 +213,19 @@ def _take_all_steps(
             break
         if step == first_step:
             with reporting("compiling the training step", progress):
-                losses, finite = parts.take_steps(parts.batches, tf.constant(1))
-                losses.numpy()  # waits for the device
+                results = parts.take_steps(parts.batches, tf.constant(1))
+                results[0].numpy()  # waits for the device
             step += 1
             journal.start_clock(step)
         else:
             count = min(steps_per_call(), _steps_until_due(config, step))
-            losses, finite = parts.take_steps(parts.batches, tf.constant(count))
+            results = parts.take_steps(parts.batches, tf.constant(count))
             step += count
-        guard.add(losses, finite)
+        guard.add(results)
         if step % config.log_steps == 0 or step == config.steps:
             guard.collect(step)
-            scale = float(state.loss_scale.scale.numpy())
-            journal.log(step, guard.take_losses(), scale, guard.skipped)
+            facts = {**guard.take_means(), **state_facts(state), "skipped_steps": guard.skipped}
+            journal.log(step, facts)
         if config.checkpoint_steps and step % config.checkpoint_steps == 0:
             saver.save(step)
         if parts.validator:
@@ -241,12 +240,16 @@ def _steps_until_due(config: TrainConfig, step: int) -> int:
     return min(*waits, config.steps - step)
 
 
-def _is_finished(run: Run, evaluating: bool) -> bool:
+def _ending(run: Run, evaluating: bool) -> str:
+    """Returns how a run has ended, as a clause; empty if there is something left to do."""
     check_steps(run)  # again: another process may have trained it before this one got the lock
-    if run.train.steps not in saved_steps(run.checkpoints_dir):
-        return False
-    history = read_history(run.history_path)
-    return not evaluating or any("mean_iou" in r and r["step"] == run.train.steps for r in history)
+    steps, saved = run.train.steps, saved_steps(run.checkpoints_dir)
+    if steps in saved:
+        evaluated = not evaluating or steps in scores_by_step(read_history(run.history_path))
+        return f"is finished at step {steps}" if evaluated else ""
+    if early_end := stored_early_end(run):
+        return f"ended early at step {saved[-1]}: {early_end}; {_CONTINUE}"
+    return ""
 
 
 def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str, str]:
@@ -267,30 +270,3 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
         "newest checkpoint": str(saved[-1] if saved else None),
         **{name: str(value) for name, value in options.items()},
     }
-
-
-def _is_lost_worker(error: tf.errors.OpError) -> bool:
-    """Returns whether an error means that another worker is unreachable, not a failed step here."""
-    if isinstance(error, _MAYBE_LOST):
-        return bool(_LOST_TEXT.search(_cause(error)))
-    return isinstance(error, _LOST)
-
-
-def _cause(error: tf.errors.OpError) -> str:
-    """Returns TensorFlow's message without the traceback of the operation."""
-    heads = ("Graph execution error", "Detected at node", "File ", "[[", "The error could be from")
-    lines = (line.strip() for line in str(error.message).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(heads))
-
-
-def _lost_worker_message(run: Run, index: int, error: tf.errors.OpError) -> str:
-    cause = _cause(error)
-    lost_workers = [task for task in re.findall(r"task:(\d+)", cause) if int(task) != index]
-    subject = f"worker {lost_workers[0]}" if lost_workers else "a worker"
-    saved = saved_steps(run.checkpoints_dir)
-    outcome = f"resume from step {saved[-1]}" if saved else "start from scratch: nothing was saved"
-    return (
-        f"{subject} has ended or is unreachable; training cannot continue without it. Remedy: "
-        f"read its output, and start all workers again with the same command: they {outcome}. "
-        f"TensorFlow's {type(error).__name__}: {cause[:600]}"
-    )

@@ -15,6 +15,7 @@ from mapseg.runs.checkpoints import find_checkpoint, read_state
 from mapseg.runs.folder import Run
 from mapseg.training import optimizers
 from mapseg.training.initial_weights import init_weights
+from mapseg.training.updates import tensorflow_variables
 
 # Separates dropout's random stream from the augmentation's, which is 1.
 _DROPOUT = 2
@@ -113,6 +114,15 @@ def open_state(
     if resumed:
         read_state(find_checkpoint(run.run_dir, "latest"), state.checkpoint)
     return state
+
+
+def state_facts(state: TrainState) -> dict[str, float]:
+    """Returns the columns of the history that describe a state."""
+    weights = tensorflow_variables(state.model.trainable_variables)
+    return {
+        "loss_scale": float(state.loss_scale.scale.numpy()),
+        "weight_norm": float(tf.linalg.global_norm(weights).numpy()),
+    }
 
 
 def freeze_batch_norm(model: keras.Model) -> None:

@@ -17,8 +17,9 @@ from mapseg.training.updates import assign, join_flat, make_update, tensorflow_v
 
 _STEPS_PER_CALL_ON_GPU = 10
 
-Step = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-Steps = Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Results = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # loss, finite, gradient norm
+Step = Callable[[tf.Tensor, tf.Tensor], Results]
+Steps = Callable[[Iterator[Any], tf.Tensor], Results]
 # (image, label, unit) -> [summed loss, labelled pixels, gradients of summed loss * unit ...]
 _Differentiate = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list[tf.Tensor]]
 
@@ -29,10 +30,11 @@ def make_step(
     strategy: tf.distribute.Strategy,
     class_pixels: Sequence[int] | np.ndarray = (),
 ) -> Step:
-    """Compiles the training step: (image, label) -> (loss [] float32, finite [] bool).
+    """Compiles the training step: (image, label) -> (loss, finite, norm).
 
-    The loss is the mean over the labelled pixels of the global batch, and its gradient is clipped
-    by global norm, however many devices and parts the batch is split into. If the loss or a
+    The loss [] float32 is the mean over the labelled pixels of the global batch, and its gradient
+    is clipped by global norm, however many devices and parts the batch is split into; norm []
+    float32 is that before clipping. If finite [] bool is false, that is, if the loss or a
     gradient is not finite on any replica, only the step number and the loss scale change: the
     moving statistics that the forward pass has already updated are restored.
     """
@@ -61,7 +63,7 @@ def make_step(
     # Checked on the sums over the replicas, which are the same on all of them: if each replica
     # checked only its own gradients, the replicas would drift apart.
     @tf.function(jit_compile=compiled and replicas == 1, autograph=False)
-    def step(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(image: tf.Tensor, label: tf.Tensor) -> Results:
         facts, gradients, before = strategy.run(forward, (image, label))
         if replicas > 1:
             facts, gradients = strategy.run(_add_up, (facts, gradients))
@@ -69,11 +71,13 @@ def make_step(
         sums = [total, *map(first, gradients)]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in sums])
         share = tf.math.divide_no_nan(_pixels(first(label), replicas), pixels)
-        update.run(strategy, gradients, share / state.loss_scale.scale, finite)
+        factor = share / state.loss_scale.scale
+        norm = tf.linalg.global_norm(sums[1:]) * factor
+        update.run(strategy, gradients, factor, finite)
         strategy.run(_put_back, (moving, before, finite))
         state.loss_scale.update(finite)
         state.step.assign_add(1)
-        return tf.math.divide_no_nan(total, pixels), finite
+        return tf.math.divide_no_nan(total, pixels), finite, norm
 
     return step
 
@@ -156,23 +160,19 @@ def _pixels(label: tf.Tensor, replicas: int) -> tf.Tensor:
 
 
 def make_steps(step: Step) -> Steps:
-    """Runs several steps per call: (batches, count) -> (losses [count], finite [count] bool)."""
+    """Runs several steps per call: (batches, count) -> losses, finite and norms, each [count]."""
 
     @tf.function(autograph=False)
-    def steps(batches: Iterator[Any], count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def take(
-            i: tf.Tensor, losses: tf.TensorArray, finite: tf.TensorArray
-        ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
-            loss, is_finite = step(*next(batches))
-            return i + 1, losses.write(i, loss), finite.write(i, is_finite)
+    def steps(batches: Iterator[Any], count: tf.Tensor) -> Results:
+        def take(i: tf.Tensor, *lists: tf.TensorArray) -> tuple[Any, ...]:
+            results = step(*next(batches))
+            return i + 1, *(x.write(i, result) for x, result in zip(lists, results, strict=True))
 
-        _, losses, finite = tf.while_loop(
-            lambda i, *_: i < count,
-            take,
-            (tf.constant(0), tf.TensorArray(tf.float32, count), tf.TensorArray(tf.bool, count)),
-            parallel_iterations=1,
+        lists = [tf.TensorArray(kind, count) for kind in (tf.float32, tf.bool, tf.float32)]
+        _, losses, finite, norms = tf.while_loop(
+            lambda i, *_: i < count, take, (tf.constant(0), *lists), parallel_iterations=1
         )
-        return losses.stack(), finite.stack()
+        return losses.stack(), finite.stack(), norms.stack()
 
     return without_rewriting(steps)
 

@@ -76,7 +76,7 @@ class Trial:
             try:
                 crops = [self.on_devices(pixels[: self.crops]) for pixels in batch]
                 with reporting(f"compiling the step for {self.crops} crops", progress):
-                    loss, finite = map(float, compiled(*crops))
+                    loss, finite, _ = map(float, compiled(*crops))
                 break
             except tf.errors.ResourceExhaustedError:
                 least = self._workers.replicas * self._config.accumulate_steps
@@ -87,7 +87,7 @@ class Trial:
         for _ in range(_MOST_OVERFLOWS):
             if finite or self._state.loss_scale.scale.numpy() <= 1:
                 break
-            loss, finite = map(float, compiled(*crops))
+            loss, finite, _ = map(float, compiled(*crops))
         self._step = lambda: compiled(*crops)
         return FirstStep(loss, bool(finite), secs)
 
@@ -107,7 +107,7 @@ class Trial:
         self._free_bytes = machine.available_bytes()
         started, count = time.perf_counter(), 0
         while count < _STEPS_TIMED and time.perf_counter() - started < _TIMED_SECS:
-            loss, _ = self._step()
+            loss, *_ = self._step()
             count += 1
         float(loss)  # waits for the device
         return (time.perf_counter() - started) / count, count

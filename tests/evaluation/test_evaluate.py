@@ -33,8 +33,16 @@ def test_a_network_that_knows_the_colours_scores_high(records_dir, tmp_path):
     labels = make_label_set(manifest.classes, "all")
     predictor = Predictor(Network(by_color, 1), PredictConfig(scale="1", tile_px=65), 80)
     panels_dir = tmp_path / "panels"
+    panels = {}
     scores = evaluate(
-        predictor, manifest, "validation", labels, print, panels_dir=panels_dir, panels=2
+        predictor,
+        manifest,
+        "validation",
+        labels,
+        print,
+        panels_dir=panels_dir,
+        panels=2,
+        on_panel=panels.__setitem__,
     )
     assert scores.mean_iou > 0.9
     assert scores.pixel_accuracy > 0.95
@@ -45,6 +53,8 @@ def test_a_network_that_knows_the_colours_scores_high(records_dir, tmp_path):
     pictures = sorted(panels_dir.glob("*.jpg"))
     assert [p.name for p in pictures] == ["validation-0.jpg", "validation-1.jpg"]
     assert np.asarray(Image.open(pictures[0])).std() > 10
+    assert list(panels) == ["validation-0", "validation-1"]
+    assert panels["validation-0"].shape == np.asarray(Image.open(pictures[0])).shape
 
 
 def test_an_evaluation_is_read_back_if_all_facts_match(records_dir, tmp_path):

@@ -22,6 +22,16 @@ def test_history_is_cut_where_a_run_resumes(tmp_path):
     assert read_history(path) == rows
 
 
+def test_a_history_of_an_earlier_version_gets_the_new_columns_where_a_run_resumes(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss,mean_iou\n2,1.5,\n2,,0.25\n")
+    rows = [{"step": 2, "loss": 1.5}, {"step": 2, "mean_iou": 0.25}]
+    assert cut_history(path, 2) == rows
+    row = {"step": 4, "loss": 1.25, "gradient_norm": 0.5, "weight_norm": 8.0}
+    append_history(path, row)
+    assert read_history(path) == [*rows, row]
+
+
 def test_a_missing_history_and_a_file_that_is_not_one_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="train first"):
         read_history(tmp_path / "history.csv")

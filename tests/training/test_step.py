@@ -41,11 +41,13 @@ def test_the_step_follows_the_gradient_and_the_decay():
     with tf.GradientTape() as tape:
         total, pixels = make_loss(config)(state.model(image, training=True), label, 1)
         loss = total / pixels
-    gradient = np.array(tape.gradient(loss, [kernel])[0])
+    gradients = tape.gradient(loss, [kernel, *state.model.trainable_variables])
+    gradient, *each = map(np.array, gradients)
     state = SmallState(config)  # the forward pass above updated the statistics
-    step_loss, finite = make_step(state, config, one_device())(image, label)
+    step_loss, finite, norm = make_step(state, config, one_device())(image, label)
     assert bool(finite)
     assert float(step_loss) == pytest.approx(float(loss), rel=1e-5)
+    assert float(norm) == pytest.approx(np.sqrt(sum(np.sum(g**2) for g in each)), rel=1e-5)
     expected = before - 0.1 * (gradient + 0.01 * before)
     np.testing.assert_allclose(state.model.get_layer("logits-semantic").kernel, expected, atol=1e-6)
 
@@ -59,7 +61,7 @@ def test_an_overflow_halves_the_scale_and_changes_no_variable():
     assert bool(step(*small_batch())[1])
     before = state.arrays()
     state.loss_scale.scale.assign(3e38)  # the scaled loss overflows float32
-    _, finite = step(*small_batch())
+    _, finite, _ = step(*small_batch())
     assert not bool(finite)
     assert float(state.loss_scale.scale) == pytest.approx(1.5e38)
     for value, old in zip(state.arrays(), before, strict=True):
@@ -74,10 +76,10 @@ def test_a_batch_of_void_leaves_the_weights():
     state = SmallState(config)
     before = [np.array(v) for v in state.model.trainable_variables]
     image, label = small_batch()
-    loss, finite = make_step(state, config, one_device())(
+    loss, finite, norm = make_step(state, config, one_device())(
         image, tf.fill(label.shape, tf.constant(255, tf.uint8))
     )
-    assert float(loss) == 0
+    assert float(loss) == float(norm) == 0
     assert bool(finite)
     for value, old in zip(state.model.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(value, old)
@@ -132,10 +134,11 @@ def test_clipping_bounds_the_gradient_of_the_global_batch():
     config = replace(CASES["clipped_in_parts"], weight_decay=0.0)
     state = SmallState(config)
     before = [np.array(v) for v in state.model.trainable_variables]
-    make_step(state, config, one_device())(*small_batch(4))
+    _, _, norm = make_step(state, config, one_device())(*small_batch(4))
     moved = [np.array(v) - b for v, b in zip(state.model.trainable_variables, before, strict=True)]
-    norm = np.sqrt(sum(np.sum(m**2) for m in moved))
-    assert norm == pytest.approx(config.learning_rate * config.clip_norm, rel=1e-4)
+    clipped = np.sqrt(sum(np.sum(m**2) for m in moved))
+    assert clipped == pytest.approx(config.learning_rate * config.clip_norm, rel=1e-4)
+    assert float(norm) > 2 * config.clip_norm  # of the gradient before clipping
 
 
 def test_steps_do_not_depend_on_the_steps_per_call():
@@ -145,7 +148,8 @@ def test_steps_do_not_depend_on_the_steps_per_call():
         state = SmallState(config)
         steps = make_steps(make_step(state, config, one_device()))
         batches = iter(tf.data.Dataset.from_tensors(small_batch()).repeat())
-        losses = [steps(batches, tf.constant(count))[0].numpy() for count in calls]
-        results.append([np.concatenate(losses), *state.arrays()])
+        taken = [steps(batches, tf.constant(count)) for count in calls]
+        losses, _, norms = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+        results.append([losses, norms, *state.arrays()])
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)

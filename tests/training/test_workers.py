@@ -116,6 +116,19 @@ def test_two_workers_train_as_one_and_resume_after_one_is_lost(records_dir, tmp_
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+def test_two_workers_end_early_at_the_same_step(records_dir, tmp_path):
+    unchanging = {"learning_rate": 1e-30, "batch_norm": "frozen", "sync_batch_norm": False}
+    options = {**unchanging, "steps": 99, "early_stopping": 1}
+    codes, texts = Pair(records_dir, tmp_path / "run", **options).wait()
+    assert codes == [0, 0], texts
+    assert "finished early at step 4: 1 evaluation" in texts[0]
+    assert checkpoints.saved_steps(tmp_path / "run" / "checkpoints")[-1] == 4
+    # Only the first knows the history; both must find the run finished.
+    codes, texts = Pair(records_dir, tmp_path / "run", **options).wait()
+    assert codes == [0, 0], texts
+    assert all("ended early at step 4" in text for text in texts)
+
+
 def test_a_waiting_worker_can_be_stopped_and_times_out(records_dir, tmp_path):
     def start(**more):
         options = {**OPTIONS, "records_dir": records_dir, "run_dir": tmp_path / "run", **more}
