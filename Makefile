@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help demo test test-random test-addons env env-addons clean
+.PHONY: help demo test test-random test-addons test-browser env env-addons clean
 unexport PYTHONHOME PYTHONPATH
 
 # All paths are relative, so the path of the checkout may contain spaces.
@@ -18,6 +18,7 @@ help:
 	echo "make test         format, lint, types and the test suite"
 	echo "make test-random  the test suite in random order, by SEED=1, 2, ..."
 	echo "make test-addons  the tests marked addons, with TensorFlow Addons (needs Python 3.11)"
+	echo "make test-browser the tests marked browser (needs Chromium and its driver)"
 	echo "make env          only the environment, in .venv (env-addons: in .venv-addons)"
 	echo "make clean        removes everything that make has built"
 
@@ -42,6 +43,10 @@ test-random: env
 test-addons: env-addons
 	echo "== pytest -m addons"
 	$(ADDONS_PYTHON) -m $(PYTEST) -m addons
+
+test-browser: env
+	echo "== pytest -m browser"
+	$(PYTHON) -m pytest -m browser
 
 clean:
 	rm -rf .venv .venv-addons .venv*.partial demo_out build *.egg-info

@@ -52,6 +52,7 @@ def work(values: flags.FlagValues) -> int:
     cli.use_compile_cache(values)
 
     from mapseg.estimator import Estimator
+    from mapseg.evaluation.report.command import report_command
 
     estimator = Estimator(run_dir, cli.report)
     options = cli.explicit_options(values, ModelConfig, TrainConfig)
@@ -78,6 +79,9 @@ def work(values: flags.FlagValues) -> int:
                 stopping=stopping,
                 **options,
             )
+    if mode == "train_and_evaluate" or (mode == "evaluate" and not values.mapping):
+        command = report_command(run_dir, records_dir, options.get("eval_split", ""))
+        cli.report(f"to write a report: {command}")
     return 0
 
 

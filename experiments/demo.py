@@ -21,6 +21,8 @@ def main(out_dir: Path) -> int:
     make = ["data_prep.make_sample", f"--out_dir={sample_dir}"]
     convert = ["data_prep.build_records", f"--vistas_dir={sample_dir}", records, "--max_side=256"]
     train = ["train_main.py", "--flagfile=experiments/demo.flags", records, run]
+    evaluate = ["train_main.py", "--mode=evaluate", records, run]
+    report = ["mapseg.evaluation.report", run, records, f"--frames_dir={frames_dir}"]
     infer = ["infer_main.py", run, f"--frames={sample_dir / 'frames'}", f"--out_dir={frames_dir}"]
     steps = [
         ("making a dataset of synthetic street scenes", ["-m", *make]),
@@ -30,6 +32,8 @@ def main(out_dir: Path) -> int:
             "inference on the frames of a drive, twice as wide as the training images",
             [*infer, "--scale=0.8", "--outputs=ids,overlay,panel,video"],
         ),
+        ("evaluation with boundaries and intervals", evaluate),
+        ("a report of all of this, on one page", ["-m", *report]),
     ]
     started = time.monotonic()
     for number, (title, arguments) in enumerate(steps, start=1):
@@ -48,6 +52,7 @@ def main(out_dir: Path) -> int:
         ("overlays of the drive", frames_dir / "overlay"),
         ("the same with a legend", frames_dir / "panel"),
         ("video of the drive", frames_dir / "video"),
+        ("report, a page to open in a browser", run_dir / "report" / "index.html"),
     ):
         print(f"  {content}: {path}")
     return judge(run_dir / "evaluation" / "validation.json")

@@ -78,18 +78,18 @@ def _figure(runs: Mapping[str, Sequence[Row]], smoothing: float) -> Figure:
     axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     for i, (name, rows) in enumerate(runs.items()):
         color = f"C{i % 10}"
-        steps, loss = _column(rows, "loss")
+        steps, loss = column(rows, "loss")
         faint = {"color": color, "linewidth": 0.8, "alpha": 0.3 if len(runs) == 1 else 0.15}
         bold = {"color": color, "linewidth": 1.8, "marker": "." if len(steps) < 30 else ""}
         axes[0].plot(steps, loss, **faint, label="" if name else "raw")
         label = name or f"smoothed, weight {smoothing:g}"
         axes[0].plot(steps, smoothed(loss, smoothing), **bold, label=label)
-        axes[1].plot(*_column(rows, "learning_rate"), **bold)
+        axes[1].plot(*column(rows, "learning_rate"), **bold)
         if scored:
-            steps, score = _column(rows, "mean_iou")
+            steps, score = column(rows, "mean_iou")
             axes[2].plot(steps, 100 * score, **{**bold, "marker": "o"}, markersize=4)
     for axis, label in zip(axes, ("training loss", "learning rate", "mean IoU, %"), strict=False):
-        _dress(axis, label)
+        dress(axis, label)
     axes[0].legend(frameon=False)
     axes[1].set_ylim(bottom=0)
     axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-1, 3), useMathText=True)
@@ -229,14 +229,15 @@ def _size_marks(axis: Axes, sizes: Mapping[str, Mapping[tuple[int, int], int]]) 
         handle.set_sizes([40])
 
 
-def _column(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+def column(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (steps, values) of the rows that have the column; non-finite values are gaps."""
     pairs = [(row["step"], row[name]) for row in rows if name in row]
     steps, values = np.array(pairs, float).reshape(-1, 2).T
     return steps, np.where(np.isfinite(values), values, np.nan)
 
 
-def _dress(axis: Axes, label: str) -> None:
+def dress(axis: Axes, label: str) -> None:
+    """Names the vertical axis and draws a light grid."""
     axis.set_ylabel(label)
     axis.grid(alpha=0.3, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -188,11 +188,15 @@ def _font(text_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Writes a PNG atomically.
+    """Writes a PNG atomically; its folder is created; see `encode_png`."""
+    write_bytes(path, encode_png(image, palette))
+
+
+def encode_png(image: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """Encodes a PNG.
 
     Args:
-      path: the file; its folder is created.
-      image: [H, W, 3] uint8 RGB, or with a palette [H, W] uint8 ids.
+      image: [H, W, 3] uint8 RGB, [H, W, 4] uint8 RGBA, or [H, W] uint8 ids or greys.
       palette: [256, 3] uint8 RGB by id; pixels stay ids, coloured by the palette.
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -200,7 +204,7 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
         picture.putpalette(palette.tobytes())
     data = io.BytesIO()
     picture.save(data, "PNG")
-    write_bytes(path, data.getvalue())
+    return data.getvalue()
 
 
 def write_jpg(path: Path, image: np.ndarray) -> None:
@@ -215,8 +219,22 @@ def write_jpg(path: Path, image: np.ndarray) -> None:
             f"{path}: the sides of a JPEG must be at most {_JPEG_MAX_PX:,} px; got {height} x "
             f"{width}. Remedy: use smaller images, or turn this picture off"
         )
-    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    written, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    write_bytes(path, encode_jpg(image))
+
+
+def encode_jpg(image: np.ndarray, quality: int = _JPEG_QUALITY) -> bytes:
+    """Encodes a JPEG of an [H, W, 3] uint8 RGB image.
+
+    Args:
+      image: its sides are at most 65,500 px.
+      quality: 1 to 100.
+
+    Raises:
+      ValueError: the image is empty or too large.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    written, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not written:
-        raise ValueError(f"{path}: cannot be encoded as JPEG; got an image of {height} x {width}")
-    write_bytes(path, data.tobytes())
+        height, width = image.shape[:2]
+        raise ValueError(f"an image must fit a JPEG; got {height} x {width} px")
+    return data.tobytes()

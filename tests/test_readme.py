@@ -72,7 +72,7 @@ def test_the_index_links_to_every_page():
 def test_the_road_to_kitti_overlays(tmp_path):
     environment, *commands = road()
     assert environment == "make env && . .venv/bin/activate"
-    assert len(commands) == 4
+    assert len(commands) == 5
     write_sample(
         tmp_path / "sample",
         {"training": 3, "validation": 2, "testing": 1, "frames": 2},
@@ -95,6 +95,8 @@ def test_the_road_to_kitti_overlays(tmp_path):
             arguments += [f"--{name}={value}" for name, value in TINY.items()]
         done = run_python(*arguments)
         assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "run" / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count('class="picture"') == 2
     frames = sorted((tmp_path / "sample" / "frames").rglob("*.png"))
     assert len(frames) == 2
     for frame in frames:
@@ -116,7 +118,7 @@ def test_every_option_that_the_pages_name_exists():
     programs += [
         ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
     ]
-    programs += [["-m", "mapseg.evaluation.score"]]
+    programs += [["-m", f"mapseg.evaluation.{name}"] for name in ("score", "report")]
     known = set()
     for program in programs:
         known |= set(re.findall(r"--(?:\[no\])?(\w+)", run_python(*program, "--help").stdout))

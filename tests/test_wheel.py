@@ -51,7 +51,7 @@ def test_the_wheel_is_used(bin_dir, tmp_path):
     assert shown.startswith(str(bin_dir.parent))
 
 
-@pytest.mark.parametrize("name", ["train", "infer", "convert", "doctor", "score"])
+@pytest.mark.parametrize("name", ["train", "infer", "convert", "doctor", "score", "report"])
 def test_every_command_shows_its_help(bin_dir, tmp_path, name):
     assert "--" in run(bin_dir / f"mapseg-{name}", "--help", cwd=tmp_path)
 
@@ -77,6 +77,15 @@ print(*(f"{name} {len(read_mapping(name).targets)}" for name in shipped_names())
 """
     shown = run(bin_dir / "python", "-c", script, cwd=tmp_path)
     assert shown == "vistas_to_cityscapes19 19\n"
+
+
+def test_the_files_of_the_report_are_in_it(bin_dir, tmp_path):
+    script = """
+from importlib.resources import files
+print(*sorted(path.name for path in (files("mapseg.evaluation.report") / "templates").iterdir()))
+"""
+    names = run(bin_dir / "python", "-c", script, cwd=tmp_path).split()
+    assert names == ["page.css", "page.html", "page.js"]
 
 
 def test_a_small_conversion(bin_dir, tmp_path):

@@ -1,8 +1,5 @@
 """Shards -> batches; the content of a batch is a pure function of (records, config, step)."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -15,7 +12,8 @@ from mapseg.data.gate import gate
 from mapseg.data.manifest import Manifest, Split, read_manifest, read_split_tiles
 from mapseg.data.samples import parse_sample
 from mapseg.data.sampling import draw_sample, find_class_tiles
-from mapseg.data.shards import RecordIndex, index_split, read_record
+from mapseg.data.shards import index_split, read_record
+from mapseg.data.whole_samples import errors_naming_sample, read_whole
 from mapseg.labels import LabelSet, make_label_set
 from mapseg.machine import cores
 
@@ -81,10 +79,8 @@ def stream_samples(
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray, bytes]:
         with gate.admitted():
-            record = read_record(index, int(place))
-            with _errors_naming_sample(index, int(place), record):
-                sample = parse_sample(record)
-                return sample.whole_image, cv2.LUT(sample.whole_label, table), sample.key.encode()
+            image, label, key = read_whole(index, int(place), table)
+            return image, label, key.encode()
 
     def decode(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         kinds = (tf.uint8, tf.uint8, tf.string)
@@ -219,7 +215,7 @@ class CropStream:
             place, focus = self._resolve_draw(int(i), int(entry))
             record = read_record(self._index, place)
             crops = []
-            with _errors_naming_sample(self._index, place, record):
+            with errors_naming_sample(self._index, place, record):
                 sample = parse_sample(record)
                 for crop in range(config.crops_per_read):
                     numbers = [config.seed, _AUGMENTATION, int(read) * config.crops_per_read + crop]
@@ -227,28 +223,6 @@ class CropStream:
                     crops.append(make_crop(sample, self._table, config, rng, focus))
             images, ids = zip(*crops, strict=True)
             return np.stack(images), np.stack(ids)
-
-
-@contextmanager
-def _errors_naming_sample(index: RecordIndex, i: int, record: bytes) -> Iterator[None]:
-    """Adds the record and its sample to errors raised while it is decoded.
-
-    Raises:
-      ValueError: replaces any error that a damaged record causes.
-    """
-    try:
-        yield
-    except (ValueError, IndexError, cv2.error, tf.errors.InvalidArgumentError) as error:
-        shard = index.shard[i]
-        name = f"{index.paths[shard]}: record {i - int(np.searchsorted(index.shard, shard))}"
-        cause = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).partition(" Remedy: ")[0]
-        with suppress(ValueError):
-            key = parse_sample(record).key
-            name, cause = f"{name}, {key}", cause.removeprefix(f"{key}: ")
-        raise ValueError(
-            f"{name}: must be a valid sample; got: {cause.rstrip('.')}. Remedy: python -m "
-            "data_prep.verify_records names all damaged files; convert them again"
-        ) from error
 
 
 def parallel_reads(config: TrainConfig, split: Split, batch_size: int, kept_bytes: int) -> int:

@@ -30,15 +30,19 @@ class Interval(NamedTuple):
 
 
 class Intervals(NamedTuple):
-    """Intervals of mean IoU and of each class's IoU.
+    """Intervals of scores.
 
     Attributes:
       mean_iou: of the mean IoU.
       iou: [C, 2] float64 low and high end; nan for classes that fewer than two images contain.
+      pixel_accuracy: of the pixel accuracy.
+      mean_boundary_iou: of the mean boundary IoU; nan if boundaries were not counted.
     """
 
     mean_iou: Interval
     iou: np.ndarray
+    pixel_accuracy: Interval
+    mean_boundary_iou: Interval
 
 
 class Difference(NamedTuple):
@@ -71,16 +75,30 @@ class Comparison(NamedTuple):
 
 
 def intervals(evaluation: Evaluation) -> Intervals:
-    """Returns 95 % intervals of mean IoU and class IoU.
+    """Returns 95 % intervals of scores.
 
     Args:
       evaluation: with the counts of each image.
     """
     images = len(evaluation.images)
+    unknown = Interval(math.nan, math.nan)
     if images < _MIN_IMAGES:
-        return Intervals(Interval(math.nan, math.nan), np.full((len(evaluation.iou), 2), math.nan))
-    iou = _resampled_iou(evaluation.image_counts, _weights(images))
-    return Intervals(Interval(*_ends(_row_means(iou), images)), _class_ends(iou, evaluation))
+        return Intervals(unknown, np.full((len(evaluation.iou), 2), math.nan), unknown, unknown)
+    weights, counts = _weights(images), evaluation.image_counts
+    iou = _resampled_iou(counts, weights)
+    label, hits = (weights @ counts[..., i] for i in (0, 2))
+    accuracy = hits.sum(1) / np.maximum(label.sum(1), 1)
+    boundary = unknown
+    if evaluation.has_details:
+        shared, union = (weights @ evaluation.boundary_counts[..., i] for i in range(2))
+        scores = np.where(label > 0, shared / np.maximum(union, 1), np.nan)
+        boundary = Interval(*_ends(_row_means(scores), images))
+    return Intervals(
+        Interval(*_ends(_row_means(iou), images)),
+        _class_ends(iou, evaluation),
+        Interval(*_ends(accuracy, images)) if label.any() else unknown,
+        boundary,
+    )
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:

@@ -50,14 +50,20 @@ class Evaluation(Scores):
         return np.array([mean_of(iou) for iou in self.image_iou])
 
     @cached_property
+    def boundary_counts(self) -> np.ndarray:
+        """[N, C, 2] int64: boundary pixels in the intersection and union, by image and class."""
+        counts = np.zeros((len(self.images), len(self.label_set.classes), 2), np.int64)
+        for image, rows in zip(self.images, counts, strict=True):
+            if image.boundary is not None:
+                rows[image.boundary[:, 0]] = image.boundary[:, 1:]
+        return counts
+
+    @property
     def boundary_iou(self) -> np.ndarray:
         """[C] float64: boundary IoU of each class; see `boundaries`."""
-        counts = np.zeros((len(self.label_set.classes), 2), np.int64)
-        for image in self.images:
-            if image.boundary is not None:
-                np.add.at(counts, image.boundary[:, 0], image.boundary[:, 1:])
+        shared, union = self.boundary_counts.sum(0).T
         known = self.present & self.has_details
-        return np.where(known, counts[:, 0] / np.maximum(counts[:, 1], 1), np.nan)
+        return np.where(known, shared / np.maximum(union, 1), np.nan)
 
     @property
     def mean_boundary_iou(self) -> float:

@@ -31,6 +31,8 @@ _WRITTEN = (
     "evaluation/*.json",
     "evaluation/*.csv",
     "evaluation/panels/**/*.jpg",
+    "report/index.html",
+    "report/pictures/*",
     "not_finite/step-*.npz",
     "checkpoints/best.json",
 )

@@ -101,7 +101,11 @@ def test_intervals_cover_the_true_score_in_95_percent_of_400_sets():
     for _ in range(400):
         ends = bootstrap.intervals(evaluation_of(synthetic_images(rng, 20), labels))
         classes = (ends.iou[:, 0] <= true.iou) & (true.iou <= ends.iou[:, 1])
-        covered.append([ends.mean_iou.low <= true.mean_iou <= ends.mean_iou.high, *classes])
+        means = [
+            ends.mean_iou.low <= true.mean_iou <= ends.mean_iou.high,
+            ends.pixel_accuracy.low <= true.pixel_accuracy <= ends.pixel_accuracy.high,
+        ]
+        covered.append([*means, *classes])
     shares = np.mean(covered, axis=0)
     assert (shares >= 0.90).all() and (shares <= 0.99).all(), shares
 
@@ -111,6 +115,23 @@ def test_an_interval_needs_two_images():
     one = evaluation_of(synthetic_images(np.random.default_rng(0), 1), labels)
     assert np.isnan(bootstrap.intervals(one).iou).all()
     assert np.isnan(bootstrap.intervals(one).mean_iou).all()
+    assert np.isnan(bootstrap.intervals(one).pixel_accuracy).all()
+
+
+def test_the_interval_of_boundary_iou_equals_a_bootstrap_in_python():
+    labels, rng = label_set([True] * 5 + [False]), np.random.default_rng(3)
+    evaluation = detailed(rng, labels, 12)
+    scores = []
+    for _ in range(4000):
+        drawn = [evaluation.images[i] for i in rng.integers(0, 12, 12)]
+        scores.append(evaluation_of(drawn, labels).mean_boundary_iou)
+    ends = bootstrap.intervals(evaluation).mean_boundary_iou
+    low, high = np.percentile(scores, (2.5, 97.5))
+    expansion = 2.201 / 1.96 * np.sqrt(12 / 11)  # Student's t with 11 degrees of freedom
+    assert ends.high - ends.low == pytest.approx(expansion * (high - low), rel=0.08)
+    assert ends.low < evaluation.mean_boundary_iou < ends.high
+    without = evaluation_of(synthetic_images(rng, 5), label_set([True] * 3))
+    assert np.isnan(bootstrap.intervals(without).mean_boundary_iou).all()
 
 
 def with_more_hits(images, share):

@@ -1,0 +1,77 @@
+"""Renders the page of a report from what the other modules computed."""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+_PACKAGE = "mapseg.evaluation.report"
+
+
+def render(context: Mapping[str, Any], data: Any) -> str:
+    """Renders the page.
+
+    The page's policy forbids every request and every script but its own, so nothing that a name
+    contains can run.
+
+    Args:
+      context: the values of the template.
+      data: the values of the page's script.
+
+    Returns:
+      An HTML document that needs no other file.
+    """
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "hex_color": hex_color}
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(
+        **context,
+        data=script_json(data),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        style=Markup(_read("page.css")),
+    )
+
+
+def script_json(data: Any) -> Markup:
+    """Encodes data as JSON that cannot end the script element that holds it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
+        text = text.replace(character, escaped)
+    return Markup(text)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Formats a share: 59.4 %; a dash if it is unknown."""
+    if value is None or math.isnan(value):
+        return "–"  # noqa: RUF001
+    return f"{100 * value:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
+
+
+def points(value: float | None) -> str:
+    """Formats a difference of shares in percentage points: +1.2."""
+    if value is None or math.isnan(value):
+        return "–"  # noqa: RUF001
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def hex_color(color: Sequence[int]) -> str:
+    """Formats an RGB colour: #0a1b2c."""
+    return "#" + bytes(color).hex()
+
+
+def _read(name: str) -> str:
+    return (resources.files(_PACKAGE) / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,367 @@
+"""The report in a browser: pytest -m browser, where Chromium and its driver are installed."""
+
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_by_hand import HEIGHT, HOSTILE, WIDTH, make_classes, pictures_of, store
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from mapseg.evaluation.report import write
+from mapseg.evaluation.report.write import write_report
+from mapseg.labels import VOID, make_label_set
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # as Debian has them
+AXE = "axe-core@4.10.3"
+CLASSES, IMAGES = 12, 8
+IMAGE, PREDICTION, LABEL, ERRORS, OTHER = range(5)  # the views
+LIGHT = [0.2126, 0.7152, 0.0722]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Pages of runs with 2, 12 and 124 classes, that of 12 compared with another run."""
+    folder, made = tmp_path_factory.mktemp("pages"), {}
+    for count in (2, CLASSES, 124):
+        classes, run_dir = make_classes(count, HOSTILE), folder / f"run{count}"
+        pairs = store(run_dir, classes, IMAGES, image_names=HOSTILE[:3])
+        compare = [folder / "other"] if count == CLASSES else []
+        for other in compare:
+            store(other, classes, IMAGES, image_names=HOSTILE[:3], wrong=0.5)
+        palette = make_label_set(classes, "all").palette
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(write, "make_pictures", pictures_of(pairs, palette))
+            path = write_report(run_dir, folder, lambda _: None, compare=compare)
+        made[count] = path, pairs, palette
+    return made
+
+
+@pytest.fixture(scope="module")
+def driver():
+    for path in (CHROMIUM, DRIVER):
+        if not path.is_file():
+            pytest.skip(f"{path} is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+class Browser:
+    """A page in the browser, and what its tests do with it."""
+
+    def __init__(self, driver, pages):
+        self.driver, self._pages = driver, pages
+        self.run = driver.execute_script
+
+    def show(self, count=CLASSES, width=1280, dark=False):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.get(self._pages[count][0].as_uri())
+
+    def click(self, selector):
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+    def press(self, *keys):
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def texts(self, selector):
+        find = (
+            "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent.trim())"
+        )
+        return self.run(find, selector)
+
+    def number(self, script):
+        return self.run(f"return {script}")
+
+    def open_image(self, i):
+        self.click(f".picture[data-open='{i}']")
+        assert self.run("return document.getElementById('viewer').open")
+
+    def has_pixels(self, selector, is_as_expected):
+        """Waits until a canvas [h, w, 4] uint8 is as expected: it is drawn asynchronously."""
+        # Read from a copy: Chromium warns if a canvas itself is read often.
+        read = """
+const canvas = document.querySelector(arguments[0]);
+const copy = new OffscreenCanvas(canvas.width, canvas.height);
+const context = copy.getContext("2d", {willReadFrequently: true});
+context.drawImage(canvas, 0, 0);
+return [...context.getImageData(0, 0, copy.width, copy.height).data];
+"""
+
+        def check(_):
+            pixels = np.array(self.run(read, selector), np.uint8).reshape(HEIGHT, WIDTH, 4)
+            return is_as_expected(pixels)
+
+        WebDriverWait(self.driver, 20).until(check)
+
+    def wait_for(self, script, *arguments):
+        return WebDriverWait(self.driver, 20).until(lambda _: self.run(script, *arguments))
+
+
+@pytest.fixture
+def browser(driver, pages):
+    """Checks after each test that nothing was logged, and nothing requested but the page."""
+    for kind in ("browser", "performance"):
+        driver.get_log(kind)
+    yield Browser(driver, pages)
+    assert driver.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = {
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    }
+    requested = {url for url in urls if not url.startswith("data:")}
+    assert requested and requested <= {path.as_uri() for path, *_ in pages.values()}
+
+
+def card_index(browser, name):
+    """Returns the number of the picture of an image."""
+    names = browser.run(
+        "return JSON.parse(document.getElementById('data').textContent).pictures.map((p) => p.name)"
+    )
+    return names.index(name)
+
+
+@pytest.mark.parametrize("count", [2, CLASSES, 124])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_window(browser, count, dark, width):
+    browser.show(count, width, dark)
+    assert browser.number("document.documentElement.scrollWidth") == width
+    color = browser.run("return getComputedStyle(document.body).backgroundColor")
+    red = int(color.partition("(")[2].partition(",")[0])
+    assert red < 64 if dark else red > 192
+    browser.open_image(0)
+    assert browser.number("document.getElementById('viewer').scrollWidth") <= width
+    assert browser.number("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("count", [2, CLASSES, 124])
+def test_names_are_text(browser, count):
+    browser.show(count)
+    assert {*HOSTILE[: min(count, 5)]} <= {*browser.texts("#legend button")}
+    browser.open_image(card_index(browser, HOSTILE[0]))
+    assert browser.texts("#viewer-name") == [HOSTILE[0]]
+    assert browser.driver.title == f"run{count}: report"
+    assert browser.number("document.querySelectorAll('script').length") == 2
+
+
+def test_the_table_is_sorted(browser):
+    browser.show()
+
+    def values(column):
+        rows = "[...document.querySelectorAll('#class-table tbody tr')]"
+        return browser.run(f"return {rows}.map((row) => row.children[{column}].dataset.value)")
+
+    def sorts():
+        return browser.run(
+            "return [...document.querySelectorAll('[aria-sort]')].map((e) => e.ariaSort)"
+        )
+
+    assert [float(v) for v in values(1)] == sorted(map(float, values(1)), reverse=True)
+    assert sorts()[1] == "descending"
+    for column in (2, 3, 4, 5, 6, 1):
+        for order in ("descending", "ascending"):
+            browser.click(f"[data-sort='{column}']")
+            numbers = [float(v) for v in values(column)]
+            assert numbers == sorted(numbers, reverse=order == "descending"), (column, order)
+            assert sorts() == [order if i == column else "none" for i in range(7)]
+    browser.click("[data-sort='0']")
+    names = values(0)
+    grouped = [name for name in names if name.startswith("group")]
+    assert len(names) == CLASSES and grouped == sorted(grouped)
+    browser.click("[data-sort='0']")
+    assert values(0) == names[::-1]
+
+
+def test_the_table_is_filtered(browser):
+    browser.show()
+    browser.driver.find_element("id", "filter").send_keys("FETT")
+    rows = browser.texts("#class-table tbody tr:not([hidden]) th")
+    assert rows == [HOSTILE[3]]
+    assert browser.texts("#filtered") == [f"1 of {CLASSES} classes"]
+
+
+def test_label_maps_have_the_colours_of_their_ids(browser, pages):
+    browser.show()
+    _, pairs, palette = pages[CLASSES]
+    browser.open_image(card_index(browser, HOSTILE[0]))
+    for view, ids in ((PREDICTION, pairs[0][1]), (LABEL, pairs[0][0]), (OTHER, pairs[0][1])):
+        browser.press(str(view + 1))
+        browser.has_pixels("#viewer-canvas", lambda p, ids=ids: (p[..., :3] == palette[ids]).all())
+        pressed = browser.texts("#viewer [data-view][aria-pressed=true]")
+        assert len(pressed) == 1 and pressed[0].startswith(str(view + 1))
+    browser.press("1")
+    assert browser.number("document.getElementById('viewer-canvas').hidden")
+
+
+def test_errors_differ_in_brightness_from_what_is_correct(browser, pages):
+    browser.show()
+    label, prediction = pages[CLASSES][1][0]
+    browser.open_image(card_index(browser, HOSTILE[0]))
+    browser.press(str(ERRORS + 1))
+    wrong, void = (label != prediction) & (label != VOID), label == VOID
+
+    def differ(pixels):
+        light = pixels[..., :3] @ LIGHT
+        return light[wrong].min() > light[~wrong & ~void].max() + 80
+
+    browser.has_pixels("#viewer-canvas", differ)
+    assert browser.texts("#viewer-key span") == ["correct", "wrong", "not labelled"]
+
+
+def test_one_class_is_shown_alone_in_all_pictures(browser, pages):
+    browser.show()
+    _, pairs, _ = pages[CLASSES]
+    browser.click("#legend [data-alone='7']")
+    assert browser.texts("#legend [aria-pressed=true]") == ["part--class 7"]
+    for i, name in enumerate([*HOSTILE[:3], "image 3"]):
+        card = card_index(browser, name)
+        alone = pairs[i][1] == 7
+
+        def only(pixels, alone=alone):
+            return (pixels[alone][:, :3].sum(-1) > 0).all() and not pixels[~alone][:, :3].any()
+
+        browser.has_pixels(f".picture[data-open='{card}'] canvas", only)
+    browser.press(Keys.ESCAPE)
+    assert browser.texts("#legend [aria-pressed=true]") == []
+    assert browser.number("document.getElementById('show-all').hidden")
+
+
+def test_keys_and_slider_of_the_viewer(browser):
+    browser.show()
+    order = [
+        int(i)
+        for i in browser.run(
+            "return [...document.querySelectorAll('#grid .picture')].map((e) => e.dataset.open)"
+        )
+    ]
+    names = [browser.texts(f".picture[data-open='{i}'] .name")[0] for i in order]
+    browser.open_image(order[0])
+    for key, place in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
+        browser.press(key)
+        assert browser.texts("#viewer-name") == [names[place]]
+    slider = browser.driver.find_element("id", "wipe")
+    slider.send_keys(Keys.ARROW_RIGHT * 30)
+    assert browser.number("document.getElementById('viewer-canvas').style.clipPath") == (
+        "inset(0px 0px 0px 30%)"
+    )
+    assert browser.texts("#viewer-name") == [names[1]]  # the arrows belong to the slider
+    browser.press(Keys.ESCAPE)
+    browser.wait_for("return !document.getElementById('viewer').open")
+    browser.press(Keys.ARROW_RIGHT)
+    assert not browser.number("document.getElementById('viewer').open")
+
+
+def test_the_order_of_images(browser):
+    browser.show()
+
+    def scores():
+        shown = browser.texts("#grid .picture:not([hidden]) .score")
+        return [float(text.removesuffix("%")) for text in shown]
+
+    def choose(value):
+        browser.run(
+            "const e = document.getElementById('order'); e.value = arguments[0];"
+            "e.dispatchEvent(new Event('change'))",
+            value,
+        )
+
+    assert len(scores()) == IMAGES and scores() == sorted(scores())
+    choose("best")
+    assert scores() == sorted(scores(), reverse=True)
+    overall = scores()
+    choose("7")
+    assert scores() == sorted(scores()) and scores() != overall[::-1]
+    assert browser.texts("#legend [aria-pressed=true]") == ["part--class 7"]
+
+
+def test_a_confusion_shows_its_images(browser, pages):
+    browser.show()
+    _, pairs, _ = pages[CLASSES]
+    pair = browser.run("return document.querySelector('.worst [data-pair]').dataset.pair")
+    a, b = map(int, pair.split(","))
+    pixels = sorted((int(((y == a) & (p == b)).sum()) for y, p in pairs), reverse=True)
+    expected = [f"{count} px" for count in pixels if count]
+    browser.click(".worst [data-pair]")
+    assert browser.texts("#grid .picture:not([hidden]) .score") == expected
+    browser.click("#show-all")
+    assert len(browser.texts("#grid .picture:not([hidden])")) == IMAGES
+    # The same cell of the matrix, by the mouse.
+    data = "JSON.parse(document.getElementById('data').textContent).heat"
+    rows, columns = browser.number(f"{data}.rows"), browser.number(f"{data}.columns")
+    matrix = browser.driver.find_element("id", "matrix")
+    browser.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", matrix)
+    x = ((columns.index(b) + 0.5) / len(columns) - 0.5) * matrix.rect["width"]
+    y = ((rows.index(a) + 0.5) / len(rows) - 0.5) * matrix.rect["height"]
+    ActionChains(browser.driver).move_to_element_with_offset(matrix, x, y).click().perform()
+    assert browser.texts("#grid .picture:not([hidden]) .score") == expected
+    total = sum(int((label == a).sum()) for label, _ in pairs)
+    share = browser.texts("#pair-share")[0].removesuffix("%")
+    assert float(share) == pytest.approx(100 * sum(pixels) / total, abs=0.06)
+
+
+def test_an_image_that_differs_between_runs_is_opened(browser):
+    browser.show()
+    name = browser.texts("#runs [data-open]")[0]
+    browser.click("#runs [data-open]")
+    assert browser.texts("#viewer-name") == [name]
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The source of axe-core, which npm downloads."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "pack", AXE, "--silent"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"{' '.join(command)} did not end within 120 s")
+    if done.returncode:
+        pytest.skip(f"{' '.join(command)} failed: {done.stderr[-300:]}")
+    with tarfile.open(folder / done.stdout.strip()) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()
+
+
+@pytest.mark.parametrize("count", [CLASSES, 124])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_accessible(browser, axe, count, dark, width):
+    browser.show(count, width, dark)
+    for is_open in (False, True):
+        if is_open:
+            browser.open_image(0)
+            browser.press(str(ERRORS + 1))
+        browser.run(axe)
+        found = browser.driver.execute_async_script(
+            "const done = arguments[0]; axe.run().then((result) => done(result.violations))"
+        )
+        problems = [(v["id"], v["help"], [n["html"][:200] for n in v["nodes"]]) for v in found]
+        assert problems == []
