@@ -3,11 +3,16 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from mapseg import cli, startup
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+from mapseg.errors import one_line
+
+if TYPE_CHECKING:
+    from mapseg.estimator import Estimator
 
 MODES = ("train_and_evaluate", "train", "evaluate", "export", "plot")
 
@@ -27,6 +32,8 @@ def define_flags() -> flags.FlagValues:
     text("export_dir", "", "folder for the SavedModel; default RUN_DIR/export")
     flags.DEFINE_list("runs", [], "for plot: run folders to draw in one chart", flag_values=values)
     text("plot_path", "runs.png", "for plot: the PNG to write")
+    help_text = "for train_and_evaluate: at the end, evaluate the best checkpoint and write a page"
+    flags.DEFINE_bool("report", True, help_text, flag_values=values)
     cache = "cache for programs compiled by XLA; auto is ~/.cache/mapseg, empty disables it"
     text("compile_cache_dir", "auto", cache)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
@@ -52,7 +59,6 @@ def work(values: flags.FlagValues) -> int:
     cli.use_compile_cache(values)
 
     from mapseg.estimator import Estimator
-    from mapseg.evaluation.report.command import report_command
 
     estimator = Estimator(run_dir, cli.report)
     options = cli.explicit_options(values, ModelConfig, TrainConfig)
@@ -79,10 +85,22 @@ def work(values: flags.FlagValues) -> int:
                 stopping=stopping,
                 **options,
             )
-    if mode == "train_and_evaluate" or (mode == "evaluate" and not values.mapping):
-        command = report_command(run_dir, records_dir, options.get("eval_split", ""))
-        cli.report(f"to write a report: {command}")
+            stopped = stopping()
+        if evaluating and values.report and not stopped:
+            _report(estimator, records_dir, predicting)
     return 0
+
+
+def _report(estimator: "Estimator", records_dir: Path, predicting: PredictConfig) -> None:
+    """Writes the report of a trained run; a failure does not undo the training."""
+    from mapseg.training.devices import find_cluster
+
+    if find_cluster(estimator.run.train):
+        return  # several processes: one would evaluate while the others end
+    try:
+        cli.report(f"wrote {estimator.report(records_dir, predicting)}")
+    except Exception as error:
+        cli.report(f"WARNING: the run is trained, but its report failed: {one_line(error)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,6 @@ def main(out_dir: Path) -> int:
     make = ["data_prep.make_sample", f"--out_dir={sample_dir}"]
     convert = ["data_prep.build_records", f"--vistas_dir={sample_dir}", records, "--max_side=256"]
     train = ["train_main.py", "--flagfile=experiments/demo.flags", records, run]
-    evaluate = ["train_main.py", "--mode=evaluate", records, run]
     report = ["mapseg.evaluation.report", run, records, f"--frames_dir={frames_dir}"]
     infer = ["infer_main.py", run, f"--frames={sample_dir / 'frames'}", f"--out_dir={frames_dir}"]
     steps = [
@@ -32,7 +31,6 @@ def main(out_dir: Path) -> int:
             "inference on the frames of a drive, twice as wide as the training images",
             [*infer, "--scale=0.8", "--outputs=ids,overlay,panel,video"],
         ),
-        ("evaluation with boundaries and intervals", evaluate),
         ("a report of all of this, on one page", ["-m", *report]),
     ]
     started = time.monotonic()

@@ -107,7 +107,9 @@ def measure(
     estimator.train(records_dir, evaluating=False, stopping=stopping, **options)
     if stopping():
         return None
-    scores = estimator.evaluate(records_dir, split, predicting, "latest", again=False)
+    scores = estimator.evaluate(
+        records_dir, split, predicting, "latest", details=False, again=False
+    )
     run = estimator.run
     facts = {
         "precision": run.train.precision,

@@ -70,6 +70,7 @@ def define_flags() -> flags.FlagValues:
         *((name, "of train_main.py; ignored") for name in _NOT_NEEDED),
     ):
         flags.DEFINE_string(name, "", text, flag_values=values)
+    flags.DEFINE_bool("report", True, "of train_main.py; ignored", flag_values=values)
     cli.define_flags(values, ModelConfig, TrainConfig, PredictConfig)
     flags.DEFINE_alias("init_checkpoint", "init_from", flag_values=values)
     return values

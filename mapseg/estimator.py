@@ -104,6 +104,7 @@ class Estimator:
         panels: int = 8,
         *,
         mapping: str = "",
+        details: bool = True,
         again: bool = True,
     ) -> "Evaluation":
         """Scores a checkpoint on a split; writes `evaluation/<split>.json`, tables and panels.
@@ -116,6 +117,7 @@ class Estimator:
           panels: number of pictures of image, prediction and ground truth to write.
           mapping: for records with other classes than the run's: name or path of a mapping to
             these, see `mapseg.mapping`; all their evaluated classes are scored.
+          details: also count boundaries, regions and the calibration.
           again: if false, an earlier evaluation with the same inputs and options is reused.
 
         Raises:
@@ -136,7 +138,7 @@ class Estimator:
         facts = {**evaluating.evaluation_facts(path, manifest, split, config), **mapped}
         json_path = stored.evaluation_path(self.run_dir, split, mapping)
         earlier = None if again else evaluating.matching_evaluation(json_path, label_set, facts)
-        if earlier is not None:
+        if earlier is not None and (earlier.has_details or not details):
             return earlier
         check_writable(json_path.parent)
         check_writable(panels_dir)
@@ -146,13 +148,34 @@ class Estimator:
             split,
             label_set,
             self._progress,
-            details=True,
+            details=details,
             translation=translation,
             panels_dir=panels_dir,
             panels=panels,
         )
         self._store(evaluation, json_path, facts)
         return evaluation
+
+    def report(self, records_dir: Path | str, config: PredictConfig | None = None) -> Path:
+        """Writes the report of the best checkpoint: `report/index.html` in the run folder.
+
+        Its evaluation is reused if it has all details.
+
+        Args:
+          records_dir: a folder made by `data_prep.build_records`.
+          config: scales, flip and tile size.
+
+        Returns:
+          The page.
+
+        Raises:
+          FileNotFoundError, ValueError, WriteError: as `evaluate`.
+        """
+        self.evaluate(records_dir, config=config, again=False)
+
+        from mapseg.evaluation.report.write import write_report
+
+        return write_report(self.run_dir, Path(records_dir), self._progress)
 
     def predict(
         self,

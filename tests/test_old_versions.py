@@ -123,7 +123,9 @@ def test_a_run_opens_predicts_and_scores_as_before(run_dir, expected):
 def test_an_old_evaluation_is_read_instead_of_repeated(run_dir):
     path = run_dir / "evaluation" / "training.json"
     before = path.read_bytes()
-    scores = Estimator(run_dir, progress=print).evaluate(OLD / "records", "training", again=False)
+    scores = Estimator(run_dir, progress=print).evaluate(
+        OLD / "records", "training", details=False, again=False
+    )
     assert scores.confusion[:, :-1].tolist() == json.loads(before)["confusion"]
     assert path.read_bytes() == before
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 from report_by_hand import HOSTILE, make_classes, pictures_of, scenes, store
 
 import train_main
@@ -18,6 +18,7 @@ from mapseg.config import ModelConfig, TrainConfig
 from mapseg.data.batches import read_samples
 from mapseg.data.resizing import resize_label
 from mapseg.estimator import Estimator
+from mapseg.evaluation import evaluate
 from mapseg.evaluation.counting import count_image
 from mapseg.evaluation.evaluation import evaluation_of
 from mapseg.evaluation.report import __main__ as command_line
@@ -28,6 +29,7 @@ from mapseg.evaluation.report.curves import history_curves
 from mapseg.evaluation.report.findings import short_names, worst_confusions
 from mapseg.evaluation.report.page import percent, points, script_json
 from mapseg.evaluation.report.write import write_report
+from mapseg.files import WriteError
 from mapseg.labels import make_label_set
 from mapseg.runs.folder import open_run
 
@@ -370,3 +372,33 @@ def test_evaluation_names_the_command(own_run_dir, records_dir, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     command = last.removeprefix("to write a report: python -m mapseg.evaluation.report").split()
     assert command_line.main(["report", *command]) == 0
+
+
+@pytest.mark.usefixtures("tiny_encoder")
+def test_training_ends_with_a_report(records_dir, tmp_path, capsys, monkeypatch):
+    run_dir = tmp_path / "run"
+    flags = {**TINY, "records_dir": records_dir, "run_dir": run_dir, "compile_cache_dir": ""}
+    command = ["train_main.py", *(f"--{name}={value}" for name, value in flags.items())]
+    assert train_main.main([*command, "--noreport"]) == 0
+    assert not (run_dir / "report").exists()
+
+    # The same command again has nothing to train, but a page to write.
+    assert train_main.main(command) == 0
+    out = capsys.readouterr().out
+    assert f"wrote {run_dir / 'report' / 'index.html'}" in out
+    page = Page(run_dir / "report" / "index.html")
+    assert len(page.data["pictures"]) == 3 and "Boundary IoU" in page.text
+    stored = json.loads((run_dir / "evaluation" / "validation.json").read_text())
+    assert stored["mean_boundary_iou"] is not None
+
+    # Now the evaluation has its details: it is not repeated.
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    assert train_main.main(command) == 0
+    assert "wrote" in capsys.readouterr().out
+
+    def fail(*_):
+        raise WriteError(28, "no space")
+
+    monkeypatch.setattr(write, "write_report", fail)
+    assert train_main.main(command) == 0
+    assert "WARNING: the run is trained, but its report failed: " in capsys.readouterr().out

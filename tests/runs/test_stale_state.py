@@ -116,7 +116,9 @@ def test_a_stored_evaluation_is_read_only_if_all_facts_match(copied, records_dir
     stored = json.loads(path.read_text())
 
     def score(config=None):
-        return Estimator(copied, quiet).evaluate(records_dir, config=config, panels=0, again=False)
+        return Estimator(copied, quiet).evaluate(
+            records_dir, config=config, panels=0, details=False, again=False
+        )
 
     assert score().confusion.tolist() == stored["confusion"]
     assert not calls
