@@ -130,7 +130,11 @@ WITHOUT_TENSORFLOW = [
         )
     ),
     *(f"mapseg.runs.{name}" for name in ("folder", "checkpoints", "history")),
-    *(f"mapseg.inference.{name}" for name in ("frames", "reading", "results", "videos", "infer")),
+    *(
+        f"mapseg.inference.{name}"
+        for name in ("containers", "films", "frames", "infer", "measuring")
+    ),
+    *(f"mapseg.inference.{name}" for name in ("reading", "results", "videos")),
     "mapseg.evaluation.scores",
     "mapseg.model.pretrained",
     "mapseg.training.prepare",
