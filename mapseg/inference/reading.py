@@ -39,12 +39,13 @@ class Picture(NamedTuple):
 
 
 def open_video(path: Path) -> Any:
-    """Opens a video for decoding; raises a ValueError if OpenCV cannot."""
+    """Opens a video, to be decoded upright; raises a ValueError if OpenCV cannot."""
     check_utf8(path)
     _check_regular(path)
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise ValueError(f"{path}: must be a video that OpenCV can decode")
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # not the default of every version
     return capture
 
 

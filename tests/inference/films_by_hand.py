@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 
 PHONE_MS = [0, 33, 67, 133, 141, 200, 267, 300, 433, 450]  # frame times of a phone in poor light
@@ -47,7 +48,7 @@ def turn(path, degrees):
 
 
 class Film:
-    """What PyAV reads from a film."""
+    """What PyAV reads from a film, and its pictures."""
 
     def __init__(self, path):
         with av.open(str(path)) as container:
@@ -58,8 +59,9 @@ class Film:
             self.fps = float(stream.average_rate)
             self.ms = [float(frame.pts * stream.time_base * 1000) for frame in frames]
             self.length_ms = float(stream.duration * stream.time_base * 1000)
-            self.pictures = [
-                frame.to_ndarray(format="rgb24", src_colorspace="ITU709") for frame in frames
-            ]
+        # OpenCV's decoder is another one than the encoder's, and applies the film's colour space.
+        decoded = cv2.VideoCapture(str(path))
+        bgr = [picture for _, picture in iter(decoded.read, (False, None))]
+        self.pictures = [cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in bgr]
         data = path.read_bytes()
         self.index_is_first = data.index(b"moov") < data.index(b"mdat")

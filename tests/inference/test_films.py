@@ -13,6 +13,7 @@ from PIL import Image
 
 from mapseg.inference import films
 from mapseg.inference.infer import Counts
+from mapseg.inference.reading import FrameReader
 
 
 def status(out_dir, name):
@@ -53,6 +54,18 @@ def test_a_phones_video_keeps_its_times_and_is_upright(tmp_path, ending, degrees
     assert corner.min() > 150
     for shown, overlay in zip(film.pictures, overlays(tmp_path / "out"), strict=True):
         assert np.abs(shown.astype(int) - overlay).mean() < 3
+
+
+@pytest.mark.addons
+@pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (90, (0, -1)), (180, (-1, -1))])
+def test_every_version_of_opencv_reads_a_phones_video_upright(tmp_path, degrees, corner):
+    write_source(tmp_path / "clip.mp4", PHONE_MS)
+    turn(tmp_path / "clip.mp4", degrees)
+    reader = FrameReader()
+    for number, ms in enumerate(PHONE_MS):
+        image, secs = reader.read(tmp_path / "clip.mp4", number)
+        assert image.shape == ((80, 48, 3) if degrees == 90 else (48, 80, 3))
+        assert image[corner].min() > 230 and secs == pytest.approx(ms / 1000)
 
 
 def test_a_video_that_starts_late_is_shown_from_its_first_frame(tmp_path):
