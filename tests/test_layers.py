@@ -135,9 +135,13 @@ WITHOUT_TENSORFLOW = [
         )
     ),
     *(f"mapseg.runs.{name}" for name in ("folder", "checkpoints", "history")),
-    *(f"mapseg.inference.{name}" for name in ("frames", "reading", "results", "videos", "infer")),
     *(f"mapseg.evaluation.{name}" for name in ("scores", "stored", "score")),
     *(name for name in MODULES if name.startswith("mapseg.evaluation.report.")),
+    *(
+        f"mapseg.inference.{name}"
+        for name in ("containers", "films", "frames", "infer", "measuring")
+    ),
+    *(f"mapseg.inference.{name}" for name in ("reading", "results", "videos")),
     "mapseg.model.pretrained",
     "mapseg.training.prepare",
     *(name for name in MODULES if name.startswith("data_prep.")),

@@ -9,7 +9,7 @@ from typing import Any
 
 from mapseg.config import InferConfig
 from mapseg.files import printable
-from mapseg.inference.reading import VideoLength, measure_video
+from mapseg.inference.measuring import VideoLength, video_length
 from mapseg.inference.searching import IMAGE_TYPES, is_image, is_video, search
 
 
@@ -53,9 +53,10 @@ def find_frames(config: InferConfig) -> FrameList:
     folders named `image_*`, as in all layouts of KITTI, only their images are frames. Hidden files
     and results of inference are ignored. A file listed twice is one frame.
 
-    Videos are decoded once to count their frames, because their headers may hold only an estimate.
-    A video that cannot be decoded is a single frame, which will fail; one that is damaged inside
-    or truncated has an extra last frame, which will fail.
+    A video is decoded once to count its frames if its index leaves doubt: many headers hold only
+    an estimate. A video that cannot be decoded is a single frame, which will fail; one that is
+    truncated or damaged inside has an extra last frame, which will fail. If a video was not decoded
+    and is damaged inside, its first undecodable frame will fail, and the frames after it are lost.
 
     Args:
       config: `frames`, `cameras` and `every` are used.
@@ -139,7 +140,7 @@ def _video_frames(path: Path, name: str, video: str, every: int) -> tuple[list[F
     An incomplete video gets one more frame: reading it fails and reports the cause.
     """
     try:
-        length = measure_video(path)
+        length = video_length(path)
     except ValueError:
         length = VideoLength(0, 0, False)
     if not length.frames:

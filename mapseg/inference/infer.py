@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mapseg import machine, pictures
 from mapseg.config import InferConfig, PredictConfig
 from mapseg.files import check_writable, locked, naming, printable
+from mapseg.inference.films import MPEG_4_MESSAGE, load_encoder
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.frames import FrameList, find_frames
 from mapseg.inference.mark import read_mark
@@ -207,8 +208,10 @@ def _fill(
     tasks, shown = make_plan(frame_list.frames, config.every, results, table, mark)
     pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.classes.label_set))
     failed_videos: list[Row] = []
+    if shown and load_encoder() is None:
+        progress(MPEG_4_MESSAGE)
 
-    def close_video(name: str, error: Exception | None) -> None:
+    def close_video(name: str, error: BaseException | None) -> None:
         if error is None:
             mark.note_video(name, shown[name])
         else:
@@ -218,15 +221,18 @@ def _fill(
             failed_videos.append(row)
 
     report = make_reporter(0, len(tasks), "frames", progress)
-    started, done, failed = time.monotonic(), 0, 0
+    started, done, failed, lost = time.monotonic(), 0, 0, len(tasks)
     with (
         table,
-        Videos(lambda name: results.path("video", name), config.every, close_video) as videos,
+        Videos(
+            lambda name: results.path("video", name), config.every, close_video, progress
+        ) as videos,
         contextlib.closing(
             do_tasks(segment, tasks, results, table, videos, config.batch_size or 1)
         ) as finished,
     ):
         for count, outcome in enumerate(finished, start=1):
+            lost = len(tasks) - count
             if outcome.row["status"] != "ok":
                 failed += 1
                 progress(_failure(outcome.row))
@@ -236,10 +242,11 @@ def _fill(
     table.finish()
     for row in failed_videos:
         progress(_failure(row))
-    skipped = len(frame_list.frames) - done - failed
+    total = len(frame_list.frames) - lost  # without frames after the damage in a video
+    skipped = total - done - failed
     films = f", videos failed: {len(failed_videos)}" if failed_videos else ""
     progress(
-        f"{len(frame_list.frames)} frames: {done} done, {failed} failed, {skipped} done before"
+        f"{total} frames: {done} done, {failed} failed, {skipped} done before"
         f"{films}, in {duration(time.monotonic() - started)}; see {results.out_dir}"
     )
     return Counts(done, failed + len(failed_videos), skipped)

@@ -1,11 +1,8 @@
 """Decodes images and videos strictly: damaged or ambiguous files are rejected."""
 
 import io
-import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,80 +21,36 @@ DEPTH_MESSAGE = (
     "or 14 bits. Remedy: scale it to 8 bits"
 )
 
-# How much shorter than announced a video may be. AVI and MP4 announce the length of the video
-# track, other containers that of the longest track, and the audio often ends later.
-_SLACK_FRAMES, _SLACK_SECS = 3, 1.0
-_TRIES = 100  # attempts to decode another frame after one that cannot be decoded
-_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+
+class EndedVideoError(ValueError):
+    """A frame after the first one of its video that cannot be decoded."""
 
 
-class VideoLength(NamedTuple):
-    """How many frames of a video can be decoded.
+class Picture(NamedTuple):
+    """A decoded frame.
 
     Attributes:
-      frames: number of decodable frames, from the start.
-      announced: number of frames by its header, or by its duration and rate; 0 if unknown.
-      is_whole: there is no sign of damaged or missing frames.
+      image: [H, W, 3] uint8 RGB.
+      secs: its time in its video, in seconds; None for an image.
     """
 
-    frames: int
-    announced: int
-    is_whole: bool
+    image: np.ndarray
+    secs: float | None
 
 
 def open_video(path: Path) -> Any:
-    """Opens a video for decoding; raises a ValueError if OpenCV cannot."""
+    """Opens a video, to be decoded upright; raises a ValueError if OpenCV cannot."""
     check_utf8(path)
     _check_regular(path)
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise ValueError(f"{path}: must be a video that OpenCV can decode")
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # not the default of every version
     return capture
 
 
-def measure_video(path: Path) -> VideoLength:
-    """Decodes a whole video and compares its length with the announced one.
-
-    A video is damaged if frames after an undecodable one can be decoded, or if it has fewer frames
-    than announced and a gap in time, inside or at its end. Fewer frames alone prove nothing: the
-    number is an estimate if the frame rate varies, and includes frames that an edit list cuts off.
-    Damage that the decoder conceals is not detected.
-
-    Raises:
-      ValueError: OpenCV cannot open it, or returns wrong frames.
-    """
-    _check_converted(path)
-    length = _measure(path)
-    if not length.is_whole:  # cut without re-encoding, as by `ffmpeg -ss 10 -c copy`?
-        with _ignoring_edit_lists():
-            uncut = _measure(path)
-        length = length._replace(is_whole=uncut.is_whole)
-    return length
-
-
-def _measure(path: Path) -> VideoLength:
-    capture = open_video(path)
-    fps, announced = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    frames, end, gap = 0, 0.0, 0.0
-    while capture.grab():
-        now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        gap = max(gap, now - end) if frames else 0.0
-        frames, end = frames + 1, max(end, now)
-    resumes = any(capture.grab() for _ in range(_TRIES))
-    if not (0 < fps < math.inf and 0 < announced < math.inf):
-        return VideoLength(frames, 0, not resumes)
-    with path.open("rb") as file:
-        head = file.read(8)
-    exact = head.startswith(b"RIFF") or head.endswith(b"ftyp")
-    second = max(fps * _SLACK_SECS, _SLACK_FRAMES)
-    slack = _SLACK_FRAMES if exact else second
-    lacks_end, lacks_middle = announced - end * fps - 1 > slack, gap * fps - 1 > second
-    is_short = announced - frames > slack and (lacks_end or lacks_middle)
-    return VideoLength(frames, int(announced), not (resumes or is_short))
-
-
-def _check_converted(path: Path) -> None:
-    """Rejects a video whose frames OpenCV decodes wrongly.
+def check_converted(path: Path) -> bool:
+    """Rejects a video whose frames OpenCV decodes wrongly; returns whether it decodes the first.
 
     For interlaced frames OpenCV returns uninitialised memory: every frame is the same, and differs
     between captures. Of 16-bit values it returns the upper 8 bits, as for images.
@@ -115,7 +68,7 @@ def _check_converted(path: Path) -> None:
     while decoded and np.array_equal(picture, first):
         decoded, picture = capture.read()
     if first is None or decoded:
-        return
+        return first is not None
     _, reread = open_video(path).read()  # the same, if the video shows a still image
     if not first.any() or not np.array_equal(first, reread):
         raise ValueError(
@@ -123,6 +76,7 @@ def _check_converted(path: Path) -> None:
             "for interlaced ones. Remedy, if it is not black: ffmpeg -i IN -map 0:v -vf yadif "
             "-crf 10 OUT.mp4"
         )
+    return True
 
 
 def _is_16_bit(capture: Any) -> bool:
@@ -130,18 +84,6 @@ def _is_16_bit(capture: Any) -> bool:
     # Y1 0 16 or 16 0 1 Y.
     code = int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) & 0xFFFFFFFF
     return 16 in (code & 0xFF, code >> 24)
-
-
-@contextmanager
-def _ignoring_edit_lists() -> Iterator[None]:
-    former = os.environ.get(_OPTIONS)
-    os.environ[_OPTIONS] = "ignore_editlist;1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_OPTIONS)
-        if former is not None:
-            os.environ[_OPTIONS] = former
 
 
 def _check_regular(path: Path) -> None:
@@ -239,27 +181,32 @@ class FrameReader:
         self._path: Path | None = None
         self._capture: Any = None
         self._next = 0
+        self._ended: Path | None = None
 
-    def read(self, path: Path, number: int | None) -> np.ndarray:
+    def read(self, path: Path, number: int | None) -> Picture:
         """Returns an image, or frame `number` of a video; numbers must be in ascending order.
 
         Raises:
+          EndedVideoError: an earlier frame of the video could not be decoded.
           ValueError: as in `read_image`, or a video cannot be decoded up to this frame.
         """
         if number is None:
-            return read_image(path)
+            return Picture(read_image(path), None)
+        if path == self._ended:
+            raise EndedVideoError(f"{path}: frame {number} must follow decodable frames")
         if path != self._path:
             self._path = None
-            _check_converted(path)
+            check_converted(path)
             self._path, self._capture, self._next = path, open_video(path), 0
-        while self._next < number:
-            self._capture.grab()
+        while self._next < number and self._capture.grab():
             self._next += 1
-        decoded, image = self._capture.read()
-        self._next += 1
+        decoded, image = self._capture.read() if self._next == number else (False, None)
         if not decoded:
-            raise _damaged_video(path, number, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            self._ended = path
+            raise _damaged_video(path, self._next, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._next += 1
+        secs = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), secs)
 
 
 def _damaged_video(path: Path, number: int, announced: float) -> ValueError:

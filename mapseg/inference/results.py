@@ -141,7 +141,7 @@ class Results:
         values = [frame.name, *fixed, *source, frame.video, *(f"{share:.6f}" for share in shares)]
         return dict(zip(self.columns, values, strict=True))
 
-    def failed_row(self, name: str, source: Source, video: str, error: Exception) -> Row:
+    def failed_row(self, name: str, source: Source, video: str, error: BaseException) -> Row:
         """Returns the row in `frames.csv` of a frame or video that failed."""
         row = dict.fromkeys(self.columns, "")
         row |= {"frame": name, "status": f"error: {_cause(error)}", "video": video}
@@ -152,7 +152,7 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113, Path.is_file raises if a name is too long
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     text = printable(" ".join(str(error).split()))
     kind = type(error).__name__
     if kind == "ResourceExhaustedError" and quoted_errno(error) is None:

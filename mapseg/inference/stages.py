@@ -17,7 +17,7 @@ import numpy as np
 
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.plan import Task
-from mapseg.inference.reading import FrameReader
+from mapseg.inference.reading import EndedVideoError, FrameReader
 from mapseg.inference.results import Results, Row
 from mapseg.inference.videos import Videos, is_disk_full
 
@@ -32,6 +32,7 @@ Segment = Callable[[np.ndarray], Sequence["Segmentation"]]
 
 class _Loaded(NamedTuple):
     image: np.ndarray
+    secs: float | None  # time in its video
     ids: np.ndarray | None  # of an earlier call
 
 
@@ -40,6 +41,7 @@ class _Segmented(NamedTuple):
 
     Attributes:
       image: [H, W, 3] uint8.
+      secs: time of the frame in its video; None for an image.
       stored_ids: [H, W] uint8 classes that an earlier call wrote, if any.
       batch: otherwise, the network's predictions for the frame's batch.
       place: index of the frame in the batch.
@@ -47,6 +49,7 @@ class _Segmented(NamedTuple):
     """
 
     image: np.ndarray
+    secs: float | None
     stored_ids: np.ndarray | None = None
     batch: Sequence["Segmentation"] = ()
     place: int = 0
@@ -73,11 +76,13 @@ class Outcome(NamedTuple):
       row: the frame's row in `frames.csv`.
       stored: its row and files are from an earlier call.
       picture: the overlay, if a video is written.
+      secs: time of the frame in its video; None for an image.
     """
 
     row: Row
     stored: bool
-    picture: np.ndarray | None
+    picture: np.ndarray | None = None
+    secs: float | None = None
 
 
 def do_tasks(
@@ -91,7 +96,7 @@ def do_tasks(
     """Runs the tasks in order, with decoding and writing in the background; yields outcomes.
 
     A frame that cannot be read, segmented, drawn or written does not stop the others, unless the
-    disk is full.
+    disk is full. Frames after the first undecodable one of a video have no outcome.
 
     Args:
       segment: frames [B, H, W, 3] uint8 -> a prediction for each; called from this thread.
@@ -104,13 +109,13 @@ def do_tasks(
     source = FrameReader()
 
     def load(task: Task) -> _Loaded:
-        image = source.read(task.frame.path, task.frame.number)
-        return _Loaded(image, _stored_ids(task, image, results))
+        image, secs = source.read(task.frame.path, task.frame.number)
+        return _Loaded(image, secs, _stored_ids(task, image, results))
 
     def finish(task: Task, writing: "Future[Outcome]") -> Outcome:
         outcome = writing.result()
         if outcome.picture is not None:
-            videos.add(task.frame, outcome.picture)
+            videos.add(task.frame, outcome.picture, outcome.secs)
         if not outcome.stored:
             table.append(outcome.row)  # last: a row means that the files are complete
         return outcome._replace(picture=None)
@@ -142,16 +147,20 @@ def _ahead(
     for task in tasks:
         waiting.append((task, pool.submit(load, task)))
         if len(waiting) >= count:
-            yield _loaded(*waiting.popleft())
+            yield from _loaded(*waiting.popleft())
     while waiting:
-        yield _loaded(*waiting.popleft())
+        yield from _loaded(*waiting.popleft())
 
 
-def _loaded(task: Task, loading: "Future[_Loaded]") -> tuple[Task, _Loaded | Exception]:
+def _loaded(task: Task, loading: "Future[_Loaded]") -> Iterator[tuple[Task, _Loaded | Exception]]:
+    item: _Loaded | Exception
     try:
-        return task, loading.result()
+        item = loading.result()
+    except EndedVideoError:
+        return  # the error of an earlier frame gives the cause
     except Exception as error:  # of any kind: one frame must not stop the others
-        return task, error
+        item = error
+    yield task, item
 
 
 def _to_segment(loaded: _Loaded | Exception) -> np.ndarray | None:
@@ -211,11 +220,11 @@ def _segment_batch(
         if isinstance(item, Exception):
             yield task, item
         elif item.ids is not None:
-            yield task, _Segmented(item.image, item.ids)
+            yield task, _Segmented(item.image, item.secs, item.ids)
         elif isinstance(batch, Exception):
             yield task, batch
         else:
-            yield task, _Segmented(item.image, None, batch, place, call_secs)
+            yield task, _Segmented(item.image, item.secs, None, batch, place, call_secs)
             place += 1
 
 
@@ -234,10 +243,11 @@ def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> O
         if not stored:
             results.write(frame.name, image, ids, overlay)
         row = results.row(frame, task.source, ids, scale, ms, confidence)
-        return Outcome(row, stored, overlay if "video" in results.outputs else None)
+        picture = overlay if "video" in results.outputs else None
+        return Outcome(row, stored, picture, segmented.secs)
     except Exception as error:
         if is_disk_full(error):
             raise
         results.remove(frame.name)
         row = results.failed_row(frame.name, task.source, frame.video, error)
-        return Outcome(row, False, None)
+        return Outcome(row, False)

@@ -3,35 +3,34 @@
 import contextlib
 import errno
 import math
-import os
-import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from mapseg.files import naming
+from mapseg.inference.containers import read_tick
+from mapseg.inference.films import AddPicture, h264_film, h264_size, load_encoder, mpeg4_film
 from mapseg.inference.frames import Frame
-from mapseg.inference.reading import check_utf8, open_video
+from mapseg.inference.reading import open_video
 
 FOLDER_FPS = 10.0  # frame rate for a folder of images: that of KITTI's cameras
-_MAX_PX, _MAX_RATE = 8191, 65535  # of MPEG-4: frame rates are fractions of 16-bit integers
-_DISK_IS_FULL_BYTES = 2**20
 
 
 class Videos:
     """Writes the overlays of each folder or video as one video, one at a time.
 
-    If a video cannot be written, its frames are ignored and the other videos are still written.
+    A frame of a video is shown from its own time, so a varying frame rate is kept. If a video
+    cannot be written, its frames are ignored and the other videos are still written.
     """
 
     def __init__(
         self,
         video_path: Callable[[str], Path],
         every: int,
-        closed: Callable[[str, Exception | None], None],
+        closed: Callable[[str, BaseException | None], None],
+        report: Callable[[str], None],
     ) -> None:
         """Initialises without an open video.
 
@@ -40,105 +39,101 @@ class Videos:
           every: each frame stands for this many frames of its source.
           closed: called with the name of each video, and None if it is complete or the error if it
             could not be written.
+          report: called with messages about videos that are smaller than their frames.
         """
-        self._video_path, self._every, self._closed = video_path, every, closed
+        self._video_path, self._every = video_path, every
+        self._closed, self._report = closed, report
+        self._encoder = load_encoder()
         self._name = ""
-        self._writer: Any = None
+        self._film = contextlib.ExitStack()
+        self._add: AddPicture | None = None
         self._size = (0, 0)
-        self._count = 0
+        self._fps, self._first_secs, self._last_secs = FOLDER_FPS, 0.0, 0.0
 
-    def add(self, frame: Frame, picture: np.ndarray) -> None:
+    def add(self, frame: Frame, picture: np.ndarray, secs: float | None) -> None:
         """Adds the overlay of a frame to the video that shows it; frames come in order.
+
+        Args:
+          frame: an image, or a frame of a video.
+          picture: [H, W, 3] uint8 RGB.
+          secs: time of the frame in its video; None for an image.
 
         Raises:
           OSError: the disk is full.
         """
-        if frame.video != self._name:
-            self._close()
-            self._name = frame.video
-            try:
-                self._open(frame, picture.shape[:2])
-            except (OSError, ValueError) as error:
-                self._fail(error)
-        if self._writer is not None:
-            fitted = _fit(picture, self._size)
-            self._writer.write(cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR))
-            self._count += 1
+        try:
+            if frame.video != self._name:
+                self._close()
+                self._name = frame.video
+                self._open(frame, picture.shape[:2], secs)
+            if self._add is not None:
+                self._add(_fit(picture, self._size), self._time(secs))
+        except (OSError, ValueError) as error:
+            self._fail(error)
 
-    @property
-    def _path(self) -> Path:
-        return self._video_path(self._name)
+    def _time(self, secs: float | None) -> float:
+        """Returns when a frame is shown: at its own time, or after the last one if it has none."""
+        now = -math.inf if secs is None else secs - self._first_secs
+        if now <= self._last_secs:
+            now = self._last_secs + 1 / self._fps
+        self._last_secs = now
+        return now
 
-    @property
-    def _part(self) -> Path:
-        # Hidden, so it is not another video's path; OpenCV takes the container from the extension.
-        return self._path.with_name(f".{self._path.stem}.partial.mp4")
-
-    def _open(self, frame: Frame, size: tuple[int, int]) -> None:
-        self._size, self._count = size, 0
+    def _open(self, frame: Frame, size: tuple[int, int], secs: float | None) -> None:
+        path = self._video_path(self._name)
         fps = 0.0 if frame.number is None else open_video(frame.path).get(cv2.CAP_PROP_FPS)
-        fps = _rate(fps / self._every if 0 < fps < math.inf else FOLDER_FPS)
-        check_utf8(self._part)
-        with naming(self._part):
-            self._part.parent.mkdir(parents=True, exist_ok=True)
-            self._part.touch()  # raises the cause, which OpenCV would not report
-        code = cv2.VideoWriter_fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(self._part), code, fps, size[::-1])
-        if not writer.isOpened():
-            raise ValueError(
-                f"{self._path}: an MPEG-4 video must have sides of 2 to {_MAX_PX:,} px and 0.001 "
-                f"to {_MAX_RATE:,} frames/s; got {size[0]} x {size[1]} px and {fps:g} frames/s. "
-                "Remedy: leave video out of --outputs, or use smaller frames"
-            )
-        self._writer = writer
+        self._fps = fps / self._every if 0 < fps < math.inf else FOLDER_FPS
+        self._first_secs, self._last_secs = secs or 0.0, -1 / self._fps
+        if self._encoder is None:
+            self._size = size
+            film = mpeg4_film(path, size, self._fps)
+        else:
+            self._size = h264_size(size)
+            if self._size != size:
+                self._report(
+                    f"{path}: its frames of {size[0]} x {size[1]} px are shrunk to "
+                    f"{self._size[0]} x {self._size[1]}, the largest that browsers play"
+                )
+            images = Fraction(1, round(FOLDER_FPS))
+            tick = images if frame.number is None else read_tick(frame.path)
+            film = h264_film(self._encoder, path, self._size, self._fps, tick)
+        self._add = self._film.enter_context(film)
 
     def _close(self) -> None:
-        if self._writer is None:
+        if self._add is None:
             return
-        self._writer.release()
-        self._writer = None
-        # The writer reports no errors: a full disk shows only when reading the file back.
-        written = cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT)
+        self._add = None
         try:
-            with naming(self._path):
-                if written != self._count:
-                    raise self._incomplete()
-                self._part.replace(self._path)
+            self._film.close()
         except (OSError, ValueError) as error:
             self._fail(error)
         else:
             self._closed(self._name, None)
 
-    def _incomplete(self) -> Exception:
-        if shutil.disk_usage(self._part.parent).free < _DISK_IS_FULL_BYTES:
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        return ValueError(
-            f"{self._path}: not all of {self._count} frames can be read back. Remedy: run the same "
-            "command again, or leave video out of --outputs"
-        )
-
     def _fail(self, error: Exception) -> None:
         """Deletes the video and reports its error; raises it if the disk is full."""
-        self._drop()
-        if is_disk_full(error):
-            raise error
-        self._closed(self._name, error)
+        named = self._drop(error)
+        if is_disk_full(named):
+            raise named
+        self._closed(self._name, named)
 
-    def _drop(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        self._writer = None
-        with contextlib.suppress(OSError):  # a name that is too long
-            self._part.unlink(missing_ok=True)
+    def _drop(self, error: BaseException) -> BaseException:
+        """Deletes the open video, if any; returns the error with the video's name and a remedy."""
+        self._add = None
+        try:
+            self._film.__exit__(type(error), error, error.__traceback__)
+        except (OSError, ValueError) as named:
+            return named
+        return error
 
     def __enter__(self) -> "Videos":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is None:
             self._close()
-        elif self._writer is not None:
-            self._drop()
+        else:
+            self._drop(error)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -148,14 +143,6 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _rate(fps: float) -> float:
-    """Returns the rate nearest to `fps` that OpenCV and MPEG-4 can store: 90.12 for 90.123."""
-    for digits in (3, 2, 1, 0):
-        if fps * 10**digits <= _MAX_RATE:
-            return fps if digits == 3 else round(fps, digits)
-    return fps
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -44,6 +44,38 @@ def write_video(path, count=5, size=(32, 48), fps=12.0):
     writer.release()
 
 
+def write_moving(path, code="mp4v", count=60):
+    """Writes a video of a moving pattern."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    picture = cv2.resize(noise, (160, 120))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 10.0, (160, 120))
+    assert writer.isOpened()
+    for i in range(count):
+        writer.write(np.roll(picture, 3 * i, axis=1))
+    writer.release()
+
+
+def damage(path):
+    """Overwrites bytes in the middle of a file."""
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(2000) + data[middle + 2000 :])
+
+
+def cut(path, share=0.5):
+    """Truncates a file."""
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def with_edit_list(data, first):
+    """Makes an MP4 start at a later frame, as after a cut without re-encoding."""
+    at = data.index(b"elst") + 4
+    assert data[at : at + 8] == bytes(7) + b"\1"  # version 0, one entry: duration, then the start
+    ticks = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big") * first // 10
+    return data[: at + 12] + ticks.to_bytes(4, "big") + data[at + 16 :]
+
+
 def config(frames, out_dir, **options):
     return InferConfig(frames=str(frames), out_dir=str(out_dir), **options)
 

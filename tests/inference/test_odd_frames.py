@@ -22,7 +22,7 @@ from frames_by_hand import (
 from PIL import Image
 
 from mapseg import pictures
-from mapseg.inference import reading, videos
+from mapseg.inference import reading
 from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import Counts
 from mapseg.inference.reading import read_image
@@ -291,51 +291,6 @@ def test_a_broken_video_fails_alone(tmp_path):
     for name in ("b", "c"):
         assert "must be a video that OpenCV can decode" in status(tmp_path / "out", name)
     assert files_in(tmp_path / "out" / "video") == ["a.mp4"]
-
-
-@pytest.mark.parametrize(
-    ("size", "why"), [((48, 9000), "got 48 x 9000 px"), ((9000, 48), "got 9000 x 48 px")]
-)
-def test_a_video_too_large_for_mpeg_4_fails_alone(tmp_path, size, why):
-    lines = []
-    write_image(tmp_path / "in" / "pano" / "1.png", size=size)
-    write_image(tmp_path / "in" / "wide" / "1.png", size=(48, 8000))
-    outputs = {"outputs": "ids,video"}
-    assert run(tmp_path / "in", tmp_path / "out", lines=lines, **outputs) == Counts(2, 1, 0)
-    assert why in status(tmp_path / "out", "video/pano.mp4")
-    assert "videos failed: 1" in lines[-1] and why in lines[-2]
-    assert files_in(tmp_path / "out" / "video") == ["wide.mp4"]
-    # It is retried while video is requested; otherwise its row is removed.
-    assert run(tmp_path / "in", tmp_path / "out", **outputs) == Counts(0, 1, 2)
-    assert run(tmp_path / "in", tmp_path / "out", outputs="ids") == Counts(0, 0, 2)
-    assert [row["frame"] for row in read_rows(tmp_path / "out")] == ["pano/1", "wide/1"]
-
-
-def test_a_frame_rate_is_rounded_to_one_that_mpeg_4_can_store(tmp_path):
-    path = tmp_path / "phone.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 90.123, (64, 48))
-    for i in range(3):
-        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
-    writer.release()
-    assert run(path, tmp_path / "out", outputs="ids,video") == Counts(3, 0, 0)
-    video = cv2.VideoCapture(str(tmp_path / "out" / "video" / "phone.mp4"))
-    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(90.12)
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
-
-
-@pytest.mark.parametrize(
-    ("fps", "rate"),
-    [(29.97002997, 29.97002997), (65.535, 65.535), (90.123, 90.12), (1000.55, 1000.5), (7e3, 7e3)],
-)
-def test_rounded_frame_rates(fps, rate):
-    assert videos._rate(fps) == pytest.approx(rate, abs=0.06 if fps > 1000 else 1e-9)
-
-
-def test_a_video_whose_frame_rate_cannot_be_stored_fails(tmp_path, monkeypatch):
-    write_video(tmp_path / "clip.mp4", count=2)
-    monkeypatch.setattr(videos, "_rate", lambda fps: 90_000.0)
-    assert run(tmp_path / "clip.mp4", tmp_path / "out", outputs="ids,video") == Counts(2, 1, 0)
-    assert "got 32 x 48 px and 90000 frames/s" in status(tmp_path / "out", "video/clip.mp4")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")

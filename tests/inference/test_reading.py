@@ -4,12 +4,25 @@ import os
 import cv2
 import numpy as np
 import pytest
-from frames_by_hand import config, files_in, read_rows, run, segment, write_image, write_video
+from frames_by_hand import (
+    config,
+    cut,
+    damage,
+    files_in,
+    read_rows,
+    run,
+    segment,
+    with_edit_list,
+    write_image,
+    write_moving,
+    write_video,
+)
 from PIL import Image, TiffImagePlugin
 
 from mapseg.inference.frames import find_frames
 from mapseg.inference.infer import Counts
-from mapseg.inference.reading import VideoLength, measure_video, read_image
+from mapseg.inference.measuring import VideoLength, measure_video
+from mapseg.inference.reading import read_image
 
 
 def test_grey_and_16_bit_images_become_8_bit_rgb(tmp_path):
@@ -118,27 +131,6 @@ def test_a_ppm_of_another_maximum_or_several_pictures_is_rejected(tmp_path):
 # Videos that differ from what they announce
 
 
-def write_moving(path, code="mp4v", count=60):
-    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    picture = cv2.resize(noise, (160, 120))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 10.0, (160, 120))
-    assert writer.isOpened()
-    for i in range(count):
-        writer.write(np.roll(picture, 3 * i, axis=1))
-    writer.release()
-
-
-def damage(path):
-    data = path.read_bytes()
-    middle = len(data) // 2
-    path.write_bytes(data[:middle] + bytes(2000) + data[middle + 2000 :])
-
-
-def cut(path, share=0.5):
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-
-
 KINDS = [("mp4", "mp4v"), ("avi", "MJPG"), ("avi", "XVID"), ("mkv", "VP80"), ("webm", "VP90")]
 
 
@@ -172,14 +164,6 @@ def test_the_first_frames_of_a_damaged_video_are_segmented_and_the_cause_reporte
     write_moving(tmp_path / "in" / "clip.mp4")  # copied again: all frames are done again
     assert run(pattern, out_dir, outputs="ids") == Counts(60, 0, 1)
     assert {row["status"] for row in read_rows(out_dir)} == {"ok"}
-
-
-def with_edit_list(data, first):
-    """Makes an MP4 start at a later frame, as after a cut without re-encoding."""
-    at = data.index(b"elst") + 4
-    assert data[at : at + 8] == bytes(7) + b"\1"  # version 0, one entry: duration, then the start
-    ticks = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big") * first // 10
-    return data[: at + 12] + ticks.to_bytes(4, "big") + data[at + 16 :]
 
 
 def test_a_video_shortened_by_its_edit_list_is_whole(tmp_path, monkeypatch):

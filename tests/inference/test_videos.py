@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from frames_by_hand import read_ids, run, segment, write_image, write_video
+from frames_by_hand import read_ids, run, segment, write_video
 
 from mapseg.inference import videos
 from mapseg.inference.infer import Counts
@@ -33,30 +33,3 @@ def test_mixed_sizes_are_fitted_to_the_first_without_distortion():
         (fitted == 255).all((1, 2)), [False] * 7 + [True] * 5 + [False] * 8
     )
     assert videos._fit(white, (10, 40)) is white
-
-
-def test_an_incomplete_video_is_an_error(tmp_path, monkeypatch):
-    class Deaf:
-        def __init__(self, *_):
-            pass
-
-        def isOpened(self):  # noqa: N802
-            return True
-
-        def write(self, picture):
-            pass
-
-        def release(self):
-            pass
-
-    write_image(tmp_path / "in" / "1.png")
-    monkeypatch.setattr(videos.cv2, "VideoWriter", Deaf)
-    lines = []
-    assert run(tmp_path / "in", tmp_path / "out", outputs="video", lines=lines) == Counts(1, 1, 0)
-    assert "video/in.mp4: not all of 1 frames can be read back. Remedy" in lines[-2]
-    assert not (tmp_path / "out" / "video" / "in.mp4").exists()
-    monkeypatch.setattr(videos, "_DISK_IS_FULL_BYTES", 2**63)
-    with pytest.raises(
-        OSError, match=r"in\.mp4: cannot be written: No space left.*Remedy: free some space"
-    ):
-        run(tmp_path / "in", tmp_path / "out", outputs="video")
