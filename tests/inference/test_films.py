@@ -136,19 +136,16 @@ def test_a_film_of_one_frame_is_shown_for_the_time_of_one(tmp_path, kind):
     assert film.length_ms == pytest.approx(100) if kind == "image" else film.length_ms > 10
 
 
-def test_times_that_do_not_increase_are_replaced(tmp_path):
+def test_times_that_do_not_increase_are_replaced(tmp_path, monkeypatch):
     """Some recorders repeat a time; the film continues at the frame rate."""
     write_video(tmp_path / "clip.mp4", count=4, fps=10.0)
-    from mapseg.inference import stages
-
-    read = stages.FrameReader.read
+    read = FrameReader.read
 
     def repeating(self, path, number):
         return read(self, path, number)._replace(secs=[0.0, 0.25, 0.25, 0.1][number])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.FrameReader, "read", repeating)
-        film, _ = make_film(tmp_path / "clip.mp4", tmp_path / "out", "clip")
+    monkeypatch.setattr(FrameReader, "read", repeating)
+    film, _ = make_film(tmp_path / "clip.mp4", tmp_path / "out", "clip")
     assert film.ms == pytest.approx([0, 250, 350, 450], abs=1)
 
 
