@@ -1,9 +1,12 @@
 """Films of overlays: H.264 that browsers play, at the times of their source."""
 
+import errno
+import os
 import resource
 import sys
 from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -175,6 +178,20 @@ def test_a_film_that_cannot_be_written_leaves_nothing(tmp_path, count, request):
     assert run(tmp_path / "in", tmp_path / "out", outputs="video") == Counts(count, 1, 0)
     text = status(tmp_path / "out", "video/in.mp4")
     assert "in.mp4: cannot be written: File too large. Remedy: raise the limit" in text
+    assert files_in(tmp_path / "out" / "video") == []
+
+
+def test_a_full_disk_stops_the_call(tmp_path, monkeypatch):
+    write_noise(tmp_path / "in", 3)
+
+    def full(*_):
+        raise av.error.OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "in.mp4")
+
+    monkeypatch.setattr(films, "_yuv_frame", full)
+    with pytest.raises(
+        OSError, match=r"in\.mp4: cannot be written: No space left.*Remedy: free some space"
+    ):
+        run(tmp_path / "in", tmp_path / "out", outputs="video")
     assert files_in(tmp_path / "out" / "video") == []
 
 
