@@ -43,7 +43,6 @@ class Videos:
         """
         self._video_path, self._every = video_path, every
         self._closed, self._report = closed, report
-        self._encoder = load_encoder()
         self._name = ""
         self._film = contextlib.ExitStack()
         self._add: AddPicture | None = None
@@ -84,7 +83,8 @@ class Videos:
         fps = 0.0 if frame.number is None else open_video(frame.path).get(cv2.CAP_PROP_FPS)
         self._fps = fps / self._every if 0 < fps < math.inf else FOLDER_FPS
         self._first_secs, self._last_secs = secs or 0.0, -1 / self._fps
-        if self._encoder is None:
+        encoder = load_encoder()
+        if encoder is None:
             self._size = size
             film = mpeg4_film(path, size, self._fps)
         else:
@@ -96,7 +96,7 @@ class Videos:
                 )
             images = Fraction(1, round(FOLDER_FPS))
             tick = images if frame.number is None else read_tick(frame.path)
-            film = h264_film(self._encoder, path, self._size, self._fps, tick)
+            film = h264_film(encoder, path, self._size, self._fps, tick)
         self._add = self._film.enter_context(film)
 
     def _close(self) -> None:

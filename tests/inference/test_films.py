@@ -1,9 +1,12 @@
 """Films of overlays: H.264 that browsers play, at the times of their source."""
 
+import errno
+import os
 import resource
 import sys
 from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -136,19 +139,16 @@ def test_a_film_of_one_frame_is_shown_for_the_time_of_one(tmp_path, kind):
     assert film.length_ms == pytest.approx(100) if kind == "image" else film.length_ms > 10
 
 
-def test_times_that_do_not_increase_are_replaced(tmp_path):
+def test_times_that_do_not_increase_are_replaced(tmp_path, monkeypatch):
     """Some recorders repeat a time; the film continues at the frame rate."""
     write_video(tmp_path / "clip.mp4", count=4, fps=10.0)
-    from mapseg.inference import stages
-
-    read = stages.FrameReader.read
+    read = FrameReader.read
 
     def repeating(self, path, number):
         return read(self, path, number)._replace(secs=[0.0, 0.25, 0.25, 0.1][number])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.FrameReader, "read", repeating)
-        film, _ = make_film(tmp_path / "clip.mp4", tmp_path / "out", "clip")
+    monkeypatch.setattr(FrameReader, "read", repeating)
+    film, _ = make_film(tmp_path / "clip.mp4", tmp_path / "out", "clip")
     assert film.ms == pytest.approx([0, 250, 350, 450], abs=1)
 
 
@@ -178,6 +178,20 @@ def test_a_film_that_cannot_be_written_leaves_nothing(tmp_path, count, request):
     assert run(tmp_path / "in", tmp_path / "out", outputs="video") == Counts(count, 1, 0)
     text = status(tmp_path / "out", "video/in.mp4")
     assert "in.mp4: cannot be written: File too large. Remedy: raise the limit" in text
+    assert files_in(tmp_path / "out" / "video") == []
+
+
+def test_a_full_disk_stops_the_call(tmp_path, monkeypatch):
+    write_noise(tmp_path / "in", 3)
+
+    def full(*_):
+        raise av.error.OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "in.mp4")
+
+    monkeypatch.setattr(films, "_yuv_frame", full)
+    with pytest.raises(
+        OSError, match=r"in\.mp4: cannot be written: No space left.*Remedy: free some space"
+    ):
+        run(tmp_path / "in", tmp_path / "out", outputs="video")
     assert files_in(tmp_path / "out" / "video") == []
 
 
