@@ -55,6 +55,7 @@ class Run:
       source_classes: class table of the records; `label_set` maps its ids.
       records_digest: of the training split; a run never resumes on other samples.
       onednn: whether it began with oneDNN; None: an earlier version left it to TensorFlow.
+      machine: the devices that it was last trained on, as text; empty: not known.
       id: random; also in its checkpoints, to detect those of another run. Empty: begun by a
         version without ids.
     """
@@ -67,6 +68,7 @@ class Run:
     source_classes: tuple[LabelClass, ...]
     records_digest: str
     onednn: bool | None = None
+    machine: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
@@ -114,6 +116,7 @@ def open_run(run_dir: Path) -> Run:
         parse_class_table({"labels": stored("source_classes", list)}, str(config_path)),
         stored("records_digest", str),
         stored("onednn", bool) if "onednn" in raw else None,
+        stored("machine", str) if "machine" in raw else "",
         stored("id", str) if "id" in raw else "",
     )
 
@@ -128,6 +131,7 @@ def store_run(run: Run) -> None:
         "long_side_px": run.long_side_px,
         "records_digest": run.records_digest,
         **({} if run.onednn is None else {"onednn": run.onednn}),
+        **({"machine": run.machine} if run.machine else {}),
         **({"id": run.id} if run.id else {}),
         "source_classes": [c.to_json() for c in run.source_classes],
     }

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ from mapseg.training.prepare import check_steps
 from mapseg.training.saving import Saver
 from mapseg.training.state import TrainState, open_state, state_facts
 from mapseg.training.step import Steps, make_step, make_steps, steps_per_call
-from mapseg.training.summary import describe
+from mapseg.training.summary import describe, describe_devices
 from mapseg.training.validation import Validator
 
 Progress = Callable[[str], None]
@@ -171,7 +171,7 @@ def _assemble(
                 f"starting from scratch: {run.run_dir} has no checkpoint; removed files of an "
                 f"earlier start: {', '.join(removed)}"
             )
-        store_run(run)
+        store_run(replace(run, machine=describe_devices(workers)))
     step = int(state.step.numpy())
     journal = Journal(run, progress, is_first=is_first, step=step)
     skipped = int(max((row.get("skipped_steps", 0) for row in journal.rows), default=0))

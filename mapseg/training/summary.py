@@ -10,17 +10,22 @@ from mapseg.training.devices import Workers
 from mapseg.training.state import TrainState, use_xla
 
 
-def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> list[str]:
-    """Returns lines about the network, the devices and the length of a run."""
+def describe_devices(workers: Workers) -> str:
+    """Returns the devices of this process, and their number on all workers."""
     names = ", ".join(gpu.name for gpu in gpus())
     devices = names or f"CPU ({cores()} cores)"
     if workers.count > 1:
         devices += f" on this worker, {workers.replicas} devices on {workers.count} workers"
+    return devices
+
+
+def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> list[str]:
+    """Returns lines about the network, the devices and the length of a run."""
     epochs = run.train.steps * run.train.batch_size / samples
     start = run.train.init_from or resolve_encoder_weights(run.model)
     lines = [
         f"run folder {run.run_dir}",
-        f"devices: {devices}; precision {run.train.precision}; "
+        f"devices: {describe_devices(workers)}; precision {run.train.precision}; "
         f"XLA {'on' if use_xla(run.train, workers.strategy) else 'off'}",
         f"{run.model.encoder} from {start}, "
         f"output stride {run.model.output_stride}, "

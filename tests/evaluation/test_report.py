@@ -388,6 +388,7 @@ def test_training_ends_with_a_report(records_dir, tmp_path, capsys, monkeypatch)
     assert f"wrote {run_dir / 'report' / 'index.html'}" in out
     page = Page(run_dir / "report" / "index.html")
     assert len(page.data["pictures"]) == 3 and "Boundary IoU" in page.text
+    assert "Machine" in page.text and "CPU (" in page.text
     stored = json.loads((run_dir / "evaluation" / "validation.json").read_text())
     assert stored["mean_boundary_iou"] is not None
 

@@ -91,6 +91,8 @@ def training_facts(source: Source) -> list[tuple[str, str]]:
         if secs := training_secs(source.rows, train.batch_size):
             rate = last * train.batch_size / secs
             facts.append(("Training time", f"{duration(secs)}, {rate:.1f} images/s"))
+    if run.machine:
+        facts.append(("Machine", run.machine))
     return facts
 
 
