@@ -111,9 +111,18 @@ def test_source_ids_are_scored_and_written(root, capsys):
     for line in (f"mean IoU {truth.mean_iou:.2%} over 3 classes", "official semantics: mean IoU"):
         assert line in text
     assert f"boundary IoU {truth.mean_boundary_iou:.2%}, frequency-weighted IoU" in text
-    low, high = json.loads((root / "out.json").read_text())["mean_iou_interval"]
-    assert f"95 % interval of mean IoU, over images: {low:.2%} to {high:.2%}" in text
-    assert low < truth.mean_iou < high
+    # Three images are too few.
+    assert json.loads((root / "out.json").read_text())["mean_iou_interval"] == [None, None]
+    assert "interval" not in text
+
+
+def test_the_interval_is_printed_as_it_is_stored(two, capsys):
+    capsys.readouterr()
+    evaluation = scored(two, predictions="worse", labels="many")
+    low, high = json.loads((two / "out.json").read_text())["mean_iou_interval"]
+    line = f"95 % interval of mean IoU, over images: {low:.2%} to {high:.2%}"
+    assert line in capsys.readouterr().out
+    assert low < evaluation.mean_iou < high
 
 
 def test_the_file_has_facts_and_tables_but_no_paths(root):
@@ -429,6 +438,6 @@ def test_evaluations_that_cannot_be_compared_are_refused(two, root, capsys):
         assert compare(two / "worse.json", two / others) == 1
         assert message in capsys.readouterr().err
     assert compare(two / "one.json", two / "one.json") == 1
-    assert "must have at least 2 images to be compared; got 1" in capsys.readouterr().err
+    assert "must have at least 5 images to be compared; got 1" in capsys.readouterr().err
     assert compare(two / "worse.json") == 1
     assert "must be two run folders or evaluation files" in capsys.readouterr().err
