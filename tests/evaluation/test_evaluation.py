@@ -243,6 +243,7 @@ def test_a_file_of_an_earlier_version_is_read_without_images(tmp_path):
     [
         ({"schema": 3}, "schema must be at most 2; got 3"),
         ({"confusion": [[0] * 7] * 6}, "must be the sum of its images"),
+        ({"confusion": [[1, 2], [3, 4]]}, "must be the sum of its images"),
         ({"images": [{"name": "a"}]}, "as mapseg wrote it; got KeyError"),
         ({"images": 3}, "as mapseg wrote it; got TypeError"),
         ({"labels": {}}, "labels: must be a label set"),

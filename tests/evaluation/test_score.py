@@ -325,6 +325,18 @@ def test_faults_of_folders_are_named(root, capsys, folders, message):
     assert message in capsys.readouterr().err
 
 
+def test_train_ids_read_as_source_ids_are_noticed_by_no_class(root, capsys):
+    ids = np.minimum(ids_of(root, "predictions", "a"), 2)
+    ids[0, 0] = VOID
+    save(root / "predictions/a.png", ids)
+    assert score(root) == 1
+    assert "got 255, which is no class in train ids. Remedy: if" in capsys.readouterr().err
+    for key in KEYS[1:]:
+        rest = np.minimum(ids_of(root, "predictions", key), 2)
+        save(root / f"predictions/{key}.png", rest)
+    assert score(root, "--prediction_ids=train") == 0
+
+
 def test_train_ids_read_as_source_ids_are_noticed_by_their_palette(root, capsys):
     """Where the table begins with an unevaluated class, the two differ by one."""
     table = [{**c, "id": (c["id"] + 1) % 4} for c in (dict(c, id=i) for i, c in enumerate(LABELS))]
