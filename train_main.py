@@ -64,6 +64,7 @@ def work(values: flags.FlagValues) -> int:
     options = cli.explicit_options(values, ModelConfig, TrainConfig)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     if mode == "evaluate":
+        from mapseg.evaluation.report.command import report_command
         from mapseg.evaluation.summary import summary_lines
 
         train = estimator.amended(options).train
@@ -72,6 +73,8 @@ def work(values: flags.FlagValues) -> int:
             records_dir, split, predicting, values.checkpoint, panels, mapping=values.mapping
         )
         cli.report("\n".join(summary_lines(scores)))
+        if not values.mapping:
+            cli.report(f"to write a report: {report_command(run_dir, records_dir, split)}")
     elif mode == "export":
         estimator.amended(options)
         cli.report(f"wrote {estimator.export(values.export_dir, predicting, values.checkpoint)}")

@@ -134,9 +134,9 @@ class Estimator:
         from mapseg.evaluation import evaluate as evaluating
         from mapseg.evaluation import stored
 
-        panels_dir = self.run_dir / "evaluation" / "panels"
         facts = {**evaluating.evaluation_facts(path, manifest, split, config), **mapped}
         json_path = stored.evaluation_path(self.run_dir, split, mapping)
+        panels_dir = json_path.with_name(f"panels-{Path(mapping).stem}" if mapping else "panels")
         earlier = None if again else evaluating.matching_evaluation(json_path, label_set, facts)
         if earlier is not None and (earlier.has_details or not details):
             return earlier

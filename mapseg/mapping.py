@@ -79,7 +79,7 @@ class Mapping:
           unused ids.
 
         Raises:
-          ValueError: a predicted class has no line.
+          ValueError: a predicted class has no line, or no class has a target.
         """
         target_of = {line.source: line.target for line in self.lines}
         missing = [name for name in names if name not in target_of]
@@ -96,6 +96,11 @@ class Mapping:
         for train_id, name in enumerate(names):
             target = target_of[name]
             table[train_id] = VOID if target is None else index[target]
+        if (table == VOID).all():
+            raise ValueError(
+                f"{self.origin}: at least one predicted class must have a target; got null for all "
+                f"{len(names)}. Remedy: use a mapping of this run's classes"
+            )
         return table
 
     def translation(self, names: Sequence[str], label_set: LabelSet) -> np.ndarray:

@@ -187,3 +187,10 @@ def test_the_shipped_mapping_reaches_the_classes_of_cityscapes_labels():
     assert {*np.unique(translation)} == {*range(19), VOID}
     road = vistas.names.index("construction--flat--road")
     assert labels.names[translation[road]] == "road"
+
+
+def test_a_mapping_without_any_target_is_refused(mapping):
+    with pytest.raises(
+        ValueError, match=r"class must have a target.*Remedy"
+    ):
+        mapping.table(["void--unlabeled"])

@@ -16,10 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mapseg.evaluation.evaluation import Evaluation
+from mapseg.evaluation.scores import class_iou
 
 RESAMPLES = 2000
 LEVEL = 0.95
-_MIN_IMAGES = 2
+# Without a true difference, all of n images, and so all resamples, still lie on the same side of
+# zero in one of 2 ** (n - 1) cases. From 5 images on, this is about as rare as 1 - LEVEL.
+MIN_IMAGES = 5
 
 
 class Interval(NamedTuple):
@@ -82,7 +85,7 @@ def intervals(evaluation: Evaluation) -> Intervals:
     """
     images = len(evaluation.images)
     unknown = Interval(math.nan, math.nan)
-    if images < _MIN_IMAGES:
+    if images < MIN_IMAGES:
         return Intervals(unknown, np.full((len(evaluation.iou), 2), math.nan), unknown, unknown)
     weights, counts = _weights(images), evaluation.image_counts
     iou = _resampled_iou(counts, weights)
@@ -112,7 +115,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
       The differences, second less first, with 95 % intervals.
 
     Raises:
-      ValueError: the images, labels or classes differ, or there are fewer than two images.
+      ValueError: the images, labels or classes differ, or there are fewer than `MIN_IMAGES`.
     """
     second = _in_order_of(first, second)
     images = len(first.images)
@@ -134,8 +137,7 @@ def _weights(images: int) -> np.ndarray:
 
 def _resampled_iou(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Scores resamples: [RESAMPLES, C] IoU; nan for classes without labels."""
-    label, predicted, hits = (weights @ counts[..., i] for i in range(3))
-    return np.where(label > 0, hits / np.maximum(label + predicted - hits, 1), np.nan)
+    return class_iou(*(weights @ counts[..., i] for i in range(3)))
 
 
 def _row_means(values: np.ndarray) -> np.ndarray:
@@ -145,17 +147,22 @@ def _row_means(values: np.ndarray) -> np.ndarray:
 
 
 def _ends(values: np.ndarray, images: int) -> np.ndarray:
-    """Returns the ends of the expanded 95 % interval along the first axis: [2, ...]."""
+    """Returns the ends of the expanded 95 % interval of values [RESAMPLES]: [2]."""
     below = 100 * _tail(images)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class without labels: nan
-        return np.nanpercentile(values, (below, 100 - below), axis=0)
+        warnings.simplefilter("ignore", RuntimeWarning)  # no labels at all: nan
+        return np.nanpercentile(values, (below, 100 - below))
 
 
 def _class_ends(values: np.ndarray, evaluation: Evaluation) -> np.ndarray:
-    """Returns the ends of each class: [C, 2]; nan where resamples of one image cannot differ."""
-    ends = _ends(values, len(evaluation.images)).T
-    ends[(evaluation.image_counts[..., 0] > 0).sum(0) < _MIN_IMAGES] = math.nan
+    """Returns the ends of each class: [C, 2]; nan where too few images contain it.
+
+    They are expanded by the number of these images: the other ones do not describe the class.
+    """
+    ends = np.full((values.shape[1], 2), math.nan)
+    for i, images in enumerate((evaluation.image_counts[..., 0] > 0).sum(0)):
+        if images >= MIN_IMAGES:
+            ends[i] = _ends(values[:, i], int(images))
     return ends
 
 
@@ -174,7 +181,8 @@ def _in_order_of(first: Evaluation, second: Evaluation) -> Evaluation:
         raise ValueError(
             "evaluations must have the same classes to be compared; got "
             f"{len(first.label_set.names)} and {len(second.label_set.names)}, first difference: "
-            f"{_first_difference(first.label_set.names, second.label_set.names)}"
+            f"{_first_difference(first.label_set.names, second.label_set.names)}. Remedy: evaluate "
+            "both with the same label set"
         )
     by_name = {image.name: image for image in second.images}
     names = [image.name for image in first.images]
@@ -185,9 +193,10 @@ def _in_order_of(first: Evaluation, second: Evaluation) -> Evaluation:
             f"{len(by_name)} images, only in one: {', '.join(only[:3])}. Remedy: "
             "evaluate both on the same split"
         )
-    if len(names) < _MIN_IMAGES:
+    if len(names) < MIN_IMAGES:
         raise ValueError(
-            f"evaluations must have at least {_MIN_IMAGES} images to be compared; got {len(names)}"
+            f"evaluations must have at least {MIN_IMAGES} images to be compared; got {len(names)}. "
+            "Remedy: evaluate more images"
         )
     ordered = Evaluation(second.confusion, second.label_set, tuple(by_name[n] for n in names))
     differing = (first.image_counts[..., 0] != ordered.image_counts[..., 0]).any(1)

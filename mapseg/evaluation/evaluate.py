@@ -51,7 +51,8 @@ def evaluate(
       label_set: the classes of the labels.
       progress: called with a line every few seconds.
       max_samples: number scored, from the first; 0 is all.
-      details: also count boundaries, regions and the calibration; only for a single process.
+      details: also count boundaries, regions and, without translation, the calibration; only for
+        a single process.
       translation: [256] uint8 id of `label_set`, or VOID, by the predictor's id; None if equal.
       panels_dir: folder for pictures of image, prediction and ground truth.
       panels: number of these pictures.
@@ -73,12 +74,10 @@ def evaluate(
     for done, (image, label, key) in enumerate(samples.as_numpy_iterator(), start=1):
         name = key.decode()
         with _naming_sample(name, image):
-            result = predictor.segment(image, probability=details)
-            ids = result.ids if translation is None else translation[result.ids]
-            counts = count_image(
-                name, label, ids, label_set, details=details, probability=result.probability
+            ids, known = _predict(predictor, image, translation, probability=details)
+            images.append(
+                count_image(name, label, ids, label_set, details=details, probability=known)
             )
-            images.append(counts)
             if panels_dir is not None and done <= panels:
                 on_panel(name, picture := panel(image, ids, label_set, label))
                 write_jpg(panels_dir / f"{name}.jpg", picture)
@@ -86,6 +85,17 @@ def evaluate(
     if share[1] > 1:
         images = _gather(images, total, len(label_set.classes), share, add_up)
     return evaluation_of(images, label_set)
+
+
+def _predict(
+    predictor: Predictor, image: np.ndarray, translation: np.ndarray | None, *, probability: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the ids of an image in the classes of its label, and their probability if known."""
+    if translation is None:
+        result = predictor.segment(image, probability=probability)
+        return result.ids, result.probability
+    # The probability of merged classes would be a sum over them, which the predictor lacks.
+    return translation[predictor.segment(image).ids], None
 
 
 def _gather(

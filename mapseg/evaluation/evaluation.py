@@ -9,7 +9,7 @@ import numpy as np
 
 from mapseg.evaluation.counting import CALIBRATION_BINS, ImageCounts
 from mapseg.evaluation.regions import AREA_EDGES_PX
-from mapseg.evaluation.scores import Scores, mean_of
+from mapseg.evaluation.scores import Scores, class_iou, mean_of
 from mapseg.labels import LabelSet
 
 
@@ -41,8 +41,7 @@ class Evaluation(Scores):
     @property
     def image_iou(self) -> np.ndarray:
         """[N, C] float64: IoU in each image; nan for classes that it does not contain."""
-        label, predicted, hits = np.moveaxis(self.image_counts, -1, 0)
-        return np.where(label > 0, hits / np.maximum(label + predicted - hits, 1), np.nan)
+        return class_iou(*np.moveaxis(self.image_counts, -1, 0))
 
     @property
     def image_mean_iou(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mapseg.data.label_files import IdFile, check_ids, palette_note, read_ids
+from mapseg.data.label_files import MASK_IDS, IdFile, check_ids, palette_note, read_ids
 from mapseg.data.pairing import LABEL_SUFFIXES, Pair, Suffixes, listing, match_files
 from mapseg.data.resizing import resize_label
 from mapseg.evaluation.counting import ImageCounts, count_image
@@ -40,6 +40,13 @@ class PredictedIds:
     def check(self, file: IdFile) -> None:
         """Rejects ids without a meaning; ValueError, naming the file."""
         if not self.are_train_ids:
+            without_meaning = {*file.used} - {c.id for c in self.classes}
+            if without_meaning == {VOID} and {*file.used} != MASK_IDS:
+                raise ValueError(
+                    f"{file.path}: ids must be in the class table; got {VOID}, which is no class "
+                    "in train ids. Remedy: if they are train ids, give --prediction_ids=train or, "
+                    "with --mapping, the labels.json of their run as --prediction_classes"
+                )
             check_ids(file, self.classes, "prediction")
             return
         unknown = sorted({*file.used} - {*range(len(self.classes)), VOID})

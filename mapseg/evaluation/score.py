@@ -82,11 +82,18 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Scores or compares."""
-    given = [name for name in _SCORING if values[name].present]
-    if values["compare"].present and given:
-        raise ValueError(f"compare must be given alone; got also --{given[0]}")
-    if values["split"].present and not values["compare"].present:
-        raise ValueError("split must be given only with --compare, for run folders")
+    scoring = [name for name in _SCORING if values[name].present]
+    if values["compare"].present and scoring:
+        raise ValueError(
+            f"compare must be given alone; got also --{scoring[0]}. Remedy: score first, then "
+            "compare the files of --out_path"
+        )
+    runs = [path for path in values.compare if Path(path).is_dir()]
+    if values["split"].present and not runs:
+        raise ValueError(
+            "split must be given only with --compare and a run folder; got no run folder. Remedy: "
+            "leave it out"
+        )
     return _compare(values) if values["compare"].present else _score(values)
 
 
@@ -108,11 +115,7 @@ def _score(values: flags.FlagValues) -> int:
     predictions_dir, labels_dir, classes_path = (
         Path(cli.required(values, name)) for name in ("predictions", "labels", "classes")
     )
-    out_path = Path(values.out_path) if values.out_path else None
-    if out_path is not None:
-        if out_path.suffix != ".json":
-            raise ValueError(f"out_path must be a .json file; got {out_path}")
-        check_writable(out_path.parent)
+    out_path = _out_path(values)
     classes = read_class_table(classes_path)
     label_set = make_label_set(classes, values.label_set)
     predicted = _predicted_ids(values, classes, label_set)
@@ -131,20 +134,21 @@ def _score(values: flags.FlagValues) -> int:
         )
     if resized:
         cli.report(f"{resized} of {len(pairs)} predictions were resized to their labels")
-    if palette_notes:
+    cli.report("\n".join(summary_lines(evaluation)))
+    if palette_notes:  # last, to be seen
+        options = "--prediction_classes" if values.mapping else "--prediction_ids"
         cli.report(
             f"WARNING: {palette_notes[0]}"
             + (f" ({len(palette_notes)} such files)" if len(palette_notes) > 1 else "")
-            + ". If its ids are not those of the table: give another --classes or --prediction_ids"
+            + f". If its ids are not those of the table: give another --classes or {options}"
         )
-    cli.report("\n".join(summary_lines(evaluation)))
     if out_path is not None:
         facts: dict[str, Any] = {
             "predictions_dir": predictions_dir.resolve().name,
             "labels_dir": labels_dir.resolve().name,
             "class_table": classes_path.name,
             "prediction_ids": "train" if predicted.are_train_ids else "source",
-            "mapping": Path(values.mapping).name,
+            "mapping": read_mapping(values.mapping).digest if values.mapping else "",
             "prediction_classes": Path(values.prediction_classes).name,
             "samples": len(pairs),
             "resized": resized,
@@ -152,6 +156,23 @@ def _score(values: flags.FlagValues) -> int:
         write_evaluation(out_path, evaluation, facts)
         cli.report(f"wrote {out_path}")
     return 0
+
+
+def _out_path(values: flags.FlagValues) -> Path | None:
+    """Returns where to write the evaluation; checked before any image is scored."""
+    if not values.out_path:
+        return None
+    path = Path(values.out_path)
+    options = (values.classes, values.label_set, values.mapping, values.prediction_classes)
+    inputs = [Path(option).resolve() for option in options if option]
+    if path.suffix != ".json" or path.is_dir():
+        raise ValueError(f"out_path must be a .json file; got {path}. Remedy: --out_path=NAME.json")
+    if any(
+        file and Path(file).is_file() and path.exists() and path.samefile(file) for file in inputs
+    ):
+        raise ValueError(f"out_path must not be an input; got {path}. Remedy: another name")
+    check_writable(path.parent)
+    return path
 
 
 def _predicted_ids(

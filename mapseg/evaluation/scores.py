@@ -113,7 +113,7 @@ class Scores:
 
         Predicting an unevaluated class, or none, is an error; `official` ignores it.
         """
-        return self._by_class(self.hits, self.predicted_pixels + self.label_pixels - self.hits)
+        return class_iou(self.label_pixels, self.predicted_pixels, self.hits)
 
     @property
     def recall(self) -> np.ndarray:
@@ -203,7 +203,7 @@ class Scores:
             f"pixel accuracy {self.pixel_accuracy:.2%}"
         )
         official = self.official
-        if (official.confusion != self.confusion).any():
+        if official.present.any() and (official.confusion != self.confusion).any():
             yield (
                 f"official semantics: mean IoU {official.mean_iou:.2%}, "
                 f"pixel accuracy {official.pixel_accuracy:.2%}"
@@ -224,6 +224,11 @@ class Scores:
 
     def _by_class(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where(self.present, numerator / np.maximum(denominator, 1), np.nan)
+
+
+def class_iou(label: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Returns intersection over union, of arrays of pixel counts; nan where there is no label."""
+    return np.where(label > 0, hits / np.maximum(label + predicted - hits, 1), np.nan)
 
 
 def to_number(value: float) -> float | None:

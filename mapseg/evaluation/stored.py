@@ -99,7 +99,7 @@ def read_evaluation(path: Path, label_set: LabelSet | None = None) -> Evaluation
         raise ValueError(
             f"{path}: must be as mapseg wrote it; got {error!r}. Remedy: {_REMEDY}"
         ) from error
-    if (evaluation.confusion != confusion).any():
+    if not np.array_equal(evaluation.confusion, confusion):
         raise ValueError(
             f"{path}: confusion must be the sum of its images; it is not. Remedy: {_REMEDY}"
         )

@@ -30,7 +30,7 @@ _WRITTEN = (
     "tensorboard/events.out.tfevents.*",
     "evaluation/*.json",
     "evaluation/*.csv",
-    "evaluation/panels/**/*.jpg",
+    "evaluation/panels*/**/*.jpg",
     "report/index.html",
     "report/pictures/*",
     "not_finite/step-*.npz",

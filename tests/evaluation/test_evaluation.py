@@ -110,14 +110,6 @@ def test_intervals_cover_the_true_score_in_95_percent_of_400_sets():
     assert (shares >= 0.90).all() and (shares <= 0.99).all(), shares
 
 
-def test_an_interval_needs_two_images():
-    labels = label_set([True] * 3)
-    one = evaluation_of(synthetic_images(np.random.default_rng(0), 1), labels)
-    assert np.isnan(bootstrap.intervals(one).iou).all()
-    assert np.isnan(bootstrap.intervals(one).mean_iou).all()
-    assert np.isnan(bootstrap.intervals(one).pixel_accuracy).all()
-
-
 def test_the_interval_of_boundary_iou_equals_a_bootstrap_in_python():
     labels, rng = label_set([True] * 5 + [False]), np.random.default_rng(3)
     evaluation = detailed(rng, labels, 12)
@@ -132,6 +124,37 @@ def test_the_interval_of_boundary_iou_equals_a_bootstrap_in_python():
     assert ends.low < evaluation.mean_boundary_iou < ends.high
     without = evaluation_of(synthetic_images(rng, 5), label_set([True] * 3))
     assert np.isnan(bootstrap.intervals(without).mean_boundary_iou).all()
+
+
+def test_an_interval_needs_five_images():
+    labels, rng = label_set([True] * 3), np.random.default_rng(0)
+    four = bootstrap.intervals(evaluation_of(synthetic_images(rng, 4), labels))
+    assert np.isnan(four.iou).all() and np.isnan(four.mean_iou).all()
+    assert np.isnan(four.pixel_accuracy).all()
+    five = bootstrap.intervals(evaluation_of(synthetic_images(rng, 5), labels))
+    assert not np.isnan(five.iou).any() and not np.isnan(five.mean_iou).any()
+
+
+def of_a_rare_class(rng, count):
+    """Forty images, of which the first `count` have a class whose share of hits varies."""
+    images = []
+    for name in range(40):
+        matrix = np.zeros((2, 3), np.int64)
+        matrix[0, 0] = 10_000
+        if name < count:
+            hits = int(np.clip(rng.normal(600, 100), 0, 1000))
+            matrix[1, :2] = 1000 - hits, hits
+        images.append(ImageCounts(str(name), to_cells(matrix)))
+    return evaluation_of(images, label_set([True] * 2))
+
+
+@pytest.mark.parametrize(("count", "highest"), [(2, 0), (4, 0), (6, 0.12)])
+def test_a_class_of_few_images_seldom_looks_better_by_chance(count, highest):
+    """Without regard to how few they are, 2 images look different in half of the cases."""
+    rng = np.random.default_rng(3)
+    pairs = [(of_a_rare_class(rng, count), of_a_rare_class(rng, count)) for _ in range(100)]
+    real = [bootstrap.compare(first, second).iou[1].is_real for first, second in pairs]
+    assert np.mean(real) <= highest
 
 
 def with_more_hits(images, share):
@@ -167,12 +190,12 @@ def test_a_paired_comparison_finds_small_differences_and_no_others():
 
 def test_other_images_labels_and_classes_are_not_compared():
     labels, rng = label_set([True] * 3), np.random.default_rng(2)
-    images = synthetic_images(rng, 3)
+    images = synthetic_images(rng, 5)
     first = evaluation_of(images, labels)
-    with pytest.raises(ValueError, match=r"same images.*only in one: 2"):
-        bootstrap.compare(first, evaluation_of(images[:2], labels))
-    other = synthetic_images(rng, 3)
-    with pytest.raises(ValueError, match=r"same labels.*differ in 3 images, first 0"):
+    with pytest.raises(ValueError, match=r"same images.*only in one: 4"):
+        bootstrap.compare(first, evaluation_of(images[:4], labels))
+    other = synthetic_images(rng, 5)
+    with pytest.raises(ValueError, match=r"same labels.*differ in 5 images, first 0"):
         bootstrap.compare(first, evaluation_of(other, labels))
     with pytest.raises(ValueError, match=r"same classes.*c1 and x"):
         classes = (labels.classes[0], LabelClass(1, "x", (0, 0, 0)), labels.classes[2])
@@ -193,12 +216,12 @@ def detailed(rng, labels, count):
 
 def test_an_evaluation_is_the_same_after_storing_it(tmp_path):
     labels = label_set([True] * 5 + [False])
-    evaluation = detailed(np.random.default_rng(5), labels, 4)
+    evaluation = detailed(np.random.default_rng(5), labels, 6)
     path = tmp_path / "evaluation" / "val.json"
     write_evaluation(path, evaluation, {"split": "val", "step": 7})
     again = read_evaluation(path)
     assert again.label_set == labels
-    assert [image.name for image in again.images] == ["a/0", "a/1", "a/2", "a/3"]
+    assert [image.name for image in again.images] == [f"a/{i}" for i in range(6)]
     np.testing.assert_array_equal(again.confusion, evaluation.confusion)
     np.testing.assert_array_equal(again.boundary_iou, evaluation.boundary_iou)
     np.testing.assert_array_equal(again.region_pixels, evaluation.region_pixels)
@@ -219,7 +242,8 @@ def test_an_evaluation_is_the_same_after_storing_it(tmp_path):
     assert float(rows[1]["boundary_iou"]) == evaluation.boundary_iou[1]
     with (tmp_path / "evaluation" / "val_images.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["mean_iou"]) for row in rows] == [*evaluation.image_mean_iou]
+    means = [float(row["mean_iou"] or "nan") for row in rows]
+    np.testing.assert_array_equal(means, evaluation.image_mean_iou)
     assert [row["iou:c1"] for row in rows] == [
         "" if np.isnan(v) else repr(float(v)) for v in evaluation.image_iou[:, 1]
     ]
@@ -240,6 +264,7 @@ def test_a_file_of_an_earlier_version_is_read_without_images(tmp_path):
     [
         ({"schema": 3}, "schema must be at most 2; got 3"),
         ({"confusion": [[0] * 7] * 6}, "must be the sum of its images"),
+        ({"confusion": [[1, 2], [3, 4]]}, "must be the sum of its images"),
         ({"images": [{"name": "a"}]}, "as mapseg wrote it; got KeyError"),
         ({"images": 3}, "as mapseg wrote it; got TypeError"),
         ({"labels": {}}, "labels: must be a label set"),

@@ -16,6 +16,7 @@ from mapseg.evaluation.evaluation import evaluation_of
 from mapseg.evaluation.score import main
 from mapseg.evaluation.stored import read_evaluation
 from mapseg.labels import VOID, make_label_set, parse_class_table
+from mapseg.mapping import read_mapping
 
 CLASSES = parse_class_table({"labels": LABELS}, "test")  # road, marking, sky; 3 is not evaluated
 KEYS = ("a", "town/b", "town/c")
@@ -111,9 +112,18 @@ def test_source_ids_are_scored_and_written(root, capsys):
     for line in (f"mean IoU {truth.mean_iou:.2%} over 3 classes", "official semantics: mean IoU"):
         assert line in text
     assert f"boundary IoU {truth.mean_boundary_iou:.2%}, frequency-weighted IoU" in text
-    low, high = json.loads((root / "out.json").read_text())["mean_iou_interval"]
-    assert f"95 % interval of mean IoU, over images: {low:.2%} to {high:.2%}" in text
-    assert low < truth.mean_iou < high
+    # Three images are too few.
+    assert json.loads((root / "out.json").read_text())["mean_iou_interval"] == [None, None]
+    assert "interval" not in text
+
+
+def test_the_interval_is_printed_as_it_is_stored(two, capsys):
+    capsys.readouterr()
+    evaluation = scored(two, predictions="worse", labels="many")
+    low, high = json.loads((two / "out.json").read_text())["mean_iou_interval"]
+    line = f"95 % interval of mean IoU, over images: {low:.2%} to {high:.2%}"
+    assert line in capsys.readouterr().out
+    assert low < evaluation.mean_iou < high
 
 
 def test_the_file_has_facts_and_tables_but_no_paths(root):
@@ -204,7 +214,8 @@ def test_a_mapping_translates_predictions_by_name(mapped):
     assert_equal(scored(mapped, mapping, table), truth)
     stored = f"--prediction_classes={mapped / 'labels.json'}"
     assert_equal(scored(mapped, mapping, stored, predictions="train"), truth)
-    assert json.loads((mapped / "out.json").read_text())["mapping"] == "mapping.json"
+    digest = read_mapping(str(mapped / "mapping.json")).digest
+    assert json.loads((mapped / "out.json").read_text())["mapping"] == digest
 
 
 def test_a_target_that_is_not_labelled_is_refused(mapped, capsys):
@@ -314,6 +325,18 @@ def test_faults_of_folders_are_named(root, capsys, folders, message):
     (root / "empty").mkdir()
     assert score(root, **folders) == 1
     assert message in capsys.readouterr().err
+
+
+def test_train_ids_read_as_source_ids_are_noticed_by_no_class(root, capsys):
+    ids = np.minimum(ids_of(root, "predictions", "a"), 2)
+    ids[0, 0] = VOID
+    save(root / "predictions/a.png", ids)
+    assert score(root) == 1
+    assert "got 255, which is no class in train ids. Remedy: if" in capsys.readouterr().err
+    for key in KEYS[1:]:
+        rest = np.minimum(ids_of(root, "predictions", key), 2)
+        save(root / f"predictions/{key}.png", rest)
+    assert score(root, "--prediction_ids=train") == 0
 
 
 def test_train_ids_read_as_source_ids_are_noticed_by_their_palette(root, capsys):
@@ -429,6 +452,18 @@ def test_evaluations_that_cannot_be_compared_are_refused(two, root, capsys):
         assert compare(two / "worse.json", two / others) == 1
         assert message in capsys.readouterr().err
     assert compare(two / "one.json", two / "one.json") == 1
-    assert "must have at least 2 images to be compared; got 1" in capsys.readouterr().err
+    assert "must have at least 5 images to be compared; got 1" in capsys.readouterr().err
     assert compare(two / "worse.json") == 1
     assert "must be two run folders or evaluation files" in capsys.readouterr().err
+
+
+def test_out_path_is_checked_before_scoring(root, capsys):
+    table = root / "classes.json"
+    before = table.read_bytes()
+    assert score(root, f"--out_path={table}") == 1
+    assert "out_path must not be an input" in capsys.readouterr().err
+    assert table.read_bytes() == before
+    (root / "folder.json").mkdir()
+    assert score(root, f"--out_path={root / 'folder.json'}") == 1
+    assert "out_path must be a .json file" in capsys.readouterr().err
+    assert not list(root.glob("*.csv"))
