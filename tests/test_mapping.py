@@ -190,7 +190,5 @@ def test_the_shipped_mapping_reaches_the_classes_of_cityscapes_labels():
 
 
 def test_a_mapping_without_any_target_is_refused(mapping):
-    with pytest.raises(
-        ValueError, match=r"class must have a target.*Remedy"
-    ):
+    with pytest.raises(ValueError, match=r"class must have a target.*Remedy"):
         mapping.table(["void--unlabeled"])
