@@ -22,9 +22,10 @@ BASE = {
 MAY_IMPORT = {
     "data": set(),
     "model": set(),
+    "pages": {"data"},
     "runs": {"data", "model"},
-    "inference": {"data", "model", "runs"},
-    "evaluation": {"data", "model", "runs", "inference", "cli"},
+    "inference": {"data", "model", "pages", "runs"},
+    "evaluation": {"data", "model", "pages", "runs", "inference", "cli"},
     "training": {"data", "model", "runs", "inference", "evaluation"},
     "estimator": {"data", "model", "runs", "inference", "evaluation", "training"},
     "cli": set(),
@@ -137,6 +138,7 @@ WITHOUT_TENSORFLOW = [
     *(f"mapseg.runs.{name}" for name in ("folder", "checkpoints", "history")),
     *(f"mapseg.evaluation.{name}" for name in ("scores", "stored", "score")),
     *(name for name in MODULES if name.startswith("mapseg.evaluation.report.")),
+    *(name for name in MODULES if name.startswith(("mapseg.pages.", "mapseg.inference.page."))),
     *(
         f"mapseg.inference.{name}"
         for name in ("containers", "films", "frames", "infer", "measuring")

@@ -79,13 +79,17 @@ print(*(f"{name} {len(read_mapping(name).targets)}" for name in shipped_names())
     assert shown == "vistas_to_cityscapes19 19\n"
 
 
-def test_the_files_of_the_report_are_in_it(bin_dir, tmp_path):
-    script = """
+@pytest.mark.parametrize(
+    ("package", "page"),
+    [("evaluation.report", "page"), ("pages", "base")],
+)
+def test_the_files_of_pages_are_in_it(bin_dir, tmp_path, package, page):
+    script = f"""
 from importlib.resources import files
-print(*sorted(path.name for path in (files("mapseg.evaluation.report") / "templates").iterdir()))
+print(*sorted(path.name for path in (files("mapseg.{package}") / "templates").iterdir()))
 """
     names = run(bin_dir / "python", "-c", script, cwd=tmp_path).split()
-    assert names == ["page.css", "page.html", "page.js"]
+    assert names == [f"{page}.css", f"{page}.html", f"{page}.js"]
 
 
 def test_a_small_conversion(bin_dir, tmp_path):

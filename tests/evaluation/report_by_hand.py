@@ -7,9 +7,10 @@ import numpy as np
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.evaluation.counting import count_image
 from mapseg.evaluation.evaluation import evaluation_of
-from mapseg.evaluation.report.thumbnails import Picture, encode_photo, to_uri
+from mapseg.evaluation.report.thumbnails import Picture
 from mapseg.evaluation.stored import evaluation_path, write_evaluation
 from mapseg.labels import VOID, LabelClass, make_label_set
+from mapseg.pages.thumbnails import encode_photo, to_uri
 from mapseg.pictures import encode_png
 from mapseg.runs.folder import Run, store_run
 from mapseg.runs.history import append_history

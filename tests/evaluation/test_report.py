@@ -22,15 +22,16 @@ from mapseg.evaluation import evaluate
 from mapseg.evaluation.counting import count_image
 from mapseg.evaluation.evaluation import evaluation_of
 from mapseg.evaluation.report import __main__ as command_line
-from mapseg.evaluation.report import thumbnails, write
+from mapseg.evaluation.report import write
 from mapseg.evaluation.report.choice import choose_images
 from mapseg.evaluation.report.command import changed_options, train_command
 from mapseg.evaluation.report.curves import history_curves
-from mapseg.evaluation.report.findings import short_names, worst_confusions
-from mapseg.evaluation.report.page import percent, points, script_json
+from mapseg.evaluation.report.findings import worst_confusions
 from mapseg.evaluation.report.write import write_report
 from mapseg.files import WriteError
 from mapseg.labels import make_label_set
+from mapseg.pages import thumbnails
+from mapseg.pages.rendering import percent, points, script_json, short_names
 from mapseg.runs.folder import open_run
 
 
@@ -273,7 +274,8 @@ def test_one_hundred_images_stay_below_15_mb(tmp_path, monkeypatch):
     grain = rng.normal(0, 12, (2048, 2048, 3))
     street = cv2.resize(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8), (2048, 2048))
     photo = np.clip(street + grain, 0, 255).astype(np.uint8)
-    monkeypatch.setattr("report_by_hand.encode_photo", lambda _: thumbnails.encode_photo(photo))
+    photo_uri = thumbnails.encode_photo(photo)
+    monkeypatch.setattr("report_by_hand.encode_photo", lambda _: photo_uri)
     # Label maps as detailed as those of street scenes: about 300 regions.
     coarse = rng.integers(0, 124, (17, 17)).astype(np.uint8)
     fine = resize_label(coarse, (512, 512))

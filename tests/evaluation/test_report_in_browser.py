@@ -1,17 +1,10 @@
 """The report in a browser: pytest -m browser, where Chromium and its driver are installed."""
 
-import json
-from importlib import resources
-from pathlib import Path
-
-import numpy as np
 import pytest
+from browsing import Browser, only_requests, open_driver
 from report_by_hand import HEIGHT, HOSTILE, WIDTH, make_classes, pictures_of, store
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from mapseg.evaluation.report import write
 from mapseg.evaluation.report.write import write_report
@@ -19,7 +12,6 @@ from mapseg.labels import VOID, make_label_set
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # as Debian has them
 CLASSES, IMAGES = 12, 8
 IMAGE, PREDICTION, LABEL, ERRORS, OTHER = range(5)  # the views
 LIGHT = [0.2126, 0.7152, 0.0722]
@@ -45,93 +37,31 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def driver():
-    for path in (CHROMIUM, DRIVER):
-        if not path.is_file():
-            pytest.skip(f"{path} is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, Service(str(DRIVER)))
-    yield driver
-    driver.quit()
+    yield from open_driver()
 
 
-class Browser:
-    """A page in the browser, and what its tests do with it."""
+class Report(Browser):
+    """A report in the browser."""
 
     def __init__(self, driver, pages):
-        self.driver, self._pages = driver, pages
-        self.run = driver.execute_script
+        super().__init__(driver)
+        self._pages = pages
 
     def show(self, count=CLASSES, width=1280, dark=False):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self.driver.get(self._pages[count][0].as_uri())
-
-    def click(self, selector):
-        self.run("document.querySelector(arguments[0]).click()", selector)
-
-    def press(self, *keys):
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def texts(self, selector):
-        find = (
-            "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent.trim())"
-        )
-        return self.run(find, selector)
-
-    def number(self, script):
-        return self.run(f"return {script}")
+        self.open(self._pages[count][0], width, dark)
 
     def open_image(self, i):
         self.click(f".picture[data-open='{i}']")
         assert self.run("return document.getElementById('viewer').open")
 
     def has_pixels(self, selector, is_as_expected):
-        """Waits until a canvas [h, w, 4] uint8 is as expected: it is drawn asynchronously."""
-        # Read from a copy: Chromium warns if a canvas itself is read often.
-        read = """
-const canvas = document.querySelector(arguments[0]);
-const copy = new OffscreenCanvas(canvas.width, canvas.height);
-const context = copy.getContext("2d", {willReadFrequently: true});
-context.drawImage(canvas, 0, 0);
-return [...context.getImageData(0, 0, copy.width, copy.height).data];
-"""
-
-        def check(_):
-            pixels = np.array(self.run(read, selector), np.uint8).reshape(HEIGHT, WIDTH, 4)
-            return is_as_expected(pixels)
-
-        WebDriverWait(self.driver, 20).until(check)
-
-    def wait_for(self, script, *arguments):
-        return WebDriverWait(self.driver, 20).until(lambda _: self.run(script, *arguments))
+        super().has_pixels(selector, (HEIGHT, WIDTH), is_as_expected)
 
 
 @pytest.fixture
 def browser(driver, pages):
-    """Checks after each test that nothing was logged, and nothing requested but the page."""
-    for kind in ("browser", "performance"):
-        driver.get_log(kind)
-    yield Browser(driver, pages)
-    assert driver.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = {
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    }
-    requested = {url for url in urls if not url.startswith("data:")}
-    assert requested and requested <= {path.as_uri() for path, *_ in pages.values()}
+    with only_requests(driver, [path for path, *_ in pages.values()]):
+        yield Report(driver, pages)
 
 
 def card_index(browser, name):
@@ -328,24 +258,13 @@ def test_an_image_that_differs_between_runs_is_opened(browser):
     assert browser.texts("#viewer-name") == [name]
 
 
-@pytest.fixture(scope="module")
-def axe():
-    """The source of axe-core."""
-    return (resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("count", [CLASSES, 124])
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_accessible(browser, axe, count, dark, width):
+def test_the_page_is_accessible(browser, count, dark, width):
     browser.show(count, width, dark)
     for is_open in (False, True):
         if is_open:
             browser.open_image(0)
             browser.press(str(ERRORS + 1))
-        browser.run(axe)
-        violations = browser.driver.execute_async_script(
-            "const done = arguments[0]; axe.run().then((result) => done(result.violations))"
-        )
-        problems = [(v["id"], v["help"], [n["html"][:200] for n in v["nodes"]]) for v in violations]
-        assert problems == []
+        assert browser.accessibility_problems() == []

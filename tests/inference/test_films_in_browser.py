@@ -1,17 +1,14 @@
 """Films in a browser: pytest -m browser, where Chromium and its driver are installed."""
 
 import sys
-from pathlib import Path
 
 import pytest
+from browsing import open_driver
 from films_by_hand import PHONE_MS, Film, turn, write_source
 from frames_by_hand import run, write_image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # as Debian has them
 PLAY = """
 const [source, done] = arguments, video = document.createElement("video");
 document.body.replaceChildren(video);
@@ -28,21 +25,17 @@ video.play().catch(error => finish(String(error)));
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    for path in (CHROMIUM, DRIVER):
-        if not path.is_file():
-            pytest.skip(f"{path} is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, Service(str(DRIVER)))
+def chromium():
+    yield from open_driver()
+
+
+@pytest.fixture(scope="module")
+def driver(chromium, tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "page.html"
     page.write_text("<!doctype html><title>films</title><body>")
-    driver.get(page.as_uri())
-    driver.set_script_timeout(120)
-    yield driver
-    driver.quit()
+    chromium.get(page.as_uri())
+    chromium.set_script_timeout(120)
+    return chromium
 
 
 @pytest.mark.parametrize("kind", ["phone", "panorama", "odd size", "one frame", "one pixel"])

@@ -9,13 +9,14 @@ from mapseg.evaluation.bootstrap import Interval, intervals
 from mapseg.evaluation.evaluation import Evaluation
 from mapseg.evaluation.report.command import differing_options
 from mapseg.evaluation.report.comparing import Compared
-from mapseg.evaluation.report.curves import SERIES, history_curves
-from mapseg.evaluation.report.findings import Confusion, class_rows, short_names
+from mapseg.evaluation.report.curves import history_curves
+from mapseg.evaluation.report.findings import Confusion, class_rows
 from mapseg.evaluation.report.heat import Heat, heat_of
-from mapseg.evaluation.report.page import hex_color, percent
 from mapseg.evaluation.report.source import Source
 from mapseg.evaluation.report.thumbnails import Picture
 from mapseg.evaluation.scores import to_number
+from mapseg.pages.rendering import hex_color, percent, short_names
+from mapseg.pages.svg import SERIES
 from mapseg.progress import duration
 from mapseg.runs.history import training_secs
 

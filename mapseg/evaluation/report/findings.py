@@ -121,16 +121,3 @@ def _most_of(evaluation: Evaluation, label: int, prediction: int) -> tuple[int, 
         pixels[i] = rows[(rows[:, 0] == label) & (rows[:, 1] == prediction), 2].sum()
     order = np.argsort(-pixels, kind="stable")[:_IMAGES_OF_CONFUSION]
     return tuple(int(i) for i in order if pixels[i])
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Drops the first of three or more parts of names such as `object--vehicle--car`.
-
-    Args:
-      names: of all classes.
-
-    Returns:
-      The short names; a name stays whole if its short form would not be unique.
-    """
-    ends = [name.partition("--")[2] if name.count("--") > 1 else name for name in names]
-    return [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mapseg.evaluation.report.thumbnails import encode_photo
 from mapseg.inference.searching import RESULTS_MARK
+from mapseg.pages.thumbnails import encode_photo
 
 SHOWN = 12
 

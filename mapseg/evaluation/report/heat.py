@@ -6,7 +6,7 @@ import numpy as np
 
 from mapseg.evaluation.evaluation import Evaluation
 from mapseg.evaluation.report.findings import scored_confusion
-from mapseg.evaluation.report.thumbnails import to_uri
+from mapseg.pages.thumbnails import to_uri
 from mapseg.pictures import encode_png
 
 _RIGHT, _WRONG = (59, 130, 246), (234, 113, 12)  # blue and orange: for the colour-blind too

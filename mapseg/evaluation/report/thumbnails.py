@@ -1,6 +1,5 @@
 """The pictures inside a report: chosen images, their labels and predictions, as data URIs."""
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -11,20 +10,15 @@ import numpy as np
 
 from mapseg.config import PredictConfig, from_json
 from mapseg.data.manifest import Manifest, read_manifest
-from mapseg.data.resizing import resize_image, resize_label
 from mapseg.evaluation.report.command import evaluate_command
 from mapseg.evaluation.report.source import Source
 from mapseg.evaluation.stored import evaluation_path
 from mapseg.files import whole_dir
-from mapseg.pictures import encode_jpg, encode_png, write_jpg, write_png
+from mapseg.pages.thumbnails import encode_ids, encode_photo, thumbnail_size
+from mapseg.pictures import write_jpg, write_png
 from mapseg.progress import make_reporter
 from mapseg.runs.checkpoints import find_checkpoint, weights_sha256
 from mapseg.runs.folder import check_classes
-
-LONG_SIDE_PX = 512
-# Keeps 100 images with their label maps below 15 MB.
-_PHOTO_BYTES = 75_000
-_QUALITIES = (82, 65, 45, 25)
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label, prediction
 
@@ -86,41 +80,16 @@ def make_pictures(
             report(len(pictures))
     for n, (source, checkpoint) in enumerate(zip(sources[1:], checkpoints[1:], strict=True), 1):
         for i, sample in enumerate(_predict(source, checkpoint, manifest, places)):
-            predictions = (*pictures[i].predictions, _encode_ids(sample[2]))
+            predictions = (*pictures[i].predictions, encode_ids(sample[2]))
             pictures[i] = replace(pictures[i], predictions=predictions)
             report(n * len(places) + i + 1)
     return pictures
 
 
-def to_uri(data: bytes, kind: str) -> str:
-    """Returns an encoded picture as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def encode_photo(image: np.ndarray) -> str:
-    """Returns an image [H, W, 3] uint8, shrunk, as the data URI of a small JPEG."""
-    image = resize_image(image, _thumbnail_size(image))
-    for quality in _QUALITIES:
-        data = encode_jpg(image, quality)
-        if len(data) <= _PHOTO_BYTES:
-            break
-    return to_uri(data, "jpeg")
-
-
 def _encode(place: int, sample: Sample, files: dict[str, str]) -> Picture:
     image, label, prediction = sample
-    ids = _encode_ids(label), (_encode_ids(prediction),)
-    return Picture(place, encode_photo(image), _thumbnail_size(image), *ids, files)
-
-
-def _encode_ids(ids: np.ndarray) -> str:
-    return to_uri(encode_png(resize_label(ids, _thumbnail_size(ids))), "png")
-
-
-def _thumbnail_size(pixels: np.ndarray) -> tuple[int, int]:
-    height, width = pixels.shape[:2]
-    factor = min(1.0, LONG_SIDE_PX / max(height, width))
-    return max(1, round(factor * height)), max(1, round(factor * width))
+    ids = encode_ids(label), (encode_ids(prediction),)
+    return Picture(place, encode_photo(image), thumbnail_size(image), *ids, files)
 
 
 def _check_evaluated(source: Source, manifest: Manifest) -> Path:

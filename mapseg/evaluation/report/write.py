@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import mapseg
 from mapseg.evaluation.evaluation import Evaluation
 from mapseg.evaluation.report.choice import choose_images
 from mapseg.evaluation.report.command import (
@@ -16,10 +15,10 @@ from mapseg.evaluation.report.comparing import Compared, compare_sources
 from mapseg.evaluation.report.contents import image_values, run_values, score_values, script_data
 from mapseg.evaluation.report.findings import Confusion, worst_confusions
 from mapseg.evaluation.report.frames import read_frames
-from mapseg.evaluation.report.page import render
 from mapseg.evaluation.report.source import Source, read_sources
 from mapseg.evaluation.report.thumbnails import Picture, make_pictures
 from mapseg.files import check_writable, write_text
+from mapseg.pages.rendering import render
 
 IMAGES = 24
 _CONFUSIONS = 12
@@ -74,7 +73,6 @@ def write_report(
     for line in advice:
         progress(" ".join(line))
     values = {
-        "version": mapseg.__version__,
         "command": train_command(source.run, records_dir),
         "advice": advice,
         "frames": frames,
@@ -82,7 +80,8 @@ def write_report(
         **score_values(evaluation, confusions, compared),
         **image_values(shown, pictures),
     }
-    write_text(path, render(values, script_data(shown, pictures, values["heat"])))
+    data = script_data(shown, pictures, values["heat"])
+    write_text(path, render("mapseg.evaluation.report", values, data))
     return path
 
 

@@ -1,8 +1,5 @@
-"use strict";
-// Label maps are greyscale PNGs of class ids; they are coloured here, so that one class can be
-// shown alone without further pictures.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { data, byId, all, percent, readIds, rgba, visible, legendButton } = parts;
   const VOID = 255;
   const [IMAGE, PREDICTION, LABEL, ERRORS] = [0, 1, 2, 3];
   // Errors differ in blue and orange and in brightness, for the colour-blind.
@@ -14,9 +11,6 @@
     other: ["#000000", 170],
     void: ["#6b6b6b", 200],
   };
-  const byId = (id) => document.getElementById(id);
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
   const className = (id) => data.classes[id]?.name ?? "no class";
 
   const state = { view: IMAGE, alone: null, pair: null, order: "worst", open: null, wipe: 0 };
@@ -53,18 +47,6 @@
 
   // --- label maps
 
-  async function readIds(uri) {
-    const image = new Image();
-    image.src = uri;
-    await image.decode();
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.drawImage(image, 0, 0);
-    const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
-    return Uint8Array.from({ length: pixels.length / 4 }, (_, i) => pixels[4 * i]);
-  }
-
   const maps = new Map();
   function mapsOf(i) {
     if (!maps.has(i)) {
@@ -75,23 +57,7 @@
     return maps.get(i);
   }
 
-  // ImageData is in the order red, green, blue, alpha: little-endian 32-bit numbers.
-  function rgba(color, alpha = 255) {
-    const number = parseInt(color.slice(1), 16);
-    return ((alpha << 24) | ((number & 255) << 16) | (number & 0xff00) | (number >> 16)) >>> 0;
-  }
-  // A dark colour is mixed with white until it stands out from the darkened image.
-  function visible(color) {
-    const number = parseInt(color.slice(1), 16);
-    let parts = [number >> 16, (number >> 8) & 255, number & 255];
-    while (0.3 * parts[0] + 0.6 * parts[1] + 0.1 * parts[2] < 110) {
-      parts = parts.map((part) => Math.ceil(part + 0.2 * (255 - part)));
-    }
-    return `#${parts.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
-  }
   const inks = Object.fromEntries(Object.entries(COLORS).map(([name, ink]) => [name, rgba(...ink)]));
-  const palette = new Uint32Array(256).fill(rgba("#000000"));
-  data.classes.forEach((item, id) => { palette[id] = rgba(item.color); });
   const scored = new Uint8Array(256);
   data.classes.forEach((item, id) => { scored[id] = item.scored ? 1 : 0; });
 
@@ -120,7 +86,7 @@
       for (let p = 0; p < out.length; p++) out[p] = errorInk(label[p], predictions[0][p]);
     } else {
       const ids = view === LABEL ? label : predictions[view === PREDICTION ? 0 : view - ERRORS];
-      const shown = palette.slice();
+      const shown = parts.palette.slice();
       if (state.alone !== null) {
         shown.fill(inks.other);
         shown[state.alone] = rgba(visible(data.classes[state.alone].color));
@@ -186,17 +152,6 @@
     return `${count} images.${alone}`;
   }
 
-  function legendButton(id) {
-    const button = document.createElement("button");
-    const swatch = document.createElement("span");
-    swatch.className = "swatch";
-    swatch.style.background = data.classes[id].color;
-    button.append(swatch, data.classes[id].name);
-    button.dataset.alone = id;
-    button.setAttribute("aria-pressed", String(state.alone === id));
-    return button;
-  }
-
   // Classes without a label occur only in predictions: pixels counted by (label, prediction).
   function classesOf(items) {
     const ids = new Set(items.flatMap((item) => item.cells.flatMap((cell) => [cell[0], cell[1]])));
@@ -251,7 +206,7 @@
     stage.style.aspectRatio = String(ratio);
     stage.style.maxWidth = `${Math.round(ratio * 0.62 * window.innerHeight)}px`;
     canvas.style.clipPath = `inset(0 0 0 ${state.wipe}%)`;
-    byId("viewer-legend").replaceChildren(...classesOf([picture]).map(legendButton));
+    byId("viewer-legend").replaceChildren(...classesOf([picture]).map((id) => legendButton(id, state.alone)));
     all("[data-files]").forEach((files) => { files.hidden = Number(files.dataset.files) !== i; });
     showKeys(byId("viewer-key"));
     paint(canvas, i);
@@ -363,7 +318,7 @@
       renderViewer();
     });
     byId("viewer").addEventListener("close", () => { state.open = null; });
-    byId("legend").append(...classesOf(data.pictures).map(legendButton));
+    byId("legend").append(...classesOf(data.pictures).map((id) => legendButton(id, state.alone)));
     render();
   }
 })();

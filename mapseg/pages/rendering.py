@@ -1,4 +1,4 @@
-"""Renders the page of a report from what the other modules computed."""
+"""Renders a page from its template, style and script, and formats what it shows."""
 
 import base64
 import hashlib
@@ -8,41 +8,45 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-_PACKAGE = "mapseg.evaluation.report"
+import mapseg
+
+_BASE = "mapseg.pages"
 
 
-def render(context: Mapping[str, Any], data: Any) -> str:
-    """Renders the page.
+def render(package: str, context: Mapping[str, Any], data: Any) -> str:
+    """Renders the page of a package, whose `templates/` hold page.html, page.css and page.js.
 
     The page's policy forbids every request and every script but its own, so nothing that a name
     contains can run.
 
     Args:
-      context: the values of the template.
+      package: name of the package.
+      context: the values of the template, which extends `base.html`.
       data: the values of the page's script.
 
     Returns:
       An HTML document that needs no other file.
     """
     environment = Environment(
-        loader=PackageLoader(_PACKAGE, "templates"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(_BASE)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points, "hex_color": hex_color}
-    script = _read("page.js")
+    script = _read(_BASE, "base.js") + _read(package, "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         **context,
+        version=mapseg.__version__,
         data=script_json(data),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
-        style=Markup(_read("page.css")),
+        style=Markup(_read(_BASE, "base.css") + _read(package, "page.css")),
     )
 
 
@@ -73,5 +77,18 @@ def hex_color(color: Sequence[int]) -> str:
     return "#" + bytes(color).hex()
 
 
-def _read(name: str) -> str:
-    return (resources.files(_PACKAGE) / "templates" / name).read_text(encoding="utf-8")
+def short_names(names: Sequence[str]) -> list[str]:
+    """Drops the first of three or more parts of names such as `object--vehicle--car`.
+
+    Args:
+      names: of all classes.
+
+    Returns:
+      The short names; a name stays whole if its short form would not be unique.
+    """
+    ends = [name.partition("--")[2] if name.count("--") > 1 else name for name in names]
+    return [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
+
+
+def _read(package: str, name: str) -> str:
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")
