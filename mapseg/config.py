@@ -25,7 +25,7 @@ ENCODERS = (
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 ADDON_OPTIMIZERS = ("lookahead_radam", "novograd")
 LOSSES = ("ce", "ohem", "focal", "lovasz")
-OUTPUTS = ("ids", "overlay", "panel", "video")
+OUTPUTS = ("ids", "overlay", "panel", "page", "video")
 
 # Removed options that never changed a result: ignored where an old run has stored them.
 _REMOVED = ("plot_steps", "steps_per_call")

@@ -81,7 +81,7 @@ print(*(f"{name} {len(read_mapping(name).targets)}" for name in shipped_names())
 
 @pytest.mark.parametrize(
     ("package", "page"),
-    [("evaluation.report", "page"), ("pages", "base")],
+    [("evaluation.report", "page"), ("inference.page", "page"), ("pages", "base")],
 )
 def test_the_files_of_pages_are_in_it(bin_dir, tmp_path, package, page):
     script = f"""

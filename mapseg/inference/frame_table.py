@@ -75,8 +75,9 @@ class FrameTable:
             self._file.close()
 
     def finish(self) -> None:
-        """Writes the table, sorted by source, and removes the journal."""
-        write_text(self._path, self._text(sorted(self.rows.values(), key=_order), header=True))
+        """Sorts the rows by source, writes the table and removes the journal."""
+        self.rows = dict(sorted(self.rows.items(), key=lambda item: _order(item[1])))
+        write_text(self._path, self._text(self.rows.values(), header=True))
         self._journal_path.unlink()
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -149,7 +149,8 @@ def infer_frames(
 
     `ids/<frame>.png` is a palette image of class ids, `overlay/<frame>.jpg` the tinted frame,
     `panel/<frame>.jpg` the frame and prediction with a legend, and `video/<folder>.mp4` the
-    overlays of a folder or video, fitted to the size of the first. `legend.png` and `frames.csv`
+    overlays of a folder or video, fitted to the size of the first. `page` writes `index.html`, a
+    page about all frames of the folder, from `page/<frame>.json`. `legend.png` and `frames.csv`
     (one row per frame) are always written.
 
     The folder is bound to the fingerprint, and each result to the content of its source. Repeating
@@ -242,6 +243,7 @@ def _fill(
     table.finish()
     for row in failed_videos:
         progress(_failure(row))
+    _update_page(results, [*table.rows.values()], fingerprint, progress)
     total = len(frame_list.frames) - lost  # without frames after the damage in a video
     skipped = total - done - failed
     films = f", videos failed: {len(failed_videos)}" if failed_videos else ""
@@ -250,6 +252,18 @@ def _fill(
         f"{films}, in {duration(time.monotonic() - started)}; see {results.out_dir}"
     )
     return Counts(done, failed + len(failed_videos), skipped)
+
+
+def _update_page(
+    results: Results, rows: Sequence[Row], fingerprint: str, progress: Callable[[str], None]
+) -> None:
+    """Writes the page of an output folder that has pictures for it, from this call or others."""
+    if not (results.out_dir / "page").is_dir():
+        return
+
+    from mapseg.inference.page.write import write_page  # imports Matplotlib and Jinja2
+
+    progress(f"wrote {write_page(results, rows, fingerprint)}")
 
 
 def _failure(row: Row) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mapseg
 from mapseg.config import OUTPUTS
 from mapseg.files import write_text
+from mapseg.inference.results import PAGE_NAME
 from mapseg.inference.searching import RESULTS_MARK
 
 FORMAT_VERSION = 2  # version 1 had no such field and did not record the sources of results
@@ -76,7 +77,7 @@ def read_mark(out_dir: Path, fingerprint: str) -> Mark:
     """
     path = out_dir / RESULTS_MARK
     if not path.is_file():
-        if any((out_dir / name).exists() for name in (*OUTPUTS, "frames.csv")):
+        if any((out_dir / name).exists() for name in (*OUTPUTS, "frames.csv", PAGE_NAME)):
             raise ValueError(
                 f"{out_dir}: must be empty or hold results of mapseg; got other files, without an "
                 f"{RESULTS_MARK}. Remedy: use another --out_dir"

@@ -15,8 +15,10 @@ from mapseg.config import OUTPUTS
 from mapseg.files import printable, quoted_errno
 from mapseg.inference.frames import Frame
 from mapseg.inference.output_classes import OutputClasses
+from mapseg.inference.page.picture import write_picture
 
-_SUFFIXES = {"ids": "png", "overlay": "jpg", "panel": "jpg", "video": "mp4"}
+_SUFFIXES = {"ids": "png", "overlay": "jpg", "panel": "jpg", "page": "json", "video": "mp4"}
+PAGE_NAME = "index.html"
 
 Row = dict[str, str]
 
@@ -125,6 +127,8 @@ class Results:
         if "panel" in self.outputs:
             panel = pictures.panel(image, ids, self.classes.label_set, drawn=self.drawn)
             pictures.write_jpg(self.path("panel", name), panel)
+        if "page" in self.outputs:
+            write_picture(self.path("page", name), image, ids)
 
     def row(
         self,

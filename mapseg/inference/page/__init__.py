@@ -1,0 +1,1 @@
+"""The page of an output folder: its frames, predictions and confidences, without labels."""
