@@ -18,7 +18,7 @@ from mapseg.inference.frames import FrameList, find_frames
 from mapseg.inference.mark import read_mark
 from mapseg.inference.output_classes import OutputClasses, output_classes
 from mapseg.inference.plan import make_plan, video_row_name
-from mapseg.inference.results import Results, Row, Source
+from mapseg.inference.results import PAGE_NAME, Results, Row, Source
 from mapseg.inference.stages import Segment, do_tasks
 from mapseg.inference.videos import Videos
 from mapseg.mapping import Mapping, read_mapping
@@ -257,8 +257,8 @@ def _fill(
 def _update_page(
     results: Results, rows: Sequence[Row], fingerprint: str, progress: Callable[[str], None]
 ) -> None:
-    """Writes the page of an output folder that has pictures for it, from this call or others."""
-    if not (results.out_dir / "page").is_dir():
+    """Writes the page of an output folder if this call or an earlier one asked for it."""
+    if "page" not in results.outputs and not (results.out_dir / PAGE_NAME).is_file():
         return
 
     from mapseg.inference.page.write import write_page  # imports Matplotlib and Jinja2

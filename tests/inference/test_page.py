@@ -163,7 +163,9 @@ def test_a_drive_whose_frames_all_fail(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.png").write_bytes(b"broken")
     run(tmp_path / "in", tmp_path / "out", outputs="page")
-    assert not (tmp_path / "out" / "page").exists() or Page(tmp_path / "out").names == []
+    page = Page(tmp_path / "out")
+    assert page.names == [] and "0 frames, 2 classes, 1 failed" in page.text
+    assert "There are no pictures of frames." in page.text and "1 error: " in page.text
 
 
 def test_least_confident_frames_come_first(tmp_path):

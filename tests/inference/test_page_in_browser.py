@@ -28,6 +28,7 @@ def out_dir(tmp_path_factory):
             write_image(folder / "in" / camera / f"{i:02d}.png", size=SIZE, bright=4 * i + 2)
     (folder / "in" / CAMERAS[0] / "99.png").write_bytes(b"broken")
     run(folder / "in", folder / "out", segment=segment, outputs="ids,overlay,page")
+    run(folder / "in" / CAMERAS[0] / "99.png", folder / "failed", outputs="page")
     return folder / "out"
 
 
@@ -38,7 +39,8 @@ def driver():
 
 @pytest.fixture
 def browser(driver, out_dir):
-    with only_requests(driver, [out_dir / "index.html"]):
+    pages = [out_dir / "index.html", out_dir.parent / "failed" / "index.html"]
+    with only_requests(driver, pages):
         yield Browser(driver)
 
 
@@ -116,3 +118,9 @@ def test_keys_sliders_and_folders_choose_frames(browser, out_dir):
     assert current == ["11"]
     link = browser.run("return document.querySelector('#frame-links a').getAttribute('href')")
     assert (out_dir / link).is_file()
+
+
+def test_a_page_without_frames_lists_what_failed(browser, out_dir):
+    show(browser, out_dir.parent / "failed")
+    assert browser.texts(".failed strong") == ["99"]
+    assert browser.accessibility_problems() == []
