@@ -53,7 +53,7 @@ def test_a_published_network_segments_frames_without_training(
     write_deeplab_checkpoint(prefix, stored)
     rng = np.random.default_rng(2)
     (tmp_path / "in").mkdir()
-    for name, size in (("a", (8, 512)), ("b", (20, 1024))):
+    for name, size in (("a", (32, 512)), ("b", (64, 1024))):
         image = rng.integers(0, 256, [size[0] // 4, size[1] // 4, 3]).repeat(4, 0).repeat(4, 1)
         Image.fromarray(image.astype(np.uint8)).save(tmp_path / "in" / f"{name}.png")
     out_dir = tmp_path / "out"

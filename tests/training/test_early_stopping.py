@@ -105,7 +105,7 @@ def test_a_run_ends_early_stays_ended_and_continues_with_another_value(
     options = {**TINY, "records_dir": records_dir, "run_dir": run_dir, "steps": 12, "eval_steps": 2}
 
     def command(**more):
-        arguments = flags({**options, "compile_cache_dir": "", **more})
+        arguments = flags({**options, "compile_cache_dir": "", "report": False, **more})
         assert train_main.main(["train_main.py", *arguments]) == 0
         return capsys.readouterr().out
 
