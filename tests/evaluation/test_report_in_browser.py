@@ -268,3 +268,42 @@ def test_the_page_is_accessible(browser, count, dark, width):
             browser.open_image(0)
             browser.press(str(ERRORS + 1))
         assert browser.accessibility_problems() == []
+
+
+def test_a_slow_label_map_is_not_drawn_over_another_image(browser, pages):
+    browser.show()
+    _, pairs, palette = pages[CLASSES]
+    names = browser.texts("#grid .picture .name")
+    delay = """
+const decode = HTMLImageElement.prototype.decode;
+window.slow = JSON.parse(document.getElementById("data").textContent).pictures[0].label;
+HTMLImageElement.prototype.decode = async function () {
+  await decode.call(this);
+  if (this.src === window.slow) await new Promise((done) => { window.finish = done; });
+};
+"""
+    browser.run(delay)
+    browser.open_image(0)
+    browser.press(Keys.ARROW_RIGHT)
+    shown = browser.texts("#viewer-name")[0]
+    assert names.index(shown) == 1
+    place = [*HOSTILE[:3], *(f"image {i}" for i in range(3, IMAGES))].index(shown)
+
+    def is_right(pixels):
+        return (pixels[..., :3] == palette[pairs[place][1]]).all()
+
+    browser.has_pixels("#viewer-canvas", is_right)
+    browser.wait_for("return Boolean(window.finish)")
+    browser.run("window.finish()")
+    browser.wait_for("return !document.querySelector('#grid canvas').hidden")
+    browser.driver.execute_async_script(
+        "const done = arguments[0]; setTimeout(() => requestAnimationFrame(done), 200)"
+    )
+    browser.has_pixels("#viewer-canvas", is_right)
+
+
+def test_keys_keep_the_focused_image(browser):
+    browser.show()
+    browser.run("document.querySelector(\".picture[data-open='2']\").focus()")
+    browser.press("2")
+    assert browser.number("document.activeElement.dataset.open") == "2"

@@ -124,3 +124,12 @@ def test_a_page_without_frames_lists_what_failed(browser, out_dir):
     show(browser, out_dir.parent / "failed")
     assert browser.texts(".failed strong") == ["99"]
     assert browser.accessibility_problems() == []
+
+
+def test_arrows_scroll_a_focused_chart(browser, out_dir):
+    show(browser, out_dir, width=390)
+    name = frame_name(browser)
+    browser.run("document.querySelector('#shares .scroll').focus()")
+    browser.press(Keys.ARROW_RIGHT)
+    assert frame_name(browser) == name
+    browser.wait_for("return document.querySelector('#shares .scroll').scrollLeft > 0")

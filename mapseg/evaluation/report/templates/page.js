@@ -78,7 +78,8 @@
     if (canvas.hidden) return;
     const { view } = state;
     const [label, ...predictions] = await mapsOf(i);
-    if (view !== state.view) return;  // another view was chosen while the maps were decoded
+    // Another view or image was chosen while the maps were decoded.
+    if (view !== state.view || (canvas.id === "viewer-canvas" && i !== state.open)) return;
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(canvas.width, canvas.height);
     const out = new Uint32Array(pixels.data.buffer);
@@ -168,6 +169,7 @@
   function render() {
     if (!pictures.length) return;
     const order = inOrder();
+    const focused = document.activeElement;  // moving an element takes its focus
     pictures.forEach((picture) => { picture.hidden = true; });
     order.forEach((i) => {
       pictures[i].hidden = false;
@@ -175,6 +177,7 @@
       byId("grid").append(pictures[i]);
       paint(pictures[i].querySelector("canvas"), i);
     });
+    if (focused !== document.activeElement) focused.focus({ preventScroll: true });
     byId("shown").textContent = statusText(order.length);
     byId("show-all").hidden = state.pair === null && state.alone === null;
     showKeys(byId("error-key"));

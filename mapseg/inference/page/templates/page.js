@@ -162,7 +162,7 @@
     const number = Number(event.key);
     const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
     if (number >= 1 && number <= VIEWS.length) choose({ view: number - 1 });
-    else if (event.key in steps) {
+    else if (event.key in steps && !event.target.closest(".scroll")) {
       event.preventDefault();  // the page would scroll
       step(steps[event.key]);
     } else if (event.key === "Escape") choose({ alone: null });
