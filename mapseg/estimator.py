@@ -171,7 +171,8 @@ class Estimator:
         Raises:
           FileNotFoundError, ValueError, WriteError: as `evaluate`.
         """
-        self.evaluate(records_dir, config=config, again=False)
+        panels = self.run.train.eval_panels
+        self.evaluate(records_dir, config=config, panels=panels, again=False)
 
         from mapseg.evaluation.report.write import write_report
 

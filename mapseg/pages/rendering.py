@@ -40,7 +40,7 @@ def render(package: str, context: Mapping[str, Any], data: Any) -> str:
     environment.filters |= {"percent": percent, "points": points, "hex_color": hex_color}
     script = _read(_BASE, "base.js") + _read(package, "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         **context,
         version=mapseg.__version__,
         data=script_json(data),
@@ -48,6 +48,8 @@ def render(package: str, context: Mapping[str, Any], data: Any) -> str:
         script_hash=f"sha256-{digest}",
         style=Markup(_read(_BASE, "base.css") + _read(package, "page.css")),
     )
+    # Names of folders may hold bytes that are not UTF-8.
+    return page.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def script_json(data: Any) -> Markup:

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -25,6 +27,7 @@ from mapseg.evaluation.report import __main__ as command_line
 from mapseg.evaluation.report import write
 from mapseg.evaluation.report.choice import choose_images
 from mapseg.evaluation.report.command import changed_options, train_command
+from mapseg.evaluation.report.contents import score_values
 from mapseg.evaluation.report.curves import history_curves
 from mapseg.evaluation.report.findings import worst_confusions
 from mapseg.evaluation.report.write import write_report
@@ -288,6 +291,21 @@ def test_one_hundred_images_stay_below_15_mb(tmp_path, monkeypatch):
     assert 2e6 < path.stat().st_size < 15e6
 
 
+def test_the_name_of_a_run_may_hold_bytes_that_are_not_utf_8(tmp_path):
+    run_dir = tmp_path / os.fsdecode(b"Z\xfcrich")
+    store(run_dir, make_classes(3))
+    page = Page(write_report(run_dir, None, quiet))
+    assert r"Z\xfcrich: report" in page.text and r"Z\xfcrich" in page.text.partition("repeat it")[2]
+
+
+def test_classes_that_are_not_evaluated_are_not_listed_as_without_labels():
+    classes = make_classes(66, ("unlabeled",))
+    label_set = make_label_set((replace(classes[0], evaluate=False), *classes[1:]), "all_66")
+    counts = [count_image("0", *pair, label_set) for pair in scenes(66, 1)]  # of classes 0 to 7
+    absent = score_values(evaluation_of(counts, label_set), [], [])["absent"]
+    assert absent == [c.name for c in classes[8:]]
+
+
 # --- pictures
 
 
@@ -300,6 +318,16 @@ def decode(uri):
 def scored(own_run_dir, records_dir):
     Estimator(own_run_dir, quiet).evaluate(records_dir)
     return own_run_dir
+
+
+def test_the_estimator_writes_as_many_panels_as_the_run_asks_for(own_run_dir, records_dir):
+    config_path = own_run_dir / "config.json"
+    config = json.loads(config_path.read_text())
+    config["train"]["eval_panels"] = 0
+    config_path.write_text(json.dumps(config))
+    shutil.rmtree(own_run_dir / "evaluation", ignore_errors=True)
+    Estimator(own_run_dir, quiet).report(records_dir)
+    assert not [*(own_run_dir / "evaluation").rglob("*.jpg")]
 
 
 def test_pictures_show_labels_and_predictions(scored, records_dir, monkeypatch):
@@ -344,7 +372,7 @@ def test_other_records_and_weights_are_refused(scored, records_dir, tmp_path):
         ValueError, match=r"the weights must be those.*Remedy: python train_main.py --mode=evaluate"
     ):
         stored(weights_sha256="0")
-    with pytest.raises(FileNotFoundError, match=r"checkpoint must be.*got 3"):
+    with pytest.raises(FileNotFoundError, match=r"got none of step 3. Remedy: python train_main"):
         stored(step=3)
     assert not (scored / "report").exists()
 

@@ -136,11 +136,11 @@ def score_values(
         return {"figures": [], "classes": [], "absent": [], "confusions": [], "heat": None}
     label_set = evaluation.label_set
     baseline = next((c.comparison for c in compared if c.comparison), None)
-    present = zip(label_set.names, evaluation.present, strict=True)
+    present = zip(label_set.classes, evaluation.present, strict=True)
     return {
         "figures": headline(evaluation),
         "classes": class_rows(evaluation, intervals(evaluation), baseline and baseline.iou),
-        "absent": [name for name, is_present in present if not is_present],
+        "absent": [c.name for c, is_present in present if c.evaluate and not is_present],
         "confusions": [(c, [evaluation.images[i].name for i in c.images]) for c in confusions],
         "heat": heat_of(evaluation),
     }

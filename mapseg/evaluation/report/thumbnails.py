@@ -103,7 +103,14 @@ def _check_evaluated(source: Source, manifest: Manifest) -> Path:
             f"{manifest.records_dir}: the records must be those of the evaluation {path}; they "
             f"differ. {again}"
         )
-    checkpoint = find_checkpoint(run.run_dir, str(facts.get("step")))
+    step = facts.get("step")
+    try:
+        checkpoint = find_checkpoint(run.run_dir, str(step))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{run.checkpoints_dir}: must hold the checkpoint of the evaluation {path}; got none "
+            f"of step {step}. {again}"
+        ) from error
     if facts.get("weights_sha256") != weights_sha256(checkpoint):
         raise ValueError(
             f"{checkpoint}: the weights must be those of the evaluation {path}; they differ. "
