@@ -102,6 +102,8 @@ def _report(estimator: "Estimator", records_dir: Path, predicting: PredictConfig
         return  # several processes: one would evaluate while the others end
     try:
         cli.report(f"wrote {estimator.report(records_dir, predicting)}")
+    except KeyboardInterrupt:
+        cli.report("the run is trained; its report was interrupted: the same command writes it")
     except Exception as error:
         cli.report(f"WARNING: the run is trained, but its report failed: {one_line(error)}")
 

@@ -17,6 +17,7 @@ train_main.py needs to start and take one step are compared between it and this 
 --check exits with 1 if a target in TARGETS or START_TARGET is missed.
 """
 
+# Long: every row of one table of docs/benchmarks.md, and the checks of its targets.
 import json
 import os
 import resource

@@ -243,7 +243,6 @@ def _fill(
     table.finish()
     for row in failed_videos:
         progress(_failure(row))
-    _update_page(results, [*table.rows.values()], fingerprint, progress)
     total = len(frame_list.frames) - lost  # without frames after the damage in a video
     skipped = total - done - failed
     films = f", videos failed: {len(failed_videos)}" if failed_videos else ""
@@ -251,13 +250,17 @@ def _fill(
         f"{total} frames: {done} done, {failed} failed, {skipped} done before"
         f"{films}, in {duration(time.monotonic() - started)}; see {results.out_dir}"
     )
+    _update_page(results, [*table.rows.values()], fingerprint, progress)
     return Counts(done, failed + len(failed_videos), skipped)
 
 
 def _update_page(
     results: Results, rows: Sequence[Row], fingerprint: str, progress: Callable[[str], None]
 ) -> None:
-    """Writes the page of an output folder if this call or an earlier one asked for it."""
+    """Writes the page of an output folder if this call or an earlier one asked for it.
+
+    Called last: if the page fails, the frames are done and their numbers reported.
+    """
     if "page" not in results.outputs and not (results.out_dir / PAGE_NAME).is_file():
         return
 

@@ -262,6 +262,7 @@
 
   function showAll() {
     Object.assign(state, { pair: null, alone: null });
+    if (pictures.length && state.order !== "best") byId("order").value = state.order = "worst";
     render();
   }
 
