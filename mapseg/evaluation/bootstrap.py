@@ -37,7 +37,7 @@ class Intervals(NamedTuple):
 
     Attributes:
       mean_iou: of the mean IoU.
-      iou: [C, 2] float64 low and high end; nan for classes that fewer than two images contain.
+      iou: [C, 2] float64 low and high end; nan for classes in fewer than `MIN_IMAGES` images.
       pixel_accuracy: of the pixel accuracy.
       mean_boundary_iou: of the mean boundary IoU; nan if boundaries were not counted.
     """

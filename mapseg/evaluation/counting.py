@@ -6,7 +6,7 @@ import numpy as np
 
 from mapseg.evaluation.boundaries import boundary_counts
 from mapseg.evaluation.regions import region_counts
-from mapseg.evaluation.scores import confusion_matrix
+from mapseg.evaluation.scores import Scores, confusion_matrix
 from mapseg.labels import VOID, LabelSet
 
 CALIBRATION_BINS = 15
@@ -77,9 +77,9 @@ def count_image(
     evaluated[: len(label_set.classes)] = label_set.evaluated
     scored = evaluated[label]
     label, prediction = np.where(scored, label, VOID), np.where(scored, prediction, VOID)
-    counted = matrix * label_set.evaluated[:, np.newaxis]
-    labelled = np.flatnonzero(counted.sum(1))
-    predicted = np.flatnonzero(counted[:, :-1].sum(0) * label_set.evaluated)
+    scores = Scores(matrix, label_set)
+    labelled = np.flatnonzero(scores.present)
+    predicted = np.flatnonzero(scores.predicted_pixels * label_set.evaluated)
     boundary = boundary_counts(label, prediction, np.union1d(labelled, predicted))
     regions = region_counts(label, prediction, labelled)
     return ImageCounts(

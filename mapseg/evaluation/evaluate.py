@@ -13,7 +13,7 @@ from mapseg.data.batches import stream_samples
 from mapseg.data.manifest import Manifest
 from mapseg.evaluation.counting import ImageCounts, count_image, to_cells
 from mapseg.evaluation.evaluation import Evaluation, evaluation_of
-from mapseg.evaluation.stored import read_evaluation
+from mapseg.evaluation.stored import parse_evaluation
 from mapseg.inference.predictor import Predictor
 from mapseg.labels import LabelSet
 from mapseg.pictures import panel, write_jpg
@@ -185,7 +185,7 @@ def matching_evaluation(
         lacking = _LATER_FACTS - set(stored) if "checkpoint" in stored else set()
         if any(stored[name] != facts[name] for name in facts.keys() - lacking):
             return None
-        evaluation = read_evaluation(path, label_set)
+        evaluation = parse_evaluation(stored, path, label_set)
         return evaluation if evaluation.label_set.classes == label_set.classes else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None

@@ -84,23 +84,24 @@ class Scores:
         object.__setattr__(self, "confusion", np.pad(self.confusion, ((0, 0), (0, padding))))
 
     @cached_property
-    def _counted(self) -> np.ndarray:
+    def scored_confusion(self) -> np.ndarray:
+        """[C, C + 1] int64: the confusion matrix without the rows of unevaluated classes."""
         return self.confusion * self.label_set.evaluated[:, np.newaxis]
 
     @cached_property
     def hits(self) -> np.ndarray:
         """[C] int64: correctly predicted pixels of each class."""
-        return np.diag(self._counted)
+        return np.diag(self.scored_confusion)
 
     @cached_property
     def label_pixels(self) -> np.ndarray:
         """[C] int64: pixels of each evaluated class in the labels."""
-        return self._counted.sum(1)
+        return self.scored_confusion.sum(1)
 
     @cached_property
     def predicted_pixels(self) -> np.ndarray:
         """[C] int64: pixels predicted as each class, where the label is evaluated."""
-        return self._counted.sum(0)[:-1]
+        return self.scored_confusion.sum(0)[:-1]
 
     @property
     def present(self) -> np.ndarray:
@@ -144,7 +145,7 @@ class Scores:
     @property
     def pixel_accuracy(self) -> float:
         """Share of the labelled, evaluated pixels that are predicted correctly."""
-        total = int(self._counted.sum())
+        total = int(self.scored_confusion.sum())
         return float(self.hits.sum() / total) if total else math.nan
 
     @property

@@ -77,7 +77,17 @@ def read_evaluation(path: Path, label_set: LabelSet | None = None) -> Evaluation
             f"{path}: no such evaluation. Remedy: train_main.py --mode=evaluate, or "
             "python -m mapseg.evaluation.score"
         )
-    raw = read_stored_json(path, _REMEDY)
+    return parse_evaluation(read_stored_json(path, _REMEDY), path, label_set)
+
+
+def parse_evaluation(raw: Any, path: Path, label_set: LabelSet | None = None) -> Evaluation:
+    """Builds the evaluation of a file that was read; see `read_evaluation`.
+
+    Args:
+      raw: the parsed JSON.
+      path: the file, for messages.
+      label_set: as in `read_evaluation`.
+    """
     schema = raw.get("schema", 1) if isinstance(raw, dict) else None
     if schema not in (1, SCHEMA):
         raise ValueError(

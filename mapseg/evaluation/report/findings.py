@@ -19,7 +19,7 @@ class ClassRow(NamedTuple):
 
     Attributes:
       label_class: its id, name and colour.
-      iou: and the ends of its interval; nan with fewer than two images.
+      iou: and the ends of its interval; these are nan if too few images contain the class.
       low: see `iou`.
       high: see `iou`.
       share: of the labelled pixels.
@@ -87,11 +87,6 @@ def class_rows(
     return sorted(rows, key=lambda row: -row.iou)
 
 
-def scored_confusion(evaluation: Evaluation) -> np.ndarray:
-    """Returns the confusion matrix [C, C + 1] int64 without the rows of unevaluated classes."""
-    return evaluation.confusion * evaluation.label_set.evaluated[:, np.newaxis]
-
-
 def worst_confusions(evaluation: Evaluation, count: int) -> list[Confusion]:
     """Lists the confusions with the highest share of their class, without negligible ones.
 
@@ -99,7 +94,7 @@ def worst_confusions(evaluation: Evaluation, count: int) -> list[Confusion]:
       evaluation: the scores.
       count: the most to list.
     """
-    wrong = scored_confusion(evaluation)
+    wrong = evaluation.scored_confusion.copy()
     np.fill_diagonal(wrong, 0)
     errors = max(int(wrong.sum()), 1)
     shares = wrong / np.maximum(evaluation.label_pixels, 1)[:, np.newaxis]

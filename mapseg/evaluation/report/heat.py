@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mapseg.evaluation.evaluation import Evaluation
-from mapseg.evaluation.report.findings import scored_confusion
 from mapseg.pages.thumbnails import to_uri
 from mapseg.pictures import encode_png
 
@@ -38,7 +37,7 @@ def heat_of(evaluation: Evaluation) -> Heat:
 
     The colours grow with the square root of the share, so that small confusions are visible.
     """
-    confusion = scored_confusion(evaluation)
+    confusion = evaluation.scored_confusion
     rows = np.flatnonzero(confusion.sum(1))
     used = confusion.sum(0) > 0
     used[rows] = True

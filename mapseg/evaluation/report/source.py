@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mapseg.evaluation.evaluation import Evaluation
-from mapseg.evaluation.stored import evaluation_path, read_evaluation
+from mapseg.evaluation.stored import evaluation_path, parse_evaluation
 from mapseg.runs.folder import Run, open_run
 from mapseg.runs.history import read_history
 from mapseg.stored_json import read_stored_json
@@ -63,6 +63,6 @@ def _read(name: str, run: Run, split: str) -> Source:
     path = evaluation_path(run.run_dir, split)
     if not path.is_file():
         return Source(name, run, rows, split, None, {})
-    evaluation = read_evaluation(path, run.label_set)
     facts = read_stored_json(path, "evaluate again")
+    evaluation = parse_evaluation(facts, path, run.label_set)
     return Source(name, run, rows, split, evaluation, facts)
