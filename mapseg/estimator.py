@@ -229,7 +229,7 @@ class Estimator:
         export_dir = Path(export_dir or self.run_dir / "export")
         check_writable(export_dir.parent)
 
-        from mapseg.inference.export import export
+        from mapseg.inference.export.write import export
         from mapseg.inference.predictor import load_predictor
 
         predictor = load_predictor(run, config or PredictConfig(), path, portable=True)

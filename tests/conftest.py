@@ -204,7 +204,7 @@ def pytest_collection_modifyitems(items):
     long = (
         "test_workers",
         "test_loop",
-        "test_export",
+        "test_write",
         "test_readme",
         "test_recipes",
         "test_step",

@@ -6,7 +6,7 @@ import pytest
 
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
-from mapseg.inference.export import export
+from mapseg.inference.export.write import export
 from mapseg.inference.predictor import load_predictor
 from mapseg.inference.reading import read_image
 from mapseg.pictures import write_jpg

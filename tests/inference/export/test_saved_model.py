@@ -12,7 +12,7 @@ from PIL import Image
 
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
-from mapseg.inference.export import _decode
+from mapseg.inference.export.saved_model import _decode
 from mapseg.inference.orientation import read_orientation
 from mapseg.inference.reading import read_image
 

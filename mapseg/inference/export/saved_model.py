@@ -1,24 +1,16 @@
-"""Exports a run as a SavedModel and checks it against the original model."""
+"""The SavedModel of a run: images or encoded files in, ids out."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from mapseg.data.encoded import JPEG
 from mapseg.data.samples import decode_image
-from mapseg.files import whole_dir
 from mapseg.inference.headers import is_animated, read_jpeg_channels
 from mapseg.inference.orientation import upright
 from mapseg.inference.predictor import Predictor
 from mapseg.inference.reading import DEPTH_MESSAGE, SMALLEST_16_BIT_PEAK
-from mapseg.runs.folder import Run
 
-_OWN_FILES = {
-    *("assets", "fingerprint.pb", "keras_metadata.pb", "labels.json", "saved_model.pb"),
-    "variables",
-}
 _CMYK_MESSAGE = (
     "a JPEG must be grey or RGB; got CMYK, which TensorFlow and inference convert differently. "
     "Remedy: save it as RGB"
@@ -76,8 +68,8 @@ class _Exported(tf.Module):
         self.segment_encoded = segment_encoded
 
 
-def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
-    """Writes a SavedModel and a `labels.json` of its classes, and checks it against the predictor.
+def write_saved_model(predictor: Predictor, saved_dir: Path) -> None:
+    """Writes a SavedModel.
 
     The signature `serving_default`, also the method `segment`, accepts `images` [B, H, W, 3] uint8
     RGB of any batch and image size and returns ids [B, H, W] uint8, confidence [B] and scale [B].
@@ -92,30 +84,12 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
     in inference, a JPEG with corrupt data inside is decoded, wrongly from there on.
 
     Args:
-      run: the source of the classes.
       predictor: what to export; its scales, flip and tile size are fixed in the export.
-      export_dir: written completely or not at all; an earlier export there is replaced.
-
-    Returns:
-      `export_dir`.
-
-    Raises:
-      ValueError: the folder holds other files, or the export does not agree with the predictor.
+      saved_dir: an existing empty folder.
     """
-    names = {p.name for p in export_dir.iterdir()} if export_dir.exists() else set()
-    if names and not ({"labels.json", "saved_model.pb"} <= names <= _OWN_FILES):
-        raise ValueError(
-            f"{export_dir}: export_dir must be new, empty or an earlier export; it holds other "
-            "files. Remedy: choose another --export_dir"
-        )
     module = _Exported(predictor)
-    with whole_dir(export_dir) as partial:
-        signatures = {"serving_default": module.segment, "encoded": module.segment_encoded}
-        tf.saved_model.save(module, str(partial), signatures=signatures)
-        text = json.dumps(run.label_set.to_json(), indent=1) + "\n"
-        (partial / "labels.json").write_text(text, encoding="utf-8")
-        _check(predictor, partial)
-    return export_dir
+    signatures = {"serving_default": module.segment, "encoded": module.segment_encoded}
+    tf.saved_model.save(module, str(saved_dir), signatures=signatures)
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -134,17 +108,3 @@ def _decode(encoded: tf.Tensor) -> tf.Tensor:
         peak = tf.reduce_max(tf.cast(deep, tf.int32))
         tf.debugging.assert_greater_equal(peak, SMALLEST_16_BIT_PEAK, DEPTH_MESSAGE)
     return upright(decode_image(encoded), encoded)
-
-
-def _check(predictor: Predictor, saved_dir: Path) -> None:
-    rng = np.random.default_rng(0)
-    loaded = tf.saved_model.load(str(saved_dir))
-    for size in ((97, 131), (64, 48)):
-        image = rng.integers(0, 256, (*size, 3), np.uint8)
-        ids = loaded.segment(image[np.newaxis])["ids"][0].numpy()
-        differing = int((ids != predictor.segment(image).ids).sum())
-        if differing:
-            raise ValueError(
-                f"{saved_dir}: the export must give the model's ids; {differing} of {ids.size} "
-                "pixels differ on a test image"
-            )

@@ -1,0 +1,1 @@
+"""Exports of a run for programs that do not use mapseg."""
