@@ -27,13 +27,13 @@ from mapseg import cli
 from mapseg import pictures as plots
 from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
 from mapseg.evaluation.scores import Scores, confusion_matrix
-from mapseg.labels import LabelSet, make_label_set
+from mapseg.labels import LANE_MARKING, LabelSet, make_label_set
 
 if TYPE_CHECKING:
     from mapseg.data.pairing import Pair
 
 FORMER = {"all": ("raw_66", "downsized_66"), "lane_marking": ("raw_lane", "downsized_lane")}
-LANES = {"all": "marking--general", "lane_marking": "lane marking"}
+LANES = {"all": "marking--general", "lane_marking": LANE_MARKING}
 _TITLE_PX = 24
 
 

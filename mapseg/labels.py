@@ -16,6 +16,7 @@ from mapseg.json_files import BYTE, COLOR, OBJECTS, SWITCH, TEXT, TEXTS, check_f
 
 VOID = 255
 LABEL_SET_NAMES = ("all", "all_66", "lane_marking")
+LANE_MARKING = "lane marking"
 
 
 @dataclass(frozen=True)
@@ -252,20 +253,26 @@ def _to_table(train_ids: dict[int, int]) -> tuple[int, ...]:
     return tuple(train_ids.get(source, VOID) for source in range(256))
 
 
+def is_lane_marking(name: str) -> bool:
+    """Returns whether a class of Vistas, or of the label set `lane_marking`, is a lane marking.
+
+    Vistas v1.2 has one such class, v2.0 more than twenty. A zebra crossing is not one.
+    """
+    if name.endswith("crosswalk-zebra"):
+        return False
+    return name == LANE_MARKING or name.startswith(("marking--", "marking-only--"))
+
+
 def _lane_marking(table: Sequence[LabelClass]) -> LabelSet:
-    # v1.2 has one such class, v2.0 more than twenty; a zebra crossing is not a lane marking.
-    prefixes, crossing, unlabeled = ("marking--", "marking-only--"), "crosswalk-zebra", "unlabeled"
     train_ids = {
-        c.id: int(c.name.startswith(prefixes) and not c.name.endswith(crossing))
-        for c in table
-        if not c.name.endswith(unlabeled)
+        c.id: int(is_lane_marking(c.name)) for c in table if not c.name.endswith("unlabeled")
     }
     if 1 not in train_ids.values():
         raise ValueError(
             "label_set=lane_marking must be used with classes named marking--*; the class table "
             "of these records has none. Remedy: --label_set=FILE.json with groups of your own"
         )
-    classes = (LabelClass(0, "other", (64, 64, 64)), LabelClass(1, "lane marking", (255, 255, 255)))
+    classes = (LabelClass(0, "other", (64, 64, 64)), LabelClass(1, LANE_MARKING, (255, 255, 255)))
     return LabelSet("lane_marking", classes, _to_table(train_ids))
 
 

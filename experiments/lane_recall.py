@@ -1,0 +1,130 @@
+"""Measures how much of the lane markings in five KITTI frames a run recognizes.
+
+    python experiments/lane_recall.py --run_dir=R --frames_dir=KITTI/training/image_2 --out_dir=P
+        [any option of prediction]
+
+`kitti_lanes.json` has polylines [(x, y)] in pixels along the middle of the markings. They were
+drawn by hand, before any run was scored with them, and their vertices moved by up to 3 px across
+the line to where it is brightest. Distant markings and those that cannot be told from the road are
+left out, so the figure is a recall only. The share of the frame that is predicted as lane marking
+shows whether it was bought with false alarms.
+
+P has a picture of each frame: the prediction in white, found pixels of the polylines in green,
+missed ones in red.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl import flags
+
+from mapseg import cli, startup
+from mapseg.config import PredictConfig
+from mapseg.files import check_writable
+from mapseg.labels import LabelSet, is_lane_marking
+from mapseg.pictures import write_jpg
+
+LINES_PATH = Path(__file__).with_name("kitti_lanes.json")
+TOLERANCE_PX = 2  # for thin lines, which are drawn to the pixel only
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines the command-line flags."""
+    values = flags.FlagValues()
+    for name, help_text in (
+        ("run_dir", "folder of the run"),
+        ("frames_dir", "folder of the frames in kitti_lanes.json"),
+        ("out_dir", "folder for the pictures"),
+    ):
+        flags.DEFINE_string(name, "", help_text, flag_values=values)
+    flags.DEFINE_string("checkpoint", "latest", "best, latest or a step", flag_values=values)
+    cli.define_flags(values, PredictConfig)
+    return values
+
+
+def work(values: flags.FlagValues) -> int:
+    """Prints the table and draws the pictures."""
+    startup.quiet_tensorflow()
+    names = ("run_dir", "frames_dir", "out_dir")
+    run_dir, frames_dir, out_dir = (Path(cli.required(values, name)) for name in names)
+    predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
+    lines = json.loads(LINES_PATH.read_text(encoding="utf-8"))
+    check_writable(out_dir)
+
+    from mapseg.estimator import Estimator
+    from mapseg.inference.reading import read_image
+
+    estimator = Estimator(run_dir, cli.report)
+    lanes = lane_ids(estimator.run.label_set)
+    print("| frame | recall | within 2 px | predicted as lane marking |\n| --- | --- | --- | --- |")
+    counts = []
+    for name, polylines in lines.items():
+        frame = read_image(frames_dir / name)
+        drawn = draw(polylines, frame.shape[:2])
+        ids = estimator.predict(frame, predicting, values.checkpoint).ids
+        predicted = np.isin(ids, lanes)
+        counts.append(count(drawn, predicted))
+        print(row(name, counts[-1]))
+        write_jpg(out_dir / f"{Path(name).stem}.jpg", picture(frame, drawn, predicted))
+    print(row("all", np.sum(counts, axis=0)))
+    cli.report(f"wrote {out_dir}")
+    return 0
+
+
+def lane_ids(label_set: LabelSet) -> list[int]:
+    """Returns the train ids of lane markings.
+
+    Raises:
+      ValueError: there are none.
+    """
+    ids = [i for i, name in enumerate(label_set.names) if is_lane_marking(name)]
+    if not ids:
+        raise ValueError(
+            f"the run's classes must include lane markings; got {', '.join(label_set.names)}"
+        )
+    return ids
+
+
+def draw(polylines: Sequence[Sequence[Sequence[int]]], size: tuple[int, int]) -> np.ndarray:
+    """Draws polylines of (x, y), one pixel wide; returns [H, W] bool."""
+    drawn = np.zeros(size, np.uint8)
+    for line in polylines:
+        cv2.polylines(drawn, [np.array(line, np.int32)], isClosed=False, color=1)
+    return drawn > 0
+
+
+def count(drawn: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Counts [5]: drawn pixels, found, found within the tolerance, predicted pixels, all pixels."""
+    kernel = np.ones(2 * (2 * TOLERANCE_PX + 1,), np.uint8)
+    near = cv2.dilate(predicted.astype(np.uint8), kernel) > 0
+    masks = (drawn, drawn & predicted, drawn & near, predicted)
+    return np.array([*(int(mask.sum()) for mask in masks), drawn.size])
+
+
+def row(name: str, counts: np.ndarray) -> str:
+    """Formats the shares of `count`."""
+    drawn, found, near, predicted, pixels = counts
+    shares = (found / drawn, near / drawn, predicted / pixels)
+    return f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |"
+
+
+def picture(frame: np.ndarray, drawn: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Returns [H, W, 3] uint8: the frame darkened, with the prediction and the polylines."""
+    shown = frame // 2
+    shown[predicted] = 255
+    shown[drawn & predicted] = (0, 170, 0)
+    shown[drawn & ~predicted] = (255, 0, 0)
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return cli.run(work, define_flags(), argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
