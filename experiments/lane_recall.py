@@ -5,7 +5,7 @@
 
 `kitti_lanes.json` has polylines [(x, y)] in pixels along the middle of the markings. They were
 drawn by hand, before any run was scored with them, and their vertices moved by up to 3 px across
-the line to where it is brightest. Distant markings and those that cannot be told from the road are
+the line to where it is brightest. Distant markings and those that blend into the road are
 left out, so the figure is a recall only. The share of the frame that is predicted as lane marking
 shows whether it was bought with false alarms.
 

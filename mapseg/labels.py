@@ -215,13 +215,6 @@ def make_label_set(table: Sequence[LabelClass], name: str) -> LabelSet:
     `sources` are names in the table, or shell patterns. The class that `others` names gets all
     sources that no class lists; without `others` these are VOID.
 
-    Args:
-      table: the source classes.
-      name: `all`, `all_66`, `lane_marking` or the path of a `.json` file.
-
-    Returns:
-      The label set.
-
     Raises:
       FileNotFoundError: the JSON file does not exist.
       ValueError: an unknown name, or a set that does not fit this table.
@@ -254,13 +247,9 @@ def _to_table(train_ids: dict[int, int]) -> tuple[int, ...]:
 
 
 def is_lane_marking(name: str) -> bool:
-    """Returns whether a class of Vistas, or of the label set `lane_marking`, is a lane marking.
-
-    Vistas v1.2 has one such class, v2.0 more than twenty. A zebra crossing is not one.
-    """
-    if name.endswith("crosswalk-zebra"):
-        return False
-    return name == LANE_MARKING or name.startswith(("marking--", "marking-only--"))
+    """Returns whether a class is a lane marking: one in Vistas v1.2, more than twenty in v2.0."""
+    named_so = name == LANE_MARKING or name.startswith(("marking--", "marking-only--"))
+    return named_so and not name.endswith("crosswalk-zebra")
 
 
 def _lane_marking(table: Sequence[LabelClass]) -> LabelSet:
