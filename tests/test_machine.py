@@ -84,6 +84,15 @@ def test_memory_that_a_step_takes_again_and_again_is_counted():
     assert machine.allocated_bytes("current") < before + 100e6
 
 
+def test_without_statistics_of_tensorflow_the_process_is_measured(monkeypatch):
+    def refuse(device):
+        raise ValueError(f"no statistics of {device}")
+
+    monkeypatch.setattr(tf.config.experimental, "get_memory_info", refuse)
+    monkeypatch.setattr(machine, "process_bytes", {"current": 5, "peak": 8}.get)
+    assert (machine.allocated_bytes("current"), machine.allocated_bytes("peak")) == (5, 8)
+
+
 def test_without_a_gpu_its_limit_is_0():
     assert machine.gpu_limit_bytes() == 0
 

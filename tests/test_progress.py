@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from mapseg import progress
@@ -22,3 +24,24 @@ def test_progress_reports_rate_and_time_left(monkeypatch):
 )
 def test_durations_are_formatted(secs, text):
     assert progress.duration(secs) == text
+
+
+def test_long_work_reports_its_elapsed_time_and_its_duration(monkeypatch):
+    monkeypatch.setattr(progress, "_ELAPSED_SECS", 0.01)
+    lines, elapsed = [], threading.Event()
+
+    def note(line):
+        lines.append(line)
+        if line.endswith("so far"):
+            elapsed.set()
+
+    with progress.reporting("compiling", note):
+        assert elapsed.wait(60)
+    assert lines[0] == "compiling ..."
+    assert set(lines[1:-1]) == {"compiling: 0s so far"}
+    assert lines[-1] == "compiling took 0s"
+
+
+def test_without_stderr_nothing_is_shown(monkeypatch):
+    monkeypatch.setattr(progress.sys, "stderr", None)
+    progress.show("a line")

@@ -60,6 +60,21 @@ def test_decay_shrinks_kernels_by_the_rate():
         np.testing.assert_array_equal(variable, before)
 
 
+def test_without_weight_decay_nothing_shrinks():
+    variables = model_of_two().trainable_variables
+    before = [np.array(v) for v in variables]
+    optimizers.decay_weights(
+        TrainConfig(weight_decay=0, schedule_steps=10), tf.constant(5), variables
+    )
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_schedule_needs_a_length():
+    with pytest.raises(ValueError, match="schedule_steps must be positive; got 0"):
+        optimizers.learning_rate(TrainConfig(), tf.constant(0))
+
+
 @pytest.mark.addons
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_optimizers_follow_the_runs_own_step(name):
