@@ -1,35 +1,64 @@
 """Parses the headers of JPEG and PNG files with TensorFlow operations only, for the export."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 APP1 = 0xE1
 _JPEG_START, _PNG_START = [0xFF, 0xD8, 0xFF], [0x89, 0x50, 0x4E, 0x47]
-_START_OF_SCAN = 0xDA
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # Start-of-frame markers; C4, C8 and CC are other segments.
 _FRAMES = [0xC0 + i for i in range(16) if i not in (4, 8, 12)]
-_COMPONENTS = 5  # offset of the number of channels in the frame header, after precision and size
+# Offsets of height and width in a PNG, and of these and the channels in a JPEG's frame header.
+_PNG_SIZE, _JPEG_SIZE, _COMPONENTS = (20, 16), (1, 3), 5
+_CHECKSUM_BYTES = 4  # after the content of a chunk
+
+
+class Header(NamedTuple):
+    """What a JPEG or PNG states about itself.
+
+    Attributes:
+      size: [2] int32 (height, width) before it is turned upright. Both are 0 if they cannot be
+        read; negative if they exceed 31 bits.
+      channels: [] int32 of a JPEG; 0 if they cannot be read.
+      animated: [] bool, whether a PNG has several frames.
+      complete: [] bool, whether it has an end marker, which a truncated file lacks.
+    """
+
+    size: tf.Tensor
+    channels: tf.Tensor
+    animated: tf.Tensor
+    complete: tf.Tensor
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-def read_jpeg_channels(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the number of channels of a JPEG, [] int32; 0 if it cannot be read."""
+def read_header(encoded: tf.Tensor) -> Header:
+    """Parses a JPEG or PNG; of other bytes, the header has no size and is not complete."""
     data = tf.io.decode_raw(encoded, tf.uint8)
-    start = find_segment(data, _FRAMES)
-    return read_number(data, start + _COMPONENTS, 1, True) if start >= 0 else tf.constant(0)
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-def is_animated(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns whether a file is a PNG with several frames, [] bool."""
-    data = tf.io.decode_raw(encoded, tf.uint8)
-    start = find_chunk(data, "acTL")
-    return start >= 0 and read_number(data, start, 4, True) > 1
+    size, channels = tf.zeros([2], tf.int32), tf.constant(0)
+    animated, complete = tf.constant(False), tf.constant(False)
+    if holds(data, 0, _PNG_START):
+        size = tf.stack([read_number(data, at, 4, True) for at in _PNG_SIZE])
+        animation = find_chunk(data, "acTL")
+        animated = animation >= 0 and read_number(data, animation, 4, True) > 1
+        end = find_chunk(data, "IEND")
+        complete = end >= 0 and end + _CHECKSUM_BYTES <= tf.size(data)
+    else:
+        frame = find_segment(data, _FRAMES)
+        if frame >= 0:
+            size = tf.stack([read_number(data, frame + at, 2, True) for at in _JPEG_SIZE])
+            channels = read_number(data, frame + _COMPONENTS, 1, True)
+        scan = find_segment(data, [_START_OF_SCAN])
+        if scan >= 0:  # an embedded preview, which has an end of its own, is before it
+            # In compressed data no 0xFF is followed by this byte.
+            ends = (data[scan:-1] == 0xFF) & (data[scan + 1 :] == _END_OF_IMAGE)
+            complete = tf.reduce_any(ends)
+    return Header(size, channels, animated, complete)
 
 
 def find_segment(data: tf.Tensor, markers: Sequence[int], prefix: Sequence[int] = ()) -> tf.Tensor:
-    """Searches the segments of a JPEG before the image data.
+    """Searches the segments of a JPEG up to the start of the image data.
 
     Args:
       data: [N] uint8, any file.
@@ -46,12 +75,11 @@ def find_segment(data: tf.Tensor, markers: Sequence[int], prefix: Sequence[int] 
         marker = read_number(data, at + 1, 1, True)
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif marker == _START_OF_SCAN:
-            at = tf.size(data)
         else:
             if tf.reduce_any(marker == markers) and holds(data, at + 4, prefix):
                 content = at + 4
-            at += 2 + read_number(data, at + 2, 2, True)
+            length = read_number(data, at + 2, 2, True)
+            at = tf.size(data) if marker == _START_OF_SCAN else at + 2 + length
     return content
 
 

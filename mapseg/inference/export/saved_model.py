@@ -1,24 +1,27 @@
 """The SavedModel of a run: images or encoded files in, ids out."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import tensorflow as tf
 
-from mapseg.data.encoded import JPEG
-from mapseg.data.samples import decode_image
-from mapseg.inference.headers import is_animated, read_jpeg_channels
-from mapseg.inference.orientation import upright
+import mapseg
+from mapseg.inference.export.decoding import decode
 from mapseg.inference.predictor import Predictor
-from mapseg.inference.reading import DEPTH_MESSAGE, SMALLEST_16_BIT_PEAK
+from mapseg.labels import VOID, LabelSet
 
-_CMYK_MESSAGE = (
-    "a JPEG must be grey or RGB; got CMYK, which TensorFlow and inference convert differently. "
-    "Remedy: save it as RGB"
-)
-_KIND_MESSAGE = "a file must be a JPEG or PNG; got another kind. Remedy: save it as one of these"
-_ANIMATED_MESSAGE = (
-    "a PNG must hold one picture; got an animated one. Remedy: save each frame as a file"
-)
+_Tensors = dict[str, tf.Tensor]
+
+_IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+_FILES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_QUERY = tf.TensorSpec([None], tf.string, name="query")
+_IDS = tf.TensorSpec([None, None], tf.uint8)
+_PER_IMAGE = {
+    "png_bytes": tf.TensorSpec([], tf.string),
+    "confidence": tf.TensorSpec([], tf.float32),
+    "scale": tf.TensorSpec([], tf.float32),
+}
 
 
 class _Exported(tf.Module):
@@ -28,83 +31,122 @@ class _Exported(tf.Module):
     in training mode.
     """
 
-    def __init__(self, predictor: Predictor):
+    def __init__(self, predictor: Predictor, label_set: LabelSet):
         super().__init__()
         variables = predictor.network.variables
         self.weights = [v if isinstance(v, tf.Variable) else v.value for v in variables]
-        signature = {
-            "ids": tf.TensorSpec([None, None], tf.uint8),
-            "confidence": tf.TensorSpec([], tf.float32),
-            "scale": tf.TensorSpec([], tf.float32),
-        }
-        batch = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
-        files = tf.TensorSpec(None, tf.string, name="encoded")
+        facts = facts_json(predictor, label_set)
 
-        def segment_one(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: values[0] for name, values in predictor.graph(image[tf.newaxis]).items()}
+        def segment_one(image: tf.Tensor) -> _Tensors:
+            result = {name: one[0] for name, one in predictor.graph(image[tf.newaxis]).items()}
+            return {**result, "png_bytes": tf.io.encode_png(result["ids"][..., tf.newaxis])}
+
+        def segment_file(item: tuple[tf.Tensor, tf.Tensor]) -> _Tensors:
+            encoded, number = item
+            name = tf.strings.join(["image_bytes[", tf.strings.as_string(number), "]"])
+            result = segment_one(decode(encoded, name))
+            return {"sizes": tf.shape(result.pop("ids")), **result}
 
         # One image at a time: the predictor bounds its memory per image.
-        @tf.function(input_signature=[batch])
-        def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        @tf.function(input_signature=[_IMAGES])
+        def segment(images: tf.Tensor) -> _Tensors:
+            message = "images must be [B, H, W, 3] with B, H and W at least 1; got {}"
+            images = _require(
+                tf.size(images) > 0, tf.strings.format(message, tf.shape(images)), images
+            )
+            outputs = {"ids": _IDS, **_PER_IMAGE}
             return tf.map_fn(
-                segment_one, images, fn_output_signature=signature, parallel_iterations=1
+                segment_one, images, fn_output_signature=outputs, parallel_iterations=1
             )
 
-        @tf.function(input_signature=[files])
-        def segment_encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-            results = tf.map_fn(
-                lambda file: segment_one(_decode(file)),
-                tf.reshape(encoded, [-1]),
-                fn_output_signature=signature,
-                parallel_iterations=1,
+        @tf.function(input_signature=[_FILES])
+        def segment_to_png(image_bytes: tf.Tensor) -> _Tensors:
+            count = tf.size(image_bytes)
+            message = "image_bytes must hold at least one file; got none"
+            image_bytes = _require(count > 0, tf.constant(message), image_bytes)
+            outputs = {"sizes": tf.TensorSpec([2], tf.int32), **_PER_IMAGE}
+            items = (image_bytes, tf.range(count))
+            return tf.map_fn(
+                segment_file, items, fn_output_signature=outputs, parallel_iterations=1
             )
-            shape = tf.shape(encoded)  # of one file, or of several
-            return {
-                name: tf.reshape(values, tf.concat([shape, tf.shape(values)[1:]], 0))
-                for name, values in results.items()
-            }
 
-        self.segment = segment
-        self.segment_encoded = segment_encoded
+        @tf.function(input_signature=[_FILES])
+        def segment_encoded(image_bytes: tf.Tensor) -> _Tensors:
+            result = segment_to_png(image_bytes)
+            size = tf.reduce_max(result["sizes"], 0)
+            ids = tf.map_fn(
+                lambda png: _read_padded(png, size), result["png_bytes"], fn_output_signature=_IDS
+            )
+            return {"ids": ids, **result}
+
+        @tf.function(input_signature=[])
+        def about() -> tf.Tensor:
+            return tf.constant(facts)
+
+        # TensorFlow Serving's REST interface needs an input, and answers for each of its items.
+        @tf.function(input_signature=[_QUERY])
+        def about_each(query: tf.Tensor) -> _Tensors:
+            return {"json": tf.fill(tf.shape(query), facts)}
+
+        self.segment, self.segment_encoded = segment, segment_encoded
+        self.segment_to_png, self.about, self.about_each = segment_to_png, about, about_each
 
 
-def write_saved_model(predictor: Predictor, saved_dir: Path) -> None:
+def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path) -> None:
     """Writes a SavedModel.
 
-    The signature `serving_default`, also the method `segment`, accepts `images` [B, H, W, 3] uint8
-    RGB of any batch and image size and returns ids [B, H, W] uint8, confidence [B] and scale [B].
+    | signature         | method            | input                                   |
+    | ----------------- | ----------------- | --------------------------------------- |
+    | `serving_default` | `segment`         | `images` [B, H, W, 3] uint8 RGB         |
+    | `encoded`         | `segment_encoded` | `image_bytes` [B], JPEG or PNG files    |
+    | `png`             | `segment_to_png`  | `image_bytes` [B]                       |
+    | `about`           | `about`           | `query` [B], any text; the method: none |
 
-    The signature `encoded`, also the method `segment_encoded`, accepts `encoded`: the bytes of one
-    JPEG or PNG file, or of [B] files whose images have the same size. TensorFlow Serving receives
-    them as `{"signature_name": "encoded", "instances": [{"b64": "..."}]}`. It returns the same,
-    without the batch dimension for one file.
+    The first three return for each image `png_bytes` [B], an 8-bit grey PNG of its ids,
+    `confidence` [B] and `scale` [B]. `serving_default` and `encoded` return `ids` [B, H, W] uint8
+    too. Files may have different sizes: `encoded` and `png` return `sizes` [B, 2] int32 (height,
+    width), and `ids` is padded with VOID at the bottom and right to the largest. `about` returns
+    `facts_json`, as `json` [B].
 
-    As in inference, images are rotated according to their EXIF data; and 16-bit images whose values
-    are all below 2^14, animated PNGs and truncated JPEGs are rejected. CMYK is rejected too. Unlike
-    in inference, a JPEG with corrupt data inside is decoded, wrongly from there on.
+    As in inference, images are rotated according to their EXIF data, and files are rejected that
+    are truncated, animated, too large, or have 16 bits and no value of at least 2^14. CMYK is
+    rejected too. Unlike in inference, a JPEG with corrupt data inside is decoded, wrongly from
+    there on. One file that is rejected fails its request; the error names it.
 
     Args:
       predictor: what to export; its scales, flip and tile size are fixed in the export.
+      label_set: its classes.
       saved_dir: an existing empty folder.
     """
-    module = _Exported(predictor)
-    signatures = {"serving_default": module.segment, "encoded": module.segment_encoded}
+    module = _Exported(predictor, label_set)
+    signatures = {
+        "serving_default": module.segment,
+        "encoded": module.segment_encoded,
+        "png": module.segment_to_png,
+        "about": module.about_each,
+    }
     tf.saved_model.save(module, str(saved_dir), signatures=signatures)
 
 
-def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG or PNG as `read_image` does: [H, W, 3] uint8."""
-    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
-    is_jpeg = tf.strings.substr(encoded, 0, 3) == JPEG
-    checks = [
-        tf.debugging.Assert(is_png or is_jpeg, [_KIND_MESSAGE]),
-        tf.debugging.Assert(read_jpeg_channels(encoded) < 4, [_CMYK_MESSAGE]),
-        tf.debugging.Assert(not is_animated(encoded), [_ANIMATED_MESSAGE]),
-    ]
-    with tf.control_dependencies(checks):  # else the decoder may fail first
-        encoded = tf.identity(encoded)
-    if is_png and tf.strings.substr(encoded, 24, 1) == b"\x10":  # bits per channel
-        deep = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
-        peak = tf.reduce_max(tf.cast(deep, tf.int32))
-        tf.debugging.assert_greater_equal(peak, SMALLEST_16_BIT_PEAK, DEPTH_MESSAGE)
-    return upright(decode_image(encoded), encoded)
+def facts_json(predictor: Predictor, label_set: LabelSet) -> str:
+    """Returns what users of an export must know, as JSON: version, classes, prediction options."""
+    facts = {
+        "mapseg": mapseg.__version__,
+        "classes": [c.to_json() for c in label_set.classes],
+        "void_id": VOID,
+        "prediction": {**asdict(predictor.config), "long_side_px": predictor.long_side_px},
+    }
+    return json.dumps(facts)
+
+
+def _require(passed: tf.Tensor, message: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Returns a value whose use fails, when the graph is executed, unless the check passed."""
+    with tf.control_dependencies([tf.debugging.Assert(passed, [message])]):
+        return tf.identity(value)
+
+
+def _read_padded(png: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Decodes a PNG of ids and pads it with VOID to `size`: [height, width] uint8."""
+    ids = tf.io.decode_png(png, channels=1)[..., 0]
+    bottom, right = tf.unstack(size - tf.shape(ids))
+    return tf.pad(ids, [[0, bottom], [0, right]], constant_values=VOID)

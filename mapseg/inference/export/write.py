@@ -38,7 +38,7 @@ def export(run: Run, predictor: Predictor, export_dir: Path) -> Path:
             "files. Remedy: choose another --export_dir"
         )
     with whole_dir(export_dir) as partial:
-        write_saved_model(predictor, partial)
+        write_saved_model(predictor, run.label_set, partial)
         text = json.dumps(run.label_set.to_json(), indent=1) + "\n"
         (partial / "labels.json").write_text(text, encoding="utf-8")
         _check(predictor, partial)

@@ -22,10 +22,10 @@ saved = tf.saved_model.load(sys.argv[1])
 images = np.load(sys.argv[2])
 serve = saved.signatures["serving_default"]
 np.save(sys.argv[3], serve(images=tf.constant(images))["ids"].numpy())
-png = tf.io.encode_png(images[0])
-assert (saved.segment_encoded(png)["ids"].numpy() == np.load(sys.argv[3])[0]).all()
-jpg = tf.io.read_file(sys.argv[4])
-np.save(sys.argv[5], saved.segment_encoded(jpg)["ids"].numpy())
+files = tf.stack([tf.io.encode_png(images[0]), tf.io.read_file(sys.argv[4])])
+ids = saved.segment_encoded(files)["ids"].numpy()
+assert (ids[0] == np.load(sys.argv[3])[0]).all()
+np.save(sys.argv[5], ids[1])
 """
 
 
