@@ -131,6 +131,9 @@ def _infer(
         f"long_side_px={predictor.long_side_px}, classes={config.classes or 'all'}"
         f"{classes.identity}"
     )
+    ids_line = classes.file_ids_line()
+    if ids_line and "ids" in config.outputs.split(","):
+        progress(ids_line)
     if not config.batch_size:
         config = replace(config, batch_size=_GPU_BATCH if machine.gpus() else 1)
     segment = predictor.segment_batch
