@@ -32,7 +32,7 @@ PROGRAMS = {
     "-m data_prep.verify_records": verify_records.main,
     "infer_main.py": infer_main.main,
 }
-SMALL = {**TINY, "crop_height": 65, "crop_width": 65, "steps": 60, "eval_panels": 0}
+SMALL = {**TINY, "crop_height": 65, "crop_width": 65, "steps": 40, "eval_panels": 0}
 SMALL |= {"learning_rate": 0.1, "batch_norm_momentum": 0.9, "compile_cache_dir": ""}
 # NumPy 2.4 removed this function; the page names an environment with an older one.
 OFFICIAL = (
