@@ -3,15 +3,18 @@
 TensorFlow is imported by the methods that need it, after they have checked folders and options.
 """
 
-from collections.abc import Callable, Mapping
+# Long: two thirds are signatures and docstrings of the public API.
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import Manifest, read_manifest
 from mapseg.files import check_writable
+from mapseg.inference.batching import one_frame, segment_frames
 from mapseg.labels import LabelSet, make_label_set
 from mapseg.mapping import read_mapping
 from mapseg.runs.checkpoints import find_checkpoint
@@ -178,30 +181,61 @@ class Estimator:
 
         return write_report(self.run_dir, Path(records_dir), self._progress)
 
-    def predict(
+    @overload  # an array [B, H, W, 3] has no type of its own
+    def predict(  # type: ignore[overload-overlap]
         self,
-        frame: np.ndarray,
+        frames: np.ndarray,
         config: PredictConfig | None = None,
         checkpoint: str = "best",
         *,
         probability: bool = False,
-    ) -> "Segmentation":
-        """Segments one frame at its own size.
+    ) -> "Segmentation": ...
+
+    @overload
+    def predict(
+        self,
+        frames: Iterable[np.ndarray],
+        config: PredictConfig | None = None,
+        checkpoint: str = "best",
+        *,
+        probability: bool = False,
+    ) -> Iterator["Segmentation"]: ...
+
+    def predict(
+        self,
+        frames: np.ndarray | Iterable[np.ndarray],
+        config: PredictConfig | None = None,
+        checkpoint: str = "best",
+        *,
+        probability: bool = False,
+    ) -> "Segmentation | Iterator[Segmentation]":
+        """Segments one frame, or any number of frames, each at its own size.
+
+        Several frames are segmented while the returned iterator is read: consecutive ones of the
+        same size together, as many as `infer_main.py` does by default (1 on a CPU, 8 on a GPU).
+        Of an iterator no more frames than that are read ahead.
 
         Args:
-          frame: [H, W, 3] uint8 RGB.
+          frames: one frame [H, W, 3] uint8 RGB; or several: an array [B, H, W, 3], a list, or any
+            iterable, also an endless one, of frames whose sizes may differ.
           config: scales, flip and tile size.
           checkpoint: `best`, `latest` or a step.
           probability: also return the probability of each pixel's class, which takes longer.
 
         Returns:
-          The ids [H, W] uint8, the mean confidence, and the scale of the network's input.
+          Of one frame the ids [H, W] uint8, the mean confidence, and the scale of the network's
+          input; of several an iterator of these in the same order.
 
         Raises:
           FileNotFoundError: no such run or checkpoint.
+          ValueError: a frame has another dtype or shape, or no pixels; of several, the iterator
+            raises it after the results of the frames before.
         """
+        frame = one_frame(frames)
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
         predictor = self._predictor(run, config or PredictConfig(), path)
+        if frame is None:
+            return segment_frames(predictor, frames, probability=probability)
         return predictor.segment(frame, probability=probability)
 
     def export(

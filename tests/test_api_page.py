@@ -28,10 +28,11 @@ def trained(run_dir, records_dir, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("trained")
 def test_the_examples_run():
     frame, _ = tiny_scene(np.random.default_rng(9))
-    names = {"frame": frame}
+    names = {"frame": frame, "frames": iter([frame, frame[:40]])}
     for example in EXAMPLES:
         exec(compile(example, "docs/api.md", "exec"), names)
     assert names["ids"].shape == frame.shape[:2]
+    assert names["result"].ids.shape == (40, 80)  # of the last one
     assert names["scores"].confusion.sum() > 0
 
 

@@ -141,7 +141,7 @@ WITHOUT_TENSORFLOW = [
     *(name for name in MODULES if name.startswith(("mapseg.pages.", "mapseg.inference.page."))),
     *(
         f"mapseg.inference.{name}"
-        for name in ("containers", "films", "frames", "infer", "measuring")
+        for name in ("batching", "containers", "films", "frames", "infer", "measuring")
     ),
     *(f"mapseg.inference.{name}" for name in ("reading", "results", "videos")),
     "mapseg.model.pretrained",

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mapseg import machine, pictures
+from mapseg import pictures
 from mapseg.config import InferConfig, PredictConfig
 from mapseg.files import check_writable, locked, naming, printable
+from mapseg.inference.batching import default_batch_size
 from mapseg.inference.films import MPEG_4_MESSAGE, load_encoder
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.frames import FrameList, find_frames
@@ -29,8 +30,6 @@ from mapseg.runs.folder import open_run
 
 if TYPE_CHECKING:  # importing TensorFlow takes seconds; missing files are reported before
     from mapseg.inference.predictor import Predictor
-
-_GPU_BATCH = 8
 
 
 class Counts(NamedTuple):
@@ -135,7 +134,7 @@ def _infer(
     if ids_line and "ids" in config.outputs.split(","):
         progress(ids_line)
     if not config.batch_size:
-        config = replace(config, batch_size=_GPU_BATCH if machine.gpus() else 1)
+        config = replace(config, batch_size=default_batch_size())
     segment = predictor.segment_batch
     return infer_frames(segment, classes, frame_list, config, progress, fingerprint)
 

@@ -102,13 +102,12 @@ class Predictor(tf.Module):
           frame: the image.
           probability: also return the probability of each pixel's class.
         """
-        images = tf.convert_to_tensor(frame, tf.uint8)[tf.newaxis]
-        graph = self.probability_graph if probability else self.graph
-        return Segmentations(graph(images))[0]
+        return self.segment_batch(frame[np.newaxis], probability=probability)[0]
 
-    def segment_batch(self, frames: np.ndarray) -> Segmentations:
-        """Segments frames [B, H, W, 3] uint8 RGB, without waiting for a GPU; see `graph`."""
-        return Segmentations(self.graph(tf.convert_to_tensor(frames, tf.uint8)))
+    def segment_batch(self, frames: np.ndarray, *, probability: bool = False) -> Segmentations:
+        """Segments frames [B, H, W, 3] uint8 RGB, without waiting for a GPU; see `segment`."""
+        graph = self.probability_graph if probability else self.graph
+        return Segmentations(graph(tf.convert_to_tensor(frames, tf.uint8)))
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def graph(self, images: tf.Tensor) -> dict[str, tf.Tensor]:

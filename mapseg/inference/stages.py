@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mapseg.inference.batching import group_frames
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.plan import Task
 from mapseg.inference.reading import EndedVideoError, FrameReader
@@ -129,7 +130,7 @@ def do_tasks(
     ):
         unfinished: deque[Future[Outcome]] = deque()
         loaded = _ahead(reading, load, tasks, batch_size + _AHEAD)
-        for batch in _batches(loaded, batch_size):
+        for batch in group_frames(loaded, _to_segment, batch_size):
             for task, segmented in _segment_batch(segment, batch):
                 written = writing.submit(_write, task, segmented, results)
                 unfinished.append(finishing.submit(finish, task, written))
@@ -163,30 +164,10 @@ def _loaded(task: Task, loading: "Future[_Loaded]") -> Iterator[tuple[Task, _Loa
     yield task, item
 
 
-def _to_segment(loaded: _Loaded | Exception) -> np.ndarray | None:
+def _to_segment(member: tuple[Task, _Loaded | Exception]) -> np.ndarray | None:
     """Returns the image of a frame that needs the network."""
+    _, loaded = member
     return loaded.image if isinstance(loaded, _Loaded) and loaded.ids is None else None
-
-
-def _batches(
-    loaded: Iterable[tuple[Task, _Loaded | Exception]], batch_size: int
-) -> Iterator[list[tuple[Task, _Loaded | Exception]]]:
-    """Groups consecutive tasks so that all frames to segment in a group have the same size."""
-    group: list[tuple[Task, _Loaded | Exception]] = []
-    shape: tuple[int, ...] | None = None
-    for task, item in loaded:
-        image = _to_segment(item)
-        if image is not None:
-            if shape not in (None, image.shape):
-                yield group
-                group = []
-            shape = image.shape
-        group.append((task, item))
-        if len(group) == batch_size:
-            yield group
-            group, shape = [], None
-    if group:
-        yield group
 
 
 def _stored_ids(task: Task, image: np.ndarray, results: Results) -> np.ndarray | None:
@@ -204,7 +185,7 @@ def _segment_batch(
     segment: Segment, group: Sequence[tuple[Task, _Loaded | Exception]]
 ) -> Iterator[tuple[Task, _Segmented | Exception]]:
     """Segments the frames of a group that need it: in one batch or, if that fails, one by one."""
-    frames = [image for _, item in group if (image := _to_segment(item)) is not None]
+    frames = [image for member in group if (image := _to_segment(member)) is not None]
     started = time.perf_counter()
     batch: Sequence[Segmentation] | Exception = ()
     try:
