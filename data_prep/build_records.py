@@ -2,11 +2,13 @@
 
 Mapillary Vistas, all splits that have labels:
   python -m data_prep.build_records --vistas_dir=D --records_dir=R
+Cityscapes, train and val:
+  python -m data_prep.build_records --cityscapes_dir=D --records_dir=R
 Any folder of images and labels with a class table, one split at a time:
   python -m data_prep.build_records --image_dir=D/images --label_dir=D/labels \
       --classes=FILE.json --split=NAME --records_dir=R
 If their names end differently, even in one folder:
-  ... --image_suffix=_leftImg8bit.png --label_suffix=_gtFine_labelIds.png
+  ... --image_suffix=_rgb.png --label_suffix=_ids.png
 The same command resumes an interrupted conversion. With --on_error=skip pairs that cannot be
 converted are left out and reported.
 """
@@ -29,6 +31,7 @@ from mapseg.data.pairing import Suffixes
 from mapseg.progress import amount, duration, show
 
 _SHOWN = 5  # list entries to print
+_FOLDER_FLAGS = ("image_dir", "label_dir", "classes", "split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,11 +64,14 @@ def _define_flags() -> flags.FlagValues:
 
     text("vistas_dir", "a Mapillary Vistas folder, v1.2 or v2.0")
     text("label_version", "of Vistas, v1.2 or v2.0; default: the one that exists, v1.2 if both do")
-    text("image_dir", "a folder of JPEG or PNG images, instead of vistas_dir")
+    text(
+        "cityscapes_dir", "instead of vistas_dir: a folder with Cityscapes' leftImg8bit and gtFine"
+    )
+    text("image_dir", "instead of vistas_dir: a folder of JPEG or PNG images")
     text("label_dir", "the folder of their labels: PNGs of ids under the same names")
     text("classes", "the class table of the labels, in the schema of Vistas' config files")
-    text("image_suffix", "how the names of images end, such as _leftImg8bit.png")
-    text("label_suffix", "how the names of labels end, such as _gtFine_labelIds.png")
+    text("image_suffix", "how the names of images end, such as _rgb.png")
+    text("label_suffix", "how the names of labels end, such as _ids.png")
     text("split", "name of the split to make from the folders, such as training")
     text("records_dir", "folder for the records")
     text("resize_to", "HEIGHTxWIDTH, such as 384x512: resize every sample to this size")
@@ -99,33 +105,37 @@ def _parse_size(text: str) -> tuple[int, int] | None:
 
 
 def _find_source(values: flags.FlagValues) -> sources.Source:
-    folder_flags = {
-        name: values[name].value for name in ("image_dir", "label_dir", "classes", "split")
-    }
-    set_flags = [name for name, value in folder_flags.items() if value]
     skip = values.on_error == "skip"
-    suffixes = Suffixes(values.image_suffix, values.label_suffix)
-    if values.vistas_dir:
-        set_flags += [n for n in ("image_suffix", "label_suffix") if values[n].value]
-        if set_flags:
-            raise ValueError(f"vistas_dir must not be given together with {set_flags[0]}")
-        return sources.find_vistas(Path(values.vistas_dir), values.label_version, skip)
-    if len(set_flags) < len(folder_flags):
-        missing = ", ".join(name for name in folder_flags if name not in set_flags)
-        raise ValueError(
-            "source must be --vistas_dir, or all of --image_dir --label_dir --classes --split; "
-            f"got no {missing if set_flags else 'source'}"
-        )
-    if values.label_version:
+    if values.label_version and not values.vistas_dir:
         raise ValueError("label_version must be given only with vistas_dir")
+    if values.vistas_dir:
+        _reject_other_flags(values, "vistas_dir")
+        return sources.find_vistas(Path(values.vistas_dir), values.label_version, skip)
+    if values.cityscapes_dir:
+        _reject_other_flags(values, "cityscapes_dir")
+        return sources.find_cityscapes(Path(values.cityscapes_dir), skip)
+    missing = [name for name in _FOLDER_FLAGS if not values[name].value]
+    if missing:
+        raise ValueError(
+            "source must be --vistas_dir, --cityscapes_dir, or all of --image_dir --label_dir "
+            "--classes --split; got no "
+            f"{', '.join(missing) if len(missing) < len(_FOLDER_FLAGS) else 'source'}"
+        )
     return sources.find_folders(
         Path(values.image_dir),
         Path(values.label_dir),
         Path(values.classes),
         values.split,
         skip,
-        suffixes,
+        Suffixes(values.image_suffix, values.label_suffix),
     )
+
+
+def _reject_other_flags(values: flags.FlagValues, name: str) -> None:
+    """Rejects flags of other sources than that of the flag `name`."""
+    for other in ("cityscapes_dir", *_FOLDER_FLAGS, "image_suffix", "label_suffix"):
+        if other != name and values[other].value:
+            raise ValueError(f"{name} must not be given together with {other}")
 
 
 def _print_source(source: sources.Source) -> None:

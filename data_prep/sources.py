@@ -1,6 +1,7 @@
 """Finds the image/label pairs of a dataset on disk, without opening an image or a label.
 
-Supports Mapillary Vistas, flat (v1.2) and nested (v2.0), and any two folders of images and labels.
+Supports Mapillary Vistas, flat (v1.2) and nested (v2.0), Cityscapes, and any two folders of images
+and labels.
 """
 
 import re
@@ -14,6 +15,11 @@ from mapseg.labels import LabelClass, read_class_table
 # in the folder is used: published scores and the runs of 2018 use v1.2.
 _TABLES = {"v1.2": ("config_v1.2.json", "config.json"), "v2.0": ("config_v2.0.json",)}
 _LABEL_DIRS = {"v1.2": ("v1.2/labels", "labels"), "v2.0": ("v2.0/labels",)}
+
+# Split names of records, which the options of training have as defaults, by Cityscapes' own.
+_CITYSCAPES_SPLITS = {"train": "training", "val": "validation"}
+_CITYSCAPES_SUFFIXES = Suffixes("_leftImg8bit.png", "_gtFine_labelIds.png")
+_CITYSCAPES_TABLE = Path(__file__).with_name("cityscapes_34.json")
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,39 @@ def find_vistas(vistas_dir: Path, label_version: str = "", skip: bool = False) -
         label_version=version,
         other_versions=tuple(v for v in tables if v != version),
     )
+
+
+def find_cityscapes(cityscapes_dir: Path, skip: bool = False) -> Source:
+    """Finds the finely annotated splits of Cityscapes: train and val, with label ids.
+
+    The public labels of the test split are dummies, so it is skipped.
+
+    Args:
+      cityscapes_dir: contains `leftImg8bit` and `gtFine`, each with SPLIT/CITY/files.
+      skip: leaves out files without a partner, instead of an error.
+
+    Raises:
+      FileNotFoundError: the folder does not exist.
+      ValueError: the folder has another layout, or a partner is missing.
+    """
+    if not cityscapes_dir.is_dir():
+        raise FileNotFoundError(f"{cityscapes_dir}: no such folder")
+    image_root, label_root = cityscapes_dir / "leftImg8bit", cityscapes_dir / "gtFine"
+    folders = [root / split for root in (image_root, label_root) for split in _CITYSCAPES_SPLITS]
+    missing = [str(f.relative_to(cityscapes_dir)) for f in folders if not f.is_dir()]
+    if missing:
+        raise ValueError(
+            f"{cityscapes_dir}: must contain leftImg8bit and gtFine, each with train and val; got "
+            f"{listing(cityscapes_dir)}, no {missing[0]}. Remedy: unpack "
+            "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there"
+        )
+    source_splits = tuple(
+        _find_split(name, image_root / split, label_root / split, skip, _CITYSCAPES_SUFFIXES)
+        for split, name in _CITYSCAPES_SPLITS.items()
+    )
+    has_test = (image_root / "test").is_dir()
+    skipped = {"test": "its public labels are dummies"} if has_test else {}
+    return Source(read_class_table(_CITYSCAPES_TABLE), source_splits, skipped)
 
 
 def _tables(vistas_dir: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 import contextlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,12 @@ MASK_IDS = {0, 255}  # a file with only these values is more likely a mask than 
 PNG_GREY, _PNG_PALETTE = 0, 3  # colour types in a PNG's header
 EXIF_ORIENTATION, EXIF_TURNED = 274, range(2, 9)
 _PNG_COLOR_TYPE = 25  # offset in a PNG of the byte with the colour type
+# Cityscapes and datasets after its model name files by the kind of their ids, and both kinds share
+# ids: by the end of the name, the id of the class car, and the table that comes with mapseg.
+_CITYSCAPES_KINDS = {
+    "_labelIds.png": (26, "cityscapes_34.json"),
+    "_labelTrainIds.png": (13, "cityscapes_19.json"),
+}
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -119,11 +125,12 @@ def read_ids(path: Path, noun: str, remedy: str) -> IdFile:
 
 
 def check_ids(file: IdFile, classes: Sequence[LabelClass], noun: str) -> None:
-    """Rejects ids that are not in a class table.
+    """Rejects ids that are not in a class table, or another kind of Cityscapes' ids than its.
 
     Raises:
-      ValueError: an id is not in the table; the message names the file.
+      ValueError: the message names the file.
     """
+    _check_kind(file.path, classes, noun)
     known = {c.id for c in classes}
     unknown = sorted({*file.used} - known)
     if unknown:
@@ -134,9 +141,36 @@ def check_ids(file: IdFile, classes: Sequence[LabelClass], noun: str) -> None:
             '"evaluate": false if they are not classes'
         )
         raise ValueError(
-            f"{file.path}: ids must be in the class table ({min(known)}-{max(known)}); "
+            f"{file.path}: ids must be in the class table ({_ranges(known)}); "
             f"got {', '.join(map(str, unknown))}. Remedy: {remedy}"
         )
+
+
+def _ranges(ids: Collection[int]) -> str:
+    """Formats ids, one or more, as ranges such as `0-18, 255`."""
+    runs: list[list[int]] = []
+    for i in sorted(ids):
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _check_kind(path: Path, classes: Sequence[LabelClass], noun: str) -> None:
+    """Rejects label ids of Cityscapes with a table of its train ids, and the reverse.
+
+    Of label ids, 0 to 18 are also train ids of other classes, so checking ids is not enough.
+    """
+    car_ids = {c.id for c in classes if c.name == "car"}
+    for end, (car_id, table) in _CITYSCAPES_KINDS.items():
+        other = car_ids & {known for known, _ in _CITYSCAPES_KINDS.values()} - {car_id}
+        if other and path.name.endswith(end):
+            raise ValueError(
+                f"{path}: a {noun} named *{end} must have the ids of the class table; by its name "
+                f"car is {car_id}, got a table where car is {other.pop()}. Remedy: give "
+                f"--classes=data_prep/{table}, or other {noun}s"
+            )
 
 
 def palette_note(file: IdFile, classes: Sequence[LabelClass]) -> str:

@@ -130,6 +130,9 @@ def _infer(
         f"long_side_px={predictor.long_side_px}, classes={config.classes or 'all'}"
         f"{classes.identity}"
     )
+    ids_line = classes.file_ids_line()
+    if ids_line and "ids" in config.outputs.split(","):
+        progress(ids_line)
     if not config.batch_size:
         config = replace(config, batch_size=default_batch_size())
     segment = predictor.segment_batch

@@ -11,6 +11,8 @@ import numpy as np
 from mapseg.labels import VOID, LabelSet
 from mapseg.mapping import Mapping
 
+_SHOWN = 3  # classes in a message
+
 
 @dataclass(frozen=True)
 class OutputClasses:
@@ -57,6 +59,18 @@ class OutputClasses:
             unknown = sorted({*np.unique(ids).tolist()} - {*self.file_ids.values()})
             raise ValueError(f"ids must be {[*self.file_ids.values()]}; got {unknown}")
         return classes.astype(np.uint8)
+
+    def file_ids_line(self) -> str:
+        """Returns a line that reports the label ids of files; empty if they hold train ids."""
+        if self.file_ids is None:
+            return ""
+        classes = self.label_set.classes
+        shown = ", ".join(f"{self.file_ids[c.id]} {c.name}" for c in classes[:_SHOWN])
+        same = all(self.file_ids[c.id] == c.id for c in classes)
+        return (
+            f"label ids in ids/*.png: {shown}{', ...' if len(classes) > _SHOWN else ''}"
+            f"{'; these are also the train ids' if same else ''}"
+        )
 
     @property
     def file_palette(self) -> np.ndarray:

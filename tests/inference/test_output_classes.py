@@ -112,6 +112,15 @@ def test_label_ids_change_only_the_ids_in_files(tmp_path, mapping):
     assert rows[0] == rows[1]
 
 
+def test_the_first_label_ids_are_reported(mapping):
+    mapped = output_classes(LABEL_SET, read_mapping(mapping), "label")
+    assert mapped.file_ids_line() == "label ids in ids/*.png: 23 sky, 200 paint, 7 road"
+    table = [LabelClass(i, f"c{i}", (i, i, i)) for i in range(4)]
+    line = output_classes(make_label_set(table, "all"), ids="label").file_ids_line()
+    assert line.endswith(": 0 c0, 1 c1, 2 c2, ...; these are also the train ids")
+    assert output_classes(LABEL_SET).file_ids_line() == ""
+
+
 def test_without_a_mapping_label_ids_are_the_source_ids(tmp_path):
     table = [LabelClass(7, "road", (128, 64, 128)), LabelClass(23, "sky", (70, 130, 180))]
     label_set = make_label_set(table, "all")
