@@ -35,7 +35,6 @@ class _Exported(tf.Module):
         super().__init__()
         variables = predictor.network.variables
         self.weights = [v if isinstance(v, tf.Variable) else v.value for v in variables]
-        facts = facts_json(predictor, label_set)
 
         def segment_one(image: tf.Tensor) -> _Tensors:
             result = {name: one[0] for name, one in predictor.graph(image[tf.newaxis]).items()}
@@ -70,8 +69,11 @@ class _Exported(tf.Module):
                 segment_file, items, fn_output_signature=outputs, parallel_iterations=1
             )
 
-        @tf.function(input_signature=[_FILES])
+        @tf.function
         def segment_encoded(image_bytes: tf.Tensor) -> _Tensors:
+            if image_bytes.shape.rank == 0:
+                result = segment_encoded(image_bytes[tf.newaxis])
+                return {name: values[0] for name, values in result.items()}
             result = segment_to_png(image_bytes)
             size = tf.reduce_max(result["sizes"], 0)
             ids = tf.map_fn(
@@ -79,17 +81,27 @@ class _Exported(tf.Module):
             )
             return {"ids": ids, **result}
 
-        @tf.function(input_signature=[])
-        def about() -> tf.Tensor:
-            return tf.constant(facts)
-
-        # TensorFlow Serving's REST interface needs an input, and answers for each of its items.
-        @tf.function(input_signature=[_QUERY])
-        def about_each(query: tf.Tensor) -> _Tensors:
-            return {"json": tf.fill(tf.shape(query), facts)}
-
+        # As one file and as a batch; a signature has one of them.
+        segment_encoded.get_concrete_function(tf.TensorSpec([], tf.string, name="image_bytes"))
+        self.encoded_signature = segment_encoded.get_concrete_function(_FILES)
         self.segment, self.segment_encoded = segment, segment_encoded
-        self.segment_to_png, self.about, self.about_each = segment_to_png, about, about_each
+        self.segment_to_png = segment_to_png
+        self.about, self.about_each = _make_about(facts_json(predictor, label_set))
+
+
+def _make_about(facts: str) -> tuple[tf.types.experimental.PolymorphicFunction, ...]:
+    """Returns the method `about` and the function of the signature."""
+
+    @tf.function(input_signature=[])
+    def about() -> tf.Tensor:
+        return tf.constant(facts)
+
+    # TensorFlow Serving's REST interface needs an input, and answers for each of its items.
+    @tf.function(input_signature=[_QUERY])
+    def about_each(query: tf.Tensor) -> _Tensors:
+        return {"json": tf.fill(tf.shape(query), facts)}
+
+    return about, about_each
 
 
 def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path) -> None:
@@ -98,7 +110,8 @@ def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path
     | signature         | method            | input                                   |
     | ----------------- | ----------------- | --------------------------------------- |
     | `serving_default` | `segment`         | `images` [B, H, W, 3] uint8 RGB         |
-    | `encoded`         | `segment_encoded` | `image_bytes` [B], JPEG or PNG files    |
+    | `encoded`         | `segment_encoded` | `image_bytes` [B], JPEG or PNG files;   |
+    |                   |                   | the method also accepts one file []     |
     | `png`             | `segment_to_png`  | `image_bytes` [B]                       |
     | `about`           | `about`           | `query` [B], any text; the method: none |
 
@@ -121,7 +134,7 @@ def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path
     module = _Exported(predictor, label_set)
     signatures = {
         "serving_default": module.segment,
-        "encoded": module.segment_encoded,
+        "encoded": module.encoded_signature,
         "png": module.segment_to_png,
         "about": module.about_each,
     }

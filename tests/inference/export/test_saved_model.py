@@ -41,6 +41,7 @@ found = {
     "method": {
         "ids": saved.segment(images)["ids"],
         "sizes": saved.segment_encoded(files)["sizes"],
+        "one_ids": saved.segment_encoded(files[0])["ids"],
         "png_bytes": saved.segment_to_png(files)["png_bytes"],
         "json": saved.about(),
     },
@@ -120,6 +121,7 @@ def test_frames_of_mixed_sizes_get_the_ids_of_inference_without_mapseg(exported,
     }
     for name, keys in outputs.items():
         assert {key.split("/")[1] for key in served if key.startswith(f"{name}/")} == keys
+    np.testing.assert_array_equal(served["method/one_ids"], expected[0])
     for key in ("sizes", "confidence", "scale"):
         np.testing.assert_array_equal(served[f"encoded/{key}"], served[f"png/{key}"])
     for name, key in (
