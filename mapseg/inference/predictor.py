@@ -21,6 +21,7 @@ from mapseg.inference.classes import (
     classes_between,
     cut_view,
 )
+from mapseg.inference.scaling import base_scale, scaled_size
 from mapseg.inference.tiling import regions, tile_start
 from mapseg.machine import gpus
 from mapseg.model.deeplab import build_model
@@ -139,7 +140,7 @@ class Predictor(tf.Module):
     def _classes(self, images: tf.Tensor, *, probability: bool) -> tuple[Classes, tf.Tensor]:
         """Segments images; see `graph`. Also returns the scale of each."""
         batch, size = tf.shape(images)[0], tf.shape(images)[1:3]
-        scale = self._scale(size)
+        scale = base_scale(self.config, size, self.long_side_px)
         copies: list[tf.Tensor] = []
         for factor in self.config.factors:
             # One at a time: TensorFlow holds images as float32 while it resizes them.
@@ -178,11 +179,6 @@ class Predictor(tf.Module):
         confidence /= tf.cast(tf.reduce_prod(size), tf.float32)
         ids = tf.ensure_shape(tf.reshape(ids, tf.shape(images)[:3]), [None, None, None])
         return Classes(ids, confidence, highest), tf.fill([batch], scale)
-
-    def _scale(self, size: tf.Tensor) -> tf.Tensor:
-        if self.config.scale == "auto":
-            return self.long_side_px / tf.cast(tf.reduce_max(size), tf.float32)
-        return tf.constant(float(self.config.scale), tf.float32)
 
     def _look(
         self,
@@ -264,7 +260,7 @@ def device_precision(trained: str) -> str:
 def _resize(images: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """Resizes [B, H, W, 3] uint8 bilinearly, with antialiasing."""
     size = tf.shape(images)[1:3]
-    scaled = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), 1)
+    scaled = scaled_size(size, scale)
     if tf.reduce_all(tf.equal(size, scaled)):
         resized = images
     else:
