@@ -107,7 +107,7 @@ def _trained(records_dir, run_dir, **more):
     assert contents(run_dir) == before, "a test has changed the shared run"
 
 
-def _use_tiny_encoder(patch):
+def use_tiny_encoder(patch):
     from train_tiny import build_tiny_encoder
 
     from mapseg.model import deeplab
@@ -118,7 +118,7 @@ def _use_tiny_encoder(patch):
 @pytest.fixture(scope="session")
 def tiny_run(records_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        _use_tiny_encoder(patch)
+        use_tiny_encoder(patch)
         trained = _trained(records_dir, tmp_path_factory.mktemp("runs") / "tiny")
         run_dir = next(trained)
     yield run_dir
@@ -128,7 +128,7 @@ def tiny_run(records_dir, tmp_path_factory):
 @pytest.fixture
 def tiny_encoder(monkeypatch):
     """Replaces MobileNetV2 by an encoder of three convolutions."""
-    _use_tiny_encoder(monkeypatch)
+    use_tiny_encoder(monkeypatch)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -243,13 +244,21 @@ def load_predictor(
       FileNotFoundError: there is no such checkpoint.
       ValueError: its weights do not match the model.
     """
-    model = build_model(
-        replace(run.model, encoder_weights="none"),
-        len(run.label_set.classes),
-        precision=device_precision(run.train.precision),
-    )
-    load_weight_arrays(model, checkpoint_path)
+    model = load_model(run, checkpoint_path, device_precision(run.train.precision))
     return Predictor(frozen_network(model, portable=portable), config, run.long_side_px)
+
+
+def load_model(run: Run, checkpoint_path: Path, precision: str) -> keras.Model:
+    """Builds a run's model with the weights of a checkpoint.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: its weights do not match the model.
+    """
+    config = replace(run.model, encoder_weights="none")
+    model = build_model(config, len(run.label_set.classes), precision=precision)
+    load_weight_arrays(model, checkpoint_path)
+    return model
 
 
 def device_precision(trained: str) -> str:
