@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mapseg import __version__
+from mapseg.config import to_json
 from mapseg.files import whole_dir
 from mapseg.inference.export.check import Segment, count_classes, equal_share, predict
 from mapseg.inference.export.formats import ONNX, Format
@@ -63,6 +64,7 @@ def export(
             "run": source.run.id,
             "step": source.step,
             "scale": source.scale,
+            "options": to_json(source.config),
             "formats": measured,
             "frames": len(frames),
             "classes": max(map(count_classes, expected.values())),

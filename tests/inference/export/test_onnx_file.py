@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,8 +13,13 @@ from conftest import ROOT, tiny_scene, use_tiny_encoder
 from PIL import Image
 
 from mapseg import __version__
-from mapseg.config import PredictConfig
+from mapseg.config import ModelConfig, PredictConfig
 from mapseg.estimator import Estimator
+from mapseg.inference.export.onnx_file import open_onnx, write_onnx
+from mapseg.inference.export.whole_job import make_whole_job
+from mapseg.inference.predictor import Predictor
+from mapseg.model.deeplab import build_model
+from mapseg.model.network import convertible_network, frozen_network
 
 CONFIG = PredictConfig(scale="0.8")
 BATCHES = ([1, 60, 80], [3, 60, 80], [2, 33, 121], [1, 131, 7])
@@ -51,6 +57,7 @@ def exported(tiny_run, tmp_path_factory):
     return folder, expected
 
 
+@pytest.mark.addons
 def test_the_file_gives_the_ids_of_inference_for_all_batches_and_sizes(exported):
     folder, expected = exported
     paths = [str(folder / name) for name in ("export/model.onnx", "batches.npz", "ids.npz")]
@@ -90,6 +97,7 @@ def test_export_json_holds_what_the_check_measured(exported):
     assert facts["formats"]["onnx"]["equal_ids"] >= 0.999
     assert (facts["step"], facts["scale"], facts["frames"]) == (4, "0.8", 4)
     assert facts["classes"] >= 2
+    assert PredictConfig(**facts["options"]) == CONFIG
 
 
 def test_the_example_of_the_page_runs(exported, tmp_path, monkeypatch):
@@ -104,3 +112,26 @@ def test_the_example_of_the_page_runs(exported, tmp_path, monkeypatch):
     exec(compile(example, "docs/deploy.md", "exec"), {})
     colors = np.asarray(Image.open("ids.png").convert("RGB"))
     assert colors.shape == scene.shape
+
+
+def test_a_network_with_its_own_context_module_is_converted(tmp_path):
+    """DDRNet averages over windows and up-samples by matrix products, which MobileNetV2 lacks."""
+    config = ModelConfig(
+        encoder="ddrnet23_slim", encoder_weights="none", output_stride=8, decoder_channels=8
+    )
+    model = build_model(config, 5)
+    images = np.random.default_rng(7).integers(0, 256, [2, 50, 71, 3], np.uint8)
+    logits = frozen_network(model).logits(images).numpy()
+    model.get_layer("logits-semantic").bias.assign(-logits.mean((0, 1, 2)))  # several classes win
+    options = PredictConfig(scale="1")
+    segment = make_whole_job(convertible_network(model), options, 100)
+    label_set = SimpleNamespace(classes=())
+    source = SimpleNamespace(
+        segment=segment, run=SimpleNamespace(label_set=label_set), scale="1", step=0
+    )
+    write_onnx(source, tmp_path / "model.onnx")
+    ids = open_onnx(tmp_path / "model.onnx")(images)
+    predictor = Predictor(frozen_network(model, portable=True), options, 100)
+    expected = np.stack([predictor.segment(image).ids for image in images])
+    assert (ids == expected).mean() >= 0.999
+    assert len(np.unique(expected)) > 1
