@@ -10,6 +10,7 @@ from absl import flags
 from mapseg import cli, startup
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 from mapseg.errors import one_line
+from mapseg.inference.export.formats import FORMATS
 
 if TYPE_CHECKING:
     from mapseg.estimator import Estimator
@@ -29,7 +30,12 @@ def define_flags() -> flags.FlagValues:
     text("records_dir", "", "folder of records, made by data_prep.build_records")
     text("checkpoint", "best", "for evaluate and export: best, latest or a step")
     text("mapping", "", "for evaluate: mapping to the classes of the records; see docs/data.md")
-    text("export_dir", "", "folder for the SavedModel; default RUN_DIR/export")
+    text("export_dir", "", "folder for the export; default RUN_DIR/export")
+    names = ", ".join(form.name for form in FORMATS)
+    help_text = f"for export: any of {names}"
+    flags.DEFINE_list("format", [FORMATS[0].name], help_text, flag_values=values)
+    help_text = "for export: frames to check it on; default images of records_dir, else scripted"
+    text("check_frames", "", help_text)
     flags.DEFINE_list("runs", [], "for plot: run folders to draw in one chart", flag_values=values)
     text("plot_path", "runs.png", "for plot: the PNG to write")
     help_text = "for train_and_evaluate: at the end, evaluate the best checkpoint and write a page"
@@ -55,7 +61,9 @@ def work(values: flags.FlagValues) -> int:
         cli.report(f"wrote {plot_path}")
         return 0
     run_dir = Path(cli.required(values, "run_dir"))
-    records_dir = Path(cli.required(values, "records_dir")) if mode != "export" else Path()
+    records_dir = Path(
+        values.records_dir if mode == "export" else cli.required(values, "records_dir")
+    )
     cli.use_compile_cache(values)
 
     from mapseg.estimator import Estimator
@@ -77,7 +85,7 @@ def work(values: flags.FlagValues) -> int:
             cli.report(f"to write a report: {report_command(run_dir, records_dir, split)}")
     elif mode == "export":
         estimator.amended(options)
-        cli.report(f"wrote {estimator.export(values.export_dir, predicting, values.checkpoint)}")
+        _export(estimator, values, predicting)
     else:
         evaluating = mode == "train_and_evaluate"
         with cli.stop_on_signal() as stopping:
@@ -92,6 +100,18 @@ def work(values: flags.FlagValues) -> int:
         if evaluating and values.report and not stopped:
             _report(estimator, records_dir, predicting)
     return 0
+
+
+def _export(estimator: "Estimator", values: flags.FlagValues, predicting: PredictConfig) -> None:
+    export_dir = estimator.export(
+        values.export_dir,
+        predicting,
+        values.checkpoint,
+        formats=values.format,
+        check_frames=values.check_frames,
+        records_dir=values.records_dir,
+    )
+    cli.report(f"wrote {export_dir}")
 
 
 def _report(estimator: "Estimator", records_dir: Path, predicting: PredictConfig) -> None:

@@ -21,7 +21,10 @@ from mapseg.checks.case import FAIL, SKIP, Case, Finding
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 from mapseg.errors import is_foreseen, one_line
 
-_NOT_NEEDED = ("checkpoint", "mapping", "export_dir", "runs", "plot_path", "compile_cache_dir")
+_NOT_NEEDED = (
+    *("checkpoint", "mapping", "export_dir", "format", "check_frames"),
+    *("runs", "plot_path", "compile_cache_dir"),
+)
 
 # In order of execution: name, the checks that must pass first, the check.
 CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Case], Finding]], ...] = (

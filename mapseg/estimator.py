@@ -5,7 +5,7 @@ TensorFlow is imported by the methods that need it, after they have checked fold
 
 # Long: two thirds are signatures and docstrings of the public API.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,6 +15,7 @@ from mapseg.config import PredictConfig
 from mapseg.data.manifest import Manifest, read_manifest
 from mapseg.files import check_writable
 from mapseg.inference.batching import one_frame, segment_frames
+from mapseg.inference.export.formats import check_export_dir, choose_formats
 from mapseg.labels import LabelSet, make_label_set
 from mapseg.mapping import read_mapping
 from mapseg.runs.checkpoints import find_checkpoint
@@ -243,31 +244,46 @@ class Estimator:
         export_dir: Path | str = "",
         config: PredictConfig | None = None,
         checkpoint: str = "best",
+        *,
+        formats: Sequence[str] = ("saved_model",),
+        check_frames: str = "",
+        records_dir: Path | str = "",
     ) -> Path:
-        """Writes a SavedModel that needs only TensorFlow.
+        """Writes the network in formats for programs without mapseg.
+
+        The ids of each format are compared with the predictor's on a few frames.
 
         Args:
           export_dir: a new or empty folder, or an old export; default `export` in the run folder.
-          config: scales, flip and tile size, which are fixed in the export.
+          config: scales, flip and tile size, which are fixed in the export. Formats other than
+            `saved_model` have one scale, and neither flip nor tiles.
           checkpoint: `best`, `latest` or a step.
+          formats: names of `mapseg.inference.export.formats`.
+          check_frames: frames to compare on: a folder, glob, list or video.
+          records_dir: records whose images are used without `check_frames`; without both, scripted
+            pictures are.
 
         Returns:
-          The folder of the SavedModel.
+          The folder of the export.
 
         Raises:
-          FileNotFoundError: no such run or checkpoint.
-          ValueError: the folder holds other files.
-          WriteError: the SavedModel cannot be written.
+          FileNotFoundError: no such run, checkpoint, frames or records.
+          ValueError: the folder holds other files, a format is unknown, does not support an option
+            or lacks a package, the frames show a single class, or ids differ.
+          WriteError: the export cannot be written.
         """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
-        export_dir = Path(export_dir or self.run_dir / "export")
+        export_dir, config = Path(export_dir or self.run_dir / "export"), config or PredictConfig()
+        chosen = choose_formats(formats, config)
+        check_export_dir(export_dir)
         check_writable(export_dir.parent)
 
+        from mapseg.inference.export.check_frames import read_check_frames
+        from mapseg.inference.export.source import Source
         from mapseg.inference.export.write import export
-        from mapseg.inference.predictor import load_predictor
 
-        predictor = load_predictor(run, config or PredictConfig(), path, portable=True)
-        return export(run, predictor, export_dir)
+        frames = read_check_frames(run, check_frames, Path(records_dir) if records_dir else None)
+        return export(Source(run, path, config), export_dir, chosen, frames, self._progress)
 
     @staticmethod
     def _scored_classes(

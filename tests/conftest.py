@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import time
@@ -105,6 +106,13 @@ def _trained(records_dir, run_dir, **more):
     before = contents(run_dir)
     yield run_dir
     assert contents(run_dir) == before, "a test has changed the shared run"
+
+
+def page_examples(page, section):
+    """Returns the Python examples of a section of a page of docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def use_tiny_encoder(patch):

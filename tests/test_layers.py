@@ -143,7 +143,7 @@ WITHOUT_TENSORFLOW = [
         f"mapseg.inference.{name}"
         for name in ("batching", "containers", "films", "frames", "infer", "measuring")
     ),
-    *(f"mapseg.inference.{name}" for name in ("reading", "results", "videos")),
+    *(f"mapseg.inference.{name}" for name in ("reading", "results", "videos", "export.formats")),
     "mapseg.model.pretrained",
     "mapseg.training.prepare",
     *(name for name in MODULES if name.startswith("data_prep.")),

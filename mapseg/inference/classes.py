@@ -186,12 +186,21 @@ def average_classes(views: list[View], *, probability: bool) -> Classes:
 
 def _probabilities(view: View) -> tf.Tensor:
     """Interpolates the logits of a view: [B, n, m, C] softmax."""
-    band = _interpolate(view.logits, view.rows, 1)
-    return tf.nn.softmax(_interpolate(band, view.columns, 2))
+    band = interpolate(view.logits, view.rows, 1)
+    return tf.nn.softmax(interpolate(band, view.columns, 2))
 
 
-def _interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tensor:
-    """Interpolates linearly between the samples of an axis, clamped at its ends."""
+def interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tensor:
+    """Interpolates linearly between the samples of an axis.
+
+    Args:
+      values: [B, h, w, C] float32.
+      positions: [n] float32, in samples; clamped at both ends.
+      axis: 1 for rows, 2 for columns.
+
+    Returns:
+      [B, n, w, C] or [B, h, n, C] float32.
+    """
     last = tf.shape(values)[axis] - 1
     positions = tf.clip_by_value(positions, 0.0, tf.cast(last, tf.float32))
     low = tf.cast(positions, tf.int32)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -21,6 +22,7 @@ from mapseg.inference.classes import (
     classes_between,
     cut_view,
 )
+from mapseg.inference.scaling import base_scale, scaled_size
 from mapseg.inference.tiling import regions, tile_start
 from mapseg.machine import gpus
 from mapseg.model.deeplab import build_model
@@ -138,7 +140,7 @@ class Predictor(tf.Module):
     def _classes(self, images: tf.Tensor, *, probability: bool) -> tuple[Classes, tf.Tensor]:
         """Segments images; see `graph`. Also returns the scale of each."""
         batch, size = tf.shape(images)[0], tf.shape(images)[1:3]
-        scale = self._scale(size)
+        scale = base_scale(self.config, size, self.long_side_px)
         copies: list[tf.Tensor] = []
         for factor in self.config.factors:
             # One at a time: TensorFlow holds images as float32 while it resizes them.
@@ -177,11 +179,6 @@ class Predictor(tf.Module):
         confidence /= tf.cast(tf.reduce_prod(size), tf.float32)
         ids = tf.ensure_shape(tf.reshape(ids, tf.shape(images)[:3]), [None, None, None])
         return Classes(ids, confidence, highest), tf.fill([batch], scale)
-
-    def _scale(self, size: tf.Tensor) -> tf.Tensor:
-        if self.config.scale == "auto":
-            return self.long_side_px / tf.cast(tf.reduce_max(size), tf.float32)
-        return tf.constant(float(self.config.scale), tf.float32)
 
     def _look(
         self,
@@ -246,13 +243,21 @@ def load_predictor(
       FileNotFoundError: there is no such checkpoint.
       ValueError: its weights do not match the model.
     """
-    model = build_model(
-        replace(run.model, encoder_weights="none"),
-        len(run.label_set.classes),
-        precision=device_precision(run.train.precision),
-    )
-    load_weight_arrays(model, checkpoint_path)
+    model = load_model(run, checkpoint_path, device_precision(run.train.precision))
     return Predictor(frozen_network(model, portable=portable), config, run.long_side_px)
+
+
+def load_model(run: Run, checkpoint_path: Path, precision: str) -> keras.Model:
+    """Builds a run's model with the weights of a checkpoint.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: its weights do not match the model.
+    """
+    config = replace(run.model, encoder_weights="none")
+    model = build_model(config, len(run.label_set.classes), precision=precision)
+    load_weight_arrays(model, checkpoint_path)
+    return model
 
 
 def device_precision(trained: str) -> str:
@@ -263,7 +268,7 @@ def device_precision(trained: str) -> str:
 def _resize(images: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """Resizes [B, H, W, 3] uint8 bilinearly, with antialiasing."""
     size = tf.shape(images)[1:3]
-    scaled = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), 1)
+    scaled = scaled_size(size, scale)
     if tf.reduce_all(tf.equal(size, scaled)):
         resized = images
     else:

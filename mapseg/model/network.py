@@ -60,11 +60,27 @@ def frozen_network(model: keras.Model, *, portable: bool = False) -> Network:
     """
     if model.get_layer("normalize").compute_dtype != "float32":
         return live_network(model)
-    parts = split_model(model)
     form = _Form(
         constant=4 * sum(math.prod(v.shape) for v in model.variables) <= _MOST_CONSTANT_BYTES,
         dilates=not portable and onednn.is_on() and not machine.gpus(),
     )
+    return _folded_network(model, form)
+
+
+def convertible_network(model: keras.Model) -> Network:
+    """Returns the network of `build_model` for conversion to other formats, in float32.
+
+    All kernels are constants, and every convolution is one operation, without padding if it is
+    dilated: ONNX Runtime has no such convolution. TensorFlow itself needs oneDNN to run it.
+
+    Args:
+      model: folded; its precision must be float32.
+    """
+    return _folded_network(model, _Form(constant=True, dilates=True, pads=True))
+
+
+def _folded_network(model: keras.Model, form: "_Form") -> Network:
+    parts = split_model(model)
     encoder = _Folded(parts.encoder.layers, parts.encoder.inputs, parts.encoder.outputs, form)
     decoder_layers = keras.Model(parts.features, parts.logits).layers
     decoder = _Folded(decoder_layers, parts.features, [parts.logits], form, aligned=True)
@@ -82,10 +98,12 @@ class _Form:
     Attributes:
       constant: whether kernels are graph constants instead of variables.
       dilates: whether the depthwise operation supports dilation. TensorFlow's own does not.
+      pads: whether the input of all dilated convolutions is padded beforehand.
     """
 
     constant: bool
     dilates: bool
+    pads: bool = False
 
 
 class _Folded:
@@ -195,28 +213,24 @@ class _Convolution:
             self.kernel = tf.Variable(self.kernel, trainable=False)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        if not self._is_depthwise:
-            y = tf.nn.conv2d(x, self.kernel, self._strides, self._padding, dilations=self._rates)
-        elif self._form.dilates and self._rates != [1, 1]:
-            y = self._dilated(x)
-        else:
-            strides = [1, *self._strides, 1]
-            y = tf.nn.depthwise_conv2d(
-                x, self.kernel, strides, self._padding, dilations=self._rates
-            )
-        return tf.nn.bias_add(y, self._bias)
-
-    def _dilated(self, x: tf.Tensor) -> tf.Tensor:
-        """Computes a dilated depthwise convolution of stride 1 in one operation, with oneDNN."""
+        dilates = self._is_depthwise and self._form.dilates and self._rates != [1, 1]
         padding = self._padding
-        if padding == "SAME" and max(self._rates) > _LARGEST_RATE:
+        largest = 1 if self._form.pads else _LARGEST_RATE if dilates else math.inf
+        if padding == "SAME" and max(self._rates) > largest:
             sides = zip(self.kernel.shape, self._rates, strict=False)
             borders = [[(size - 1) * rate // 2] * 2 for size, rate in sides]
             x, padding = tf.pad(x, [[0, 0], *borders, [0, 0]]), "VALID"
-        return tf.raw_ops.DepthwiseConv2dNative(
-            input=x,
-            filter=self.kernel,
-            strides=[1] * 4,
-            padding=padding,
-            dilations=[1, *self._rates, 1],
-        )
+        if not self._is_depthwise:
+            y = tf.nn.conv2d(x, self.kernel, self._strides, padding, dilations=self._rates)
+        elif dilates:  # of stride 1, in one operation
+            y = tf.raw_ops.DepthwiseConv2dNative(
+                input=x,
+                filter=self.kernel,
+                strides=[1] * 4,
+                padding=padding,
+                dilations=[1, *self._rates, 1],
+            )
+        else:
+            strides = [1, *self._strides, 1]
+            y = tf.nn.depthwise_conv2d(x, self.kernel, strides, padding, dilations=self._rates)
+        return tf.nn.bias_add(y, self._bias)

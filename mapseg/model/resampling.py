@@ -87,6 +87,26 @@ def interpolation_matrix(positions: tf.Tensor, size: int | tf.Tensor) -> tf.Tens
     return tf.maximum(0.0, 1.0 - tf.abs(positions[:, tf.newaxis] - samples))
 
 
+def resizing_matrix(size: tf.Tensor, resized: tf.Tensor) -> tf.Tensor:
+    """Builds the matrix that resizes one side of an image bilinearly, with antialiasing.
+
+    It is what `tf.image.resize` does with `antialias=True`: pixel centres lie at half-integers, and
+    the filter is as wide as a pixel of the smaller image.
+
+    Args:
+      size: [] int32 number of pixels.
+      resized: [] int32 number of pixels of the result.
+
+    Returns:
+      [resized, size] float32 weights; each row sums to 1.
+    """
+    step = tf.cast(size, tf.float32) / tf.cast(resized, tf.float32)
+    centres = (tf.range(tf.cast(resized, tf.float32)) + 0.5) * step - 0.5
+    distance = tf.abs(centres[:, tf.newaxis] - tf.range(tf.cast(size, tf.float32)))
+    weights = tf.maximum(0.0, 1.0 - distance / tf.maximum(step, 1.0))
+    return weights / tf.reduce_sum(weights, axis=1, keepdims=True)
+
+
 def _resampled(x: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """Multiplies [B, h, w, C] by [H, h] and [W, w]."""
     shape, height = tf.shape(x), tf.shape(rows)[0]

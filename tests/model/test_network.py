@@ -12,7 +12,7 @@ from mapseg import onednn
 from mapseg.config import ModelConfig
 from mapseg.model import network
 from mapseg.model.deeplab import build_model
-from mapseg.model.network import frozen_network, live_network
+from mapseg.model.network import convertible_network, frozen_network, live_network
 from mapseg.model.weights import named_weights
 
 CLASSES = 7
@@ -85,6 +85,9 @@ def test_a_folded_network_has_the_logits_of_the_model(encoder, output_stride):
     np.testing.assert_allclose(live[:, :rows, :columns], whole[:, ::4, ::4], atol=within, rtol=0)
     np.testing.assert_allclose(frozen, live, atol=within, rtol=0)
     np.testing.assert_allclose(portable, live, atol=within, rtol=0)
+    if onednn.is_on():  # TensorFlow's own depthwise operation does not support dilation
+        convertible = logits_of(convertible_network(model), images)
+        np.testing.assert_allclose(convertible, live, atol=within, rtol=0)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mapseg.model.resampling import Upsample, WindowMeans, interpolation_matrix
+from mapseg.model.resampling import Upsample, WindowMeans, interpolation_matrix, resizing_matrix
 
 
 @pytest.mark.addons
@@ -56,3 +56,12 @@ def test_window_means_are_over_existing_samples_only(size, window, stride):
     for row, windows in enumerate(expected):
         for column, samples in enumerate(windows):
             np.testing.assert_allclose(means[:, row, column], samples.mean((1, 2)), atol=1e-6)
+
+
+@pytest.mark.addons
+@pytest.mark.parametrize(("size", "resized"), [(90, 31), (31, 90), (1, 4), (7, 1), (64, 64)])
+def test_the_matrix_resizes_as_tensorflow_does(size, resized):
+    column = np.random.default_rng(2).uniform(0, 255, [size, 1, 1]).astype(np.float32)
+    expected = tf.image.resize(column, [resized, 1], antialias=True)[:, :, 0]
+    product = tf.matmul(resizing_matrix(tf.constant(size), tf.constant(resized)), column[:, :, 0])
+    np.testing.assert_allclose(product, expected, atol=1e-3)

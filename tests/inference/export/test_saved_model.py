@@ -11,7 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, tiny_scene, use_tiny_encoder
+from conftest import ROOT, page_examples, tiny_scene, use_tiny_encoder
 from PIL import Image
 
 import mapseg
@@ -209,8 +209,7 @@ def test_the_requests_of_the_page_are_answered(exported, signatures, frames, tmp
         (tmp_path / name).write_bytes(path.read_bytes())
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/export").symlink_to(exported[0])
-    section = PAGE[PAGE.index("## SavedModel") :]
-    local, remote = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
+    local, remote = page_examples("deploy.md", "SavedModel")
     names = {}
     exec(compile(local, "docs/deploy.md", "exec"), names)
     np.testing.assert_array_equal(names["ids"], exported[1][0])

@@ -6,11 +6,10 @@ import pytest
 
 from mapseg.config import PredictConfig
 from mapseg.estimator import Estimator
-from mapseg.inference.export.write import export
-from mapseg.inference.predictor import load_predictor
+from mapseg.inference.export.check import cut
+from mapseg.inference.export.source import Source
 from mapseg.inference.reading import read_image
 from mapseg.pictures import write_jpg
-from mapseg.runs.checkpoints import find_checkpoint
 
 # Serves the export with TensorFlow only; mapseg cannot be imported.
 _SERVE = """
@@ -51,11 +50,47 @@ def test_an_export_returns_the_same_ids_without_mapseg(run_dir, tmp_path):
     )
 
 
-def test_a_folder_with_other_files_is_refused(run_dir, tmp_path):
+def test_a_folder_with_other_files_is_refused_before_any_work(run_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     (tmp_path / "saved_model.pb").write_text("somebody else's")
-    estimator = Estimator(run_dir)
-    predictor = load_predictor(estimator.run, PredictConfig(), find_checkpoint(run_dir))
     with pytest.raises(ValueError, match="export_dir must be new"):
-        export(estimator.run, predictor, tmp_path)
+        Estimator(run_dir).export(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt", "saved_model.pb"}
+
+
+def test_frames_of_a_single_class_check_nothing(run_dir, tmp_path):
+    (tmp_path / "frames").mkdir()
+    write_jpg(tmp_path / "frames" / "0.jpg", np.zeros([40, 60, 3], np.uint8))
+    with pytest.raises(ValueError, match=r"must show more than one class.*--records_dir"):
+        Estimator(run_dir).export(tmp_path / "export", check_frames=str(tmp_path / "frames"))
+    assert {p.name for p in tmp_path.iterdir()} == {"frames"}
+
+
+def test_a_format_that_disagrees_is_not_written(run_dir, records_dir, tmp_path, monkeypatch):
+    """The records give the frames, and a former export is kept."""
+    (tmp_path / "export").mkdir()
+    for name in ("labels.json", "saved_model.pb"):
+        (tmp_path / "export" / name).write_text("former")
+    monkeypatch.setattr(Source, "segment", lambda self, images: images[..., 0] // 128)
+    lines = []
+    with pytest.raises(ValueError, match=r"at least 99.9% of the ids of format onnx .* got \d"):
+        Estimator(run_dir, lines.append).export(
+            tmp_path / "export", formats=["onnx"], records_dir=records_dir
+        )
+    assert {p.name for p in tmp_path.iterdir()} == {"export"}
+    assert {p.read_text() for p in (tmp_path / "export").iterdir()} == {"former"}
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "kept"),
+    [
+        ((3000, 4000), {"scale": "1"}, (262, 4000)),
+        ((4000, 3000), {"scale": "auto"}, (4000, 262)),
+        ((3000, 4000), {"scale": "0.25"}, (3000, 4000)),
+        ((3000, 4000), {"scale": "1", "scales": "0.5"}, (1048, 4000)),
+    ],
+)
+def test_large_frames_are_cut_beside_their_longer_side(size, options, kept):
+    frame = np.zeros([*size, 3], np.uint8)
+    assert cut(frame, PredictConfig(**options), long_side_px=4000).shape == (*kept, 3)

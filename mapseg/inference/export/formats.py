@@ -1,0 +1,96 @@
+"""The formats of an export, what each needs, and which folders it may replace.
+
+All of this is checked before TensorFlow is imported.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapseg.config import PredictConfig
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that an export can have.
+
+    Attributes:
+      name: its name in `--format`.
+      files: names of the files and folders that it consists of.
+      packages: names of the modules that writing and checking it import.
+      plain: whether it is written from the graph of plain operations, which has one scale, no
+        mirror image and no tiles; see `whole_job`.
+      least_equal: smallest share of ids that must equal the predictor's.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    plain: bool = True
+    least_equal: float = 0.999
+
+
+SAVED_MODEL = Format(
+    "saved_model",
+    ("assets", "fingerprint.pb", "keras_metadata.pb", "saved_model.pb", "variables"),
+    plain=False,
+)
+ONNX = Format("onnx", ("model.onnx",), ("tf2onnx", "onnx", "onnxruntime"))
+FORMATS = (SAVED_MODEL, ONNX)
+
+_OWN_FILES = {"export.json", "labels.json", *(name for x in FORMATS for name in x.files)}
+
+
+def choose_formats(names: Sequence[str], config: PredictConfig) -> tuple[Format, ...]:
+    """Returns the formats of these names.
+
+    Raises:
+      ValueError: there is none, or an unknown one; a format does not support an option of
+        `config`; or a package is not installed.
+    """
+    known = {form.name: form for form in FORMATS}
+    if not names or set(names) - known.keys():
+        raise ValueError(
+            f"format must be a comma-separated list of {', '.join(known)}; got "
+            f"{','.join(names) or 'none'}"
+        )
+    formats = tuple(known[name] for name in dict.fromkeys(names))
+    for form in formats:
+        if form.plain:
+            _check_plain(form.name, config)
+        lacking = [x for x in form.packages if importlib.util.find_spec(x) is None]
+        if lacking:
+            raise ValueError(
+                f"format {form.name} needs packages that must be installed; missing: "
+                f"{', '.join(lacking)}. Remedy: pip install 'mapseg[export]'"
+            )
+    return formats
+
+
+def check_export_dir(export_dir: Path) -> None:
+    """Checks that a folder can be replaced by an export.
+
+    Raises:
+      ValueError: the folder holds other files.
+    """
+    names = {p.name for p in export_dir.iterdir()} if export_dir.exists() else set()
+    is_export = "labels.json" in names and names & {"export.json", "saved_model.pb"}
+    if names and not (is_export and names <= _OWN_FILES):
+        raise ValueError(
+            f"{export_dir}: export_dir must be new, empty or an earlier export; it holds other "
+            "files. Remedy: choose another --export_dir"
+        )
+
+
+def _check_plain(name: str, config: PredictConfig) -> None:
+    refused = []
+    if len(config.factors) > 1:
+        refused.append(f"scales must be a single number; got {config.scales}")
+    if config.flip_average:
+        refused.append("flip_average must be off; got true")
+    if refused:
+        raise ValueError(
+            f"format {name}: {'; '.join(refused)}. Remedy: leave these options out, or export "
+            f"with --format={SAVED_MODEL.name}"
+        )
