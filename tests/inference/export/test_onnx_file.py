@@ -102,7 +102,8 @@ def test_export_json_holds_what_the_check_measured(exported):
 
 def test_the_example_of_the_page_runs(exported, tmp_path, monkeypatch):
     page = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (example,) = (text for text in examples if "onnxruntime" in text)
     assert len(example.strip().splitlines()) <= 10
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/export").symlink_to(exported[0] / "export")
