@@ -25,7 +25,7 @@ from rivals import describe_machine, run_json, take_turns
 
 from mapseg import cli
 from mapseg.config import InferConfig, PredictConfig
-from mapseg.inference.export.formats import FORMATS, SAVED_MODEL, Format
+from mapseg.inference.export.formats import FORMATS, ONNX, SAVED_MODEL, Format
 from mapseg.stored_json import read_stored_json
 
 INFERENCE = "mapseg"
@@ -133,12 +133,19 @@ def open_program(case: dict[str, Any]) -> Segment:
 
         loaded = tf.saved_model.load(str(export_dir))
         return lambda image: loaded.segment(image[np.newaxis])["ids"][0].numpy()
-    import onnxruntime
+    (form,) = (form for form in FORMATS if form.name == case["program"])
+    path = str(export_dir / form.files[0])
+    if form == ONNX:
+        import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case["cores"]
-    session = onnxruntime.InferenceSession(str(export_dir / "model.onnx"), options)
-    return lambda image: session.run(["ids"], {"images": image[np.newaxis]})[0][0]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = case["cores"]
+        session = onnxruntime.InferenceSession(path, options)
+        return lambda image: session.run(["ids"], {"images": image[np.newaxis]})[0][0]
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(path, num_threads=case["cores"]).get_signature_runner()
+    return lambda image: run(images=image[np.newaxis])["ids"][0]
 
 
 def open_inference(run_dir: Path, export_dir: Path) -> Segment:

@@ -261,7 +261,7 @@ class Estimator:
           formats: names of `mapseg.inference.export.formats`.
           check_frames: frames to compare on: a folder, glob, list or video.
           records_dir: records whose images are used without `check_frames`; without both, scripted
-            pictures are.
+            pictures are. Formats with integers are calibrated and scored on them.
 
         Returns:
           The folder of the export.
@@ -274,16 +274,19 @@ class Estimator:
         """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
         export_dir, config = Path(export_dir or self.run_dir / "export"), config or PredictConfig()
-        chosen = choose_formats(formats, config)
+        chosen = choose_formats(formats, config, records_dir)
         check_export_dir(export_dir)
         check_writable(export_dir.parent)
 
+        from mapseg.evaluation.exported import rounding_options
         from mapseg.inference.export.check_frames import read_check_frames
         from mapseg.inference.export.source import Source
         from mapseg.inference.export.write import export
 
         frames = read_check_frames(run, check_frames, Path(records_dir) if records_dir else None)
-        return export(Source(run, path, config), export_dir, chosen, frames, self._progress)
+        source = Source(run, path, config)
+        rounding = rounding_options(source, chosen, records_dir, self._progress)
+        return export(source, export_dir, chosen, frames, self._progress, **rounding)
 
     @staticmethod
     def _scored_classes(

@@ -86,7 +86,10 @@ def _folded_network(model: keras.Model, form: "_Form") -> Network:
     decoder = _Folded(decoder_layers, parts.features, [parts.logits], form, aligned=True)
 
     def logits(images: tf.Tensor) -> tf.Tensor:
-        return decoder(encoder([parts.normalize(images)]))[0]
+        x = parts.normalize(images)
+        if form.pads:  # LiteRT's converter forgets the channels of what is padded to any size
+            x = tf.reshape(x, tf.stack([*tf.unstack(tf.shape(x))[:3], 3]))
+        return decoder(encoder([x]))[0]
 
     return Network(logits, parts.stride, (*encoder.variables, *decoder.variables))
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mapseg.config import PredictConfig
+from mapseg.inference.export.formats import Format
 from mapseg.inference.predictor import Predictor
 
 Segment = Callable[[np.ndarray], np.ndarray]
@@ -53,15 +54,36 @@ def count_classes(expected: Sequence[Expected]) -> int:
     return len(np.unique(np.concatenate([ids.ravel() for _, ids in expected])))
 
 
-def equal_share(segment: Segment, expected: Sequence[Expected]) -> float:
-    """Returns the share of pixels for which an export gives the predictor's ids.
+def check(form: Format, segment: Segment, expected: Sequence[Expected]) -> float:
+    """Compares the ids of an export with the predictor's.
 
     Args:
+      form: the format of the export.
       segment: the export, from images [B, H, W, 3] uint8 to ids [B, H, W] uint8.
       expected: from `predict`.
+
+    Returns:
+      The share of pixels for which both are equal.
+
+    Raises:
+      ValueError: it is too small, or all ids of the export are the same.
     """
-    equal = sum(int((segment(image[np.newaxis])[0] == ids).sum()) for image, ids in expected)
-    return equal / sum(ids.size for _, ids in expected)
+    exported = [Expected(image, segment(image[np.newaxis])[0]) for image, _ in expected]
+    pairs = zip(exported, expected, strict=True)
+    equal = sum(int((x.ids == y.ids).sum()) for x, y in pairs)
+    share = equal / sum(ids.size for _, ids in expected)
+    if share < form.least_equal or count_classes(exported) < 2:
+        remedy = (
+            "leave this format out; the network does not bear rounding to 8 bits"
+            if form.rounded
+            else "leave this format out, and report it with the run's config.json"
+        )
+        raise ValueError(
+            f"at least {form.least_equal:.1%} of the ids of format {form.name} must equal the "
+            f"predictor's, and show more than one class; got {share:.3%}, and "
+            f"{count_classes(exported)}. Nothing was written. Remedy: {remedy}"
+        )
+    return share
 
 
 def cut(frame: np.ndarray, config: PredictConfig, long_side_px: int) -> np.ndarray:

@@ -21,14 +21,21 @@ class Format:
       packages: names of the modules that writing and checking it import.
       plain: whether it is written from the graph of plain operations, which has one scale, no
         mirror image and no tiles; see `whole_job`.
-      least_equal: smallest share of ids that must equal the predictor's.
+      rounded: whether its weights are rounded to 8 bits, so that other ids are expected.
+      calibrated: whether the ranges of its tensors are measured on images of records.
     """
 
     name: str
     files: tuple[str, ...]
     packages: tuple[str, ...] = ()
     plain: bool = True
-    least_equal: float = 0.999
+    rounded: bool = False
+    calibrated: bool = False
+
+    @property
+    def least_equal(self) -> float:
+        """The smallest share of ids that must equal the predictor's."""
+        return 0.5 if self.rounded else 0.999
 
 
 SAVED_MODEL = Format(
@@ -37,17 +44,30 @@ SAVED_MODEL = Format(
     plain=False,
 )
 ONNX = Format("onnx", ("model.onnx",), ("tf2onnx", "onnx", "onnxruntime"))
-FORMATS = (SAVED_MODEL, ONNX)
+_LITERT = ("ai_edge_litert",)
+LITERT = Format("litert", ("model.tflite",), _LITERT)
+LITERT_DYNAMIC_INT8 = Format(
+    "litert_dynamic_int8", ("model_dynamic_int8.tflite",), _LITERT, rounded=True
+)
+LITERT_INT8 = Format("litert_int8", ("model_int8.tflite",), _LITERT, rounded=True, calibrated=True)
+FORMATS = (SAVED_MODEL, ONNX, LITERT, LITERT_DYNAMIC_INT8, LITERT_INT8)
 
 _OWN_FILES = {"export.json", "labels.json", *(name for x in FORMATS for name in x.files)}
 
 
-def choose_formats(names: Sequence[str], config: PredictConfig) -> tuple[Format, ...]:
+def choose_formats(
+    names: Sequence[str], config: PredictConfig, records_dir: Path | str = ""
+) -> tuple[Format, ...]:
     """Returns the formats of these names.
+
+    Args:
+      names: the names.
+      config: the options of the export.
+      records_dir: records whose images calibrate, or empty.
 
     Raises:
       ValueError: there is none, or an unknown one; a format does not support an option of
-        `config`; or a package is not installed.
+        `config`, or lacks records; or a package is not installed.
     """
     known = {form.name: form for form in FORMATS}
     if not names or set(names) - known.keys():
@@ -59,6 +79,8 @@ def choose_formats(names: Sequence[str], config: PredictConfig) -> tuple[Format,
     for form in formats:
         if form.plain:
             _check_plain(form.name, config)
+        if form.calibrated:
+            _check_calibrated(form.name, config, records_dir)
         lacking = [x for x in form.packages if importlib.util.find_spec(x) is None]
         if lacking:
             raise ValueError(
@@ -93,4 +115,20 @@ def _check_plain(name: str, config: PredictConfig) -> None:
         raise ValueError(
             f"format {name}: {'; '.join(refused)}. Remedy: leave these options out, or export "
             f"with --format={SAVED_MODEL.name}"
+        )
+
+
+def _check_calibrated(name: str, config: PredictConfig, records_dir: Path | str) -> None:
+    if config.scale == "auto" or float(config.scale) * config.factors[0] != 1:
+        got = config.scale + (f", with scales={config.scales}" if config.scales != "1" else "")
+        raise ValueError(
+            f"format {name}: scale must be 1, because integers of 8 bits cannot resize images; got "
+            f"{got}. Remedy: export with --scale=1, and give the network images of about "
+            "the size of the training images"
+        )
+    if not str(records_dir):
+        raise ValueError(
+            f"format {name}: records_dir must be given, because the ranges of the integers are "
+            "measured on training images; got none. Remedy: --records_dir=R, the records that the "
+            "run was trained on"
         )

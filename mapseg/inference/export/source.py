@@ -11,7 +11,7 @@ import tensorflow as tf
 from mapseg.config import PredictConfig
 from mapseg.inference.export.whole_job import make_whole_job
 from mapseg.inference.predictor import Predictor, device_precision, load_model
-from mapseg.model.network import convertible_network, frozen_network
+from mapseg.model.network import Network, convertible_network, frozen_network
 from mapseg.runs.checkpoints import checkpoint_step
 from mapseg.runs.folder import Run
 
@@ -60,10 +60,14 @@ class Source:
         return Predictor(network, config, self.run.long_side_px)
 
     @cached_property
+    def network(self) -> Network:
+        """The network for converters."""
+        return convertible_network(self._float_model)
+
+    @cached_property
     def segment(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The graph for converters; see `make_whole_job`."""
-        network = convertible_network(self._float_model)
-        return make_whole_job(network, self.config, self.run.long_side_px)
+        return make_whole_job(self.network, self.config, self.run.long_side_px)
 
     @cached_property
     def _float_model(self) -> keras.Model:

@@ -1,7 +1,7 @@
 """Writes the export folder of a run, and checks each format against the predictor."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,21 @@ import tensorflow as tf
 from mapseg import __version__
 from mapseg.config import to_json
 from mapseg.files import whole_dir
-from mapseg.inference.export.check import Segment, count_classes, equal_share, predict
-from mapseg.inference.export.formats import ONNX, Format
+from mapseg.inference.export.check import Segment, check, count_classes, predict
+from mapseg.inference.export.formats import (
+    LITERT_DYNAMIC_INT8,
+    LITERT_INT8,
+    ONNX,
+    SAVED_MODEL,
+    Format,
+)
 from mapseg.inference.export.saved_model import write_saved_model
 from mapseg.inference.export.source import Source
 
 FORMAT_VERSION = 1
+
+# Scores the exports with rounded weights, by the names of their formats.
+Score = Callable[[Mapping[str, Segment]], dict[str, dict[str, Any]]]
 
 
 def export(
@@ -25,6 +34,9 @@ def export(
     formats: Sequence[Format],
     frames: Sequence[np.ndarray],
     report: Callable[[str], None],
+    *,
+    calibration: Sequence[np.ndarray] = (),
+    score: Score | None = None,
 ) -> Path:
     """Writes an export: its formats, `labels.json` with its classes, and `export.json`.
 
@@ -34,6 +46,8 @@ def export(
       formats: from `choose_formats`.
       frames: [H, W, 3] uint8 each, on which every format is compared with the predictor.
       report: receives a line for each format.
+      calibration: [H, W, 3] uint8 each; see `read_calibration_images`.
+      score: its result is stored in `export.json`, if there are formats with rounded weights.
 
     Returns:
       `export_dir`.
@@ -46,18 +60,19 @@ def export(
         for plain in {form.plain for form in formats}
     }
     measured: dict[str, Any] = {}
+    rounded: dict[str, Segment] = {}
     with whole_dir(export_dir) as partial:
         for form in formats:
-            equal = equal_share(_write(form, source, partial), expected[form.plain])
-            if equal < form.least_equal:
-                raise ValueError(
-                    f"{export_dir}: at least {form.least_equal:.1%} of the ids of format "
-                    f"{form.name} must equal the predictor's; got {equal:.3%}. Nothing was "
-                    "written. Remedy: leave this format out, and report it with the run's "
-                    "config.json"
-                )
+            _write(form, source, partial, calibration)
+            segment = open_format(form, partial)
+            equal = check(form, segment, expected[form.plain])
             report(f"{form.name}: {equal:.3%} of the ids equal the predictor's")
             measured[form.name] = {"equal_ids": equal}
+            if form.rounded:
+                rounded[form.name] = segment
+        if score is not None and rounded:
+            for name, scores in score(rounded).items():
+                measured[name]["scores"] = scores
         facts = {
             "format_version": FORMAT_VERSION,
             "mapseg": __version__,
@@ -69,22 +84,43 @@ def export(
             "frames": len(frames),
             "classes": max(map(count_classes, expected.values())),
         }
-        for name, content in (
-            ("labels.json", source.run.label_set.to_json()),
-            ("export.json", facts),
-        ):
-            text = json.dumps(content, indent=1) + "\n"
-            (partial / name).write_text(text, encoding="utf-8")
+        _write_json(partial / "labels.json", source.run.label_set.to_json())
+        _write_json(partial / "export.json", facts)
     return export_dir
 
 
-def _write(form: Format, source: Source, folder: Path) -> Segment:
-    """Writes a format into the folder; returns the function that the files compute."""
-    if form == ONNX:
-        from mapseg.inference.export.onnx_file import open_onnx, write_onnx
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-        write_onnx(source, folder / form.files[0])
-        return open_onnx(folder / form.files[0])
-    write_saved_model(source.predictor, source.run.label_set, folder)
-    loaded = tf.saved_model.load(str(folder))
-    return lambda images: loaded.segment(images)["ids"].numpy()
+
+def open_format(form: Format, folder: Path) -> Segment:
+    """Returns the function from images to ids that the files of a format compute."""
+    path = folder / form.files[0]
+    if form == SAVED_MODEL:
+        loaded = tf.saved_model.load(str(folder))
+        return lambda images: loaded.segment(images)["ids"].numpy()
+    if form == ONNX:
+        from mapseg.inference.export.onnx_file import open_onnx
+
+        return open_onnx(path)
+    from mapseg.inference.export.litert import open_litert
+
+    return open_litert(path)
+
+
+def _write(form: Format, source: Source, folder: Path, calibration: Sequence[np.ndarray]) -> None:
+    """Writes the files of a format into the folder."""
+    path = folder / form.files[0]
+    if form == SAVED_MODEL:
+        write_saved_model(source.predictor, source.run.label_set, folder)
+    elif form == ONNX:
+        from mapseg.inference.export.onnx_file import write_onnx
+
+        write_onnx(source, path)
+    else:
+        from mapseg.inference.export.litert import write_litert, write_litert_int8
+
+        if form == LITERT_INT8:
+            write_litert_int8(source, calibration, path)
+        else:
+            write_litert(source, path, dynamic_int8=form == LITERT_DYNAMIC_INT8)

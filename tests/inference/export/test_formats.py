@@ -13,6 +13,10 @@ from mapseg.inference.export.formats import FORMATS, check_export_dir, choose_fo
     ("names", "options", "message"),
     [
         ([], {}, "format must be a comma-separated list of saved_model, onnx.*; got none"),
+        (["litert_int8"], {}, "format litert_int8: scale must be 1, .*; got auto. Remedy: .*=1"),
+        (["litert_int8"], {"scale": "1", "scales": "2"}, "scale must be 1, .*; got 1, with scales"),
+        (["litert_int8"], {"scale": "1"}, "records_dir must be given, .*; got none. Remedy: --rec"),
+        (["litert"], {"flip_average": True}, "format litert: flip_average must be off"),
         (["onnx", "caffe"], {}, "format must be .*; got onnx,caffe"),
         (["onnx"], {"scales": "0.5,1"}, "format onnx: scales must be a single number; got 0.5,1"),
         (["onnx"], {"flip_average": True}, "format onnx: flip_average must be off; .*Remedy"),
