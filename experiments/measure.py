@@ -69,6 +69,39 @@ def seeds_of(values: flags.FlagValues) -> list[int]:
     return [int(text) for text in values.seeds]
 
 
+def train(
+    run_dir: Path,
+    records_dir: Path,
+    options: Mapping[str, Any],
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Trains a run or resumes it, unless that is done; returns false if it was stopped first.
+
+    Raises:
+      ValueError: the folder has a run with other options.
+    """
+    if stopping():
+        return False
+
+    import keras
+
+    from mapseg.estimator import Estimator
+
+    keras.backend.clear_session()
+    estimator = Estimator(run_dir, cli.report)
+    estimator.train(records_dir, evaluating=False, stopping=stopping, **options)
+    return not stopping()
+
+
+def trained_secs(run_dir: Path) -> float:
+    """Returns the duration of a run's training steps."""
+    from mapseg.runs.folder import open_run
+    from mapseg.runs.history import read_history, training_secs
+
+    run = open_run(run_dir)
+    return training_secs(read_history(run.history_path), run.train.batch_size)
+
+
 def measure(
     run_dir: Path,
     records_dir: Path,
@@ -93,20 +126,13 @@ def measure(
     Raises:
       ValueError: the folder has a run with other options.
     """
-    if stopping():
+    if not train(run_dir, records_dir, options, stopping):
         return None
-
-    import keras
 
     from mapseg.data.manifest import read_manifest
     from mapseg.estimator import Estimator
-    from mapseg.runs.history import read_history, training_secs
 
-    keras.backend.clear_session()
     estimator = Estimator(run_dir, cli.report)
-    estimator.train(records_dir, evaluating=False, stopping=stopping, **options)
-    if stopping():
-        return None
     scores = estimator.evaluate(
         records_dir, split, predicting, "latest", details=False, again=False
     )
@@ -117,5 +143,4 @@ def measure(
         "scored on records": read_manifest(records_dir).split(split).digest,
         "classes": list(run.label_set.names),
     }
-    secs = training_secs(read_history(run.history_path), run.train.batch_size)
-    return Outcome(scores, secs, facts)
+    return Outcome(scores, trained_secs(run_dir), facts)

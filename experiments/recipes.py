@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
-from measure import Outcome, all_options, measure, protocol, seeds_of
+from measure import Outcome, all_options, measure, protocol, seeds_of, train, trained_secs
 
 from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
@@ -47,15 +47,19 @@ class Recipe:
     Attributes:
       vistas: the data is a Vistas folder; otherwise folders of pairs with the classes of CamVid.
       resize_to: stored (height, width) of all samples.
+      start: flag file of a first run on the same data, whose weights are the initial ones. Options
+        of the command line do not change it.
     """
 
     vistas: bool = False
     resize_to: tuple[int, int] | None = None
+    start: str = ""
 
 
 RECIPES = {
     "camvid_scratch": Recipe(),
     "camvid_pretrained": Recipe(),
+    "cpu_camvid": Recipe(start="cpu_camvid_start.flags"),
     "vistas_sample": Recipe(vistas=True, resize_to=(384, 512)),
     "vistas_sample_lane": Recipe(vistas=True, resize_to=(384, 512)),
 }
@@ -91,7 +95,9 @@ def work(values: flags.FlagValues) -> int:
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     sources = find_sources(recipe, data_dir)
     jobs = plan(values, sources)
-    results = Results(work_dir, protocol(options, predicting))
+    first = start_options(recipe)
+    started = {"start": protocol(first, PredictConfig())} if first else {}
+    results = Results(work_dir, {**protocol(options, predicting), **started})
     for part in {part.name: part for parts in jobs.values() for part in parts}.values():
         convert(part, work_dir, recipe)
     with cli.stop_on_signal() as stopping:
@@ -100,17 +106,19 @@ def work(values: flags.FlagValues) -> int:
                 outcomes = []
                 for part in parts:
                     folder = work_dir / part.name
+                    records_dir, case = folder / "records", {**options, "seed": seed}
+                    secs = 0.0
+                    if first:
+                        start_dir = folder / f"seed{seed}-start"
+                        if not train(start_dir, records_dir, {**first, "seed": seed}, stopping):
+                            return 130
+                        secs, case["init_from"] = trained_secs(start_dir), str(start_dir)
                     outcome = measure(
-                        folder / f"seed{seed}",
-                        folder / "records",
-                        part.split,
-                        {**options, "seed": seed},
-                        predicting,
-                        stopping,
+                        folder / f"seed{seed}", records_dir, part.split, case, predicting, stopping
                     )
                     if outcome is None:
                         return 130
-                    outcomes.append(outcome)
+                    outcomes.append(replace(outcome, train_secs=secs + outcome.train_secs))
                 results.add(table, seed, add_up(outcomes))
                 cli.report(results.text())
     return 0
@@ -129,6 +137,15 @@ class Part:
     name: str
     sources: Sequence["Source"]
     split: str
+
+
+def start_options(recipe: Recipe) -> dict[str, Any]:
+    """Returns every option of a recipe's first run except the seed; empty if there is none."""
+    if not recipe.start:
+        return {}
+    values = define_flags()
+    values(["recipes.py", f"--flagfile={FOLDER / recipe.start}"])
+    return all_options(values)
 
 
 def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, list[Part]]:

@@ -41,6 +41,28 @@ def call(camvid_dir, work_dir, *options):
     return recipes.main(["recipes.py", *where, *SMALL, *options])
 
 
+def test_a_recipe_may_start_with_another_run(camvid_dir, tmp_path, capsys, monkeypatch):
+    (tmp_path / "first.flags").write_text("\n".join([*SMALL, "--steps=1", "--train_split=train"]))
+    recipe = recipes.Recipe(start=str(tmp_path / "first.flags"))
+    monkeypatch.setitem(recipes.RECIPES, "camvid_scratch", recipe)
+    assert call(camvid_dir, tmp_path / "work", "--seeds=5", "--scales=1") == 0
+    runs = {
+        name: json.loads((tmp_path / "work" / name / "config.json").read_text())
+        for name in ("seed5", "seed5-start")
+    }
+    assert runs["seed5"]["train"]["init_from"] == str(tmp_path / "work" / "seed5-start")
+    assert [runs[name]["train"][key] for name in runs for key in ("seed", "steps")] == [5, 2, 5, 1]
+    stored = json.loads((tmp_path / "work" / "results.json").read_text())
+    assert stored["protocol"]["start"]["schedule_steps"] == 1
+    secs = [measure.trained_secs(tmp_path / "work" / name) for name in runs]
+    assert stored["tables"]["val"]["5"]["train_secs"] == pytest.approx(sum(secs))
+
+    # Weights of another first run are another protocol.
+    (tmp_path / "first.flags").write_text("\n".join([*SMALL, "--steps=3", "--train_split=train"]))
+    assert call(camvid_dir, tmp_path / "work", "--seeds=5", "--scales=1") == 1
+    assert "start" in capsys.readouterr().err
+
+
 def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, monkeypatch):
     work_dir = tmp_path / "work"
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
