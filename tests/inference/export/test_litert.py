@@ -63,6 +63,7 @@ def exported(tiny_run, records_dir, tmp_path_factory):
     return folder / "export", expected
 
 
+@pytest.mark.addons
 @pytest.mark.parametrize(
     ("name", "least"), [("litert", 0.999), ("litert_dynamic_int8", 0.95), ("litert_int8", 0.9)]
 )

@@ -28,7 +28,6 @@ np.save(sys.argv[5], ids[1])
 """
 
 
-@pytest.mark.addons
 def test_an_export_returns_the_same_ids_without_mapseg(run_dir, tmp_path):
     estimator = Estimator(run_dir, progress=print)
     config = PredictConfig(tile_px=65, scales="0.5,1", flip_average=True)
