@@ -84,8 +84,8 @@ def work(values: flags.FlagValues) -> int:
         if not values.mapping:
             cli.report(f"to write a report: {report_command(run_dir, records_dir, split)}")
     elif mode == "export":
-        estimator.amended(options)
-        _export(estimator, values, predicting)
+        split = estimator.amended(options).train.eval_split
+        _export(estimator, values, predicting, split)
     else:
         evaluating = mode == "train_and_evaluate"
         with cli.stop_on_signal() as stopping:
@@ -102,7 +102,9 @@ def work(values: flags.FlagValues) -> int:
     return 0
 
 
-def _export(estimator: "Estimator", values: flags.FlagValues, predicting: PredictConfig) -> None:
+def _export(
+    estimator: "Estimator", values: flags.FlagValues, predicting: PredictConfig, split: str
+) -> None:
     export_dir = estimator.export(
         values.export_dir,
         predicting,
@@ -110,6 +112,7 @@ def _export(estimator: "Estimator", values: flags.FlagValues, predicting: Predic
         formats=values.format,
         check_frames=values.check_frames,
         records_dir=values.records_dir,
+        split=split,
     )
     cli.report(f"wrote {export_dir}")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from exports import megabytes
 
 from mapseg import cli, startup
 from mapseg.config import PredictConfig
@@ -43,25 +44,16 @@ def work(values: flags.FlagValues) -> int:
         )
         segments = {form.name: open_format(form, export_dir) for form in FORMATS}
         scores = score_exports(source, segments, read_manifest(records_dir), cli.report)
-        sizes = {
-            form.name: sum(_size(export_dir / name) for name in form.files) for form in FORMATS
-        }
+        sizes = {form.name: megabytes(form, export_dir) for form in FORMATS}
     cli.report("| format | MB | equal ids | mean IoU | change in points |")
     cli.report("| --- | --- | --- | --- | --- |")
     for name, row in scores.items():
         change = 100 * (row["mean_iou"] - row["mean_iou_of_source"])
         cli.report(
-            f"| `{name}` | {sizes[name] / 1e6:.1f} | {row['equal_ids']:.2%} | "
+            f"| `{name}` | {sizes[name]:.1f} | {row['equal_ids']:.2%} | "
             f"{row['mean_iou']:.1%} | {change:+.2f} |"
         )
     return 0
-
-
-def _size(path: Path) -> int:
-    """Returns the bytes of a file, or of all files in a folder; 0 if there is none."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.exists() else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

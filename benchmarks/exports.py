@@ -124,7 +124,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
 
 def open_program(case: dict[str, Any]) -> Segment:
-    """Loads inference or a format of the export: a function from [H, W, 3] to [H, W]."""
+    """Loads inference, or a format as a program without mapseg does: [H, W, 3] -> [H, W] ids."""
     export_dir = Path(case["export_dir"])
     if case["program"] == INFERENCE:
         return open_inference(Path(case["run_dir"]), export_dir)

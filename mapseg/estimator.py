@@ -248,6 +248,7 @@ class Estimator:
         formats: Sequence[str] = ("saved_model",),
         check_frames: str = "",
         records_dir: Path | str = "",
+        split: str = "",
     ) -> Path:
         """Writes the network in formats for programs without mapseg.
 
@@ -262,6 +263,7 @@ class Estimator:
           check_frames: frames to compare on: a folder, glob, list or video.
           records_dir: records whose images are used without `check_frames`; without both, scripted
             pictures are. Formats with integers are calibrated and scored on them.
+          split: of the records, for checking and scoring; empty is the run's `eval_split`.
 
         Returns:
           The folder of the export.
@@ -273,6 +275,8 @@ class Estimator:
           WriteError: the export cannot be written.
         """
         run, path = self.run, find_checkpoint(self.run_dir, checkpoint)
+        if split:
+            run = self.amended({"eval_split": split})
         export_dir, config = Path(export_dir or self.run_dir / "export"), config or PredictConfig()
         chosen = choose_formats(formats, config, records_dir)
         check_export_dir(export_dir)

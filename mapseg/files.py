@@ -71,7 +71,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_dir(path: Path) -> Iterator[Path]:
-    """Writes a folder as `whole_file` does, replacing any old one."""
+    """Writes a folder as `whole_file` does, replacing any old one, or the target of a link."""
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,17 @@ def test_a_failure_leaves_the_former_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_link_to_a_folder_is_kept_and_its_target_replaced(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "old").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with whole_dir(tmp_path / "link") as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "target"}
+
+
 def test_a_folder_is_written_atomically(tmp_path):
     path = tmp_path / "d"
     with whole_dir(path) as partial:

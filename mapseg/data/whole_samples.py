@@ -14,6 +14,12 @@ from mapseg.data.shards import RecordIndex, index_split, read_record
 from mapseg.labels import LabelSet
 
 
+def even_places(count: int, total: int) -> list[int]:
+    """Returns at most `count` of `total` positions, at even distances."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
+
+
 def read_places(
     manifest: Manifest, split: str, label_set: LabelSet, places: Iterable[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mapseg.data.manifest import Manifest, read_manifest
-from mapseg.data.whole_samples import read_places
+from mapseg.data.whole_samples import even_places, read_places
 from mapseg.evaluation.counting import ImageCounts, count_image
 from mapseg.evaluation.evaluation import evaluation_of
 from mapseg.evaluation.scores import to_number
@@ -76,8 +76,8 @@ def score_exports(
       `mean_iou` and `mean_iou_of_source`, fractions, None if no evaluated class is labelled.
     """
     split = manifest.split(source.run.train.eval_split)
-    count = min(_MOST_IMAGES, split.samples)
-    places = [i * split.samples // count for i in range(count)]
+    places = even_places(_MOST_IMAGES, split.samples)
+    count = len(places)
     report = make_reporter(0, count, f"images of {split.name}", progress)
     predictor, label_set = source.whole_predictor, source.run.label_set
     counts: dict[str, list[ImageCounts]] = {name: [] for name in ("", *segments)}

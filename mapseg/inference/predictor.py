@@ -228,23 +228,20 @@ class Predictor(tf.Module):
         return self.network.logits(tiles)
 
 
-def load_predictor(
-    run: Run, config: PredictConfig, checkpoint_path: Path, *, portable: bool = False
-) -> Predictor:
+def load_predictor(run: Run, config: PredictConfig, checkpoint_path: Path) -> Predictor:
     """Builds a run's network with the weights of a checkpoint.
 
     Args:
       run: from `open_run`.
       config: scales, flip and tile size.
       checkpoint_path: from `find_checkpoint`.
-      portable: for an export, whose graph must run on other machines.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
       ValueError: its weights do not match the model.
     """
     model = load_model(run, checkpoint_path, device_precision(run.train.precision))
-    return Predictor(frozen_network(model, portable=portable), config, run.long_side_px)
+    return Predictor(frozen_network(model), config, run.long_side_px)
 
 
 def load_model(run: Run, checkpoint_path: Path, precision: str) -> keras.Model:

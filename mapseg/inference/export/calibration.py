@@ -3,7 +3,7 @@
 import numpy as np
 
 from mapseg.data.manifest import Manifest
-from mapseg.data.whole_samples import read_places
+from mapseg.data.whole_samples import even_places, read_places
 from mapseg.inference.export.check import cut
 from mapseg.inference.export.source import Source
 
@@ -26,7 +26,6 @@ def read_calibration_images(source: Source, manifest: Manifest) -> list[np.ndarr
     """
     run = source.run
     split = manifest.split(run.train.train_split)
-    count = min(COUNT, split.samples)
-    places = (i * split.samples // count for i in range(count))
+    places = even_places(COUNT, split.samples)
     samples = read_places(manifest, split.name, run.label_set, places)
     return [cut(image, source.config, run.long_side_px) for image, *_ in samples]

@@ -12,7 +12,7 @@ from mapseg.inference.predictor import Predictor
 
 Segment = Callable[[np.ndarray], np.ndarray]
 
-# Formats without tiles need memory in proportion to the network's input.
+# Formats without tiles hold the logits of all pixels, of the image and of the network's input.
 _MOST_PIXELS = 2**20
 
 
@@ -87,7 +87,7 @@ def check(form: Format, segment: Segment, expected: Sequence[Expected]) -> float
 
 
 def cut(frame: np.ndarray, config: PredictConfig, long_side_px: int) -> np.ndarray:
-    """Cuts a frame around its centre if the network's input would be too large.
+    """Cuts a frame around its centre if it, or the network's input, would be too large.
 
     Only the shorter side is cut, as `scale=auto` follows from the longer one.
 
@@ -99,7 +99,7 @@ def cut(frame: np.ndarray, config: PredictConfig, long_side_px: int) -> np.ndarr
     axis = int(frame.shape[1] < frame.shape[0])
     longer, shorter = frame.shape[1 - axis], frame.shape[axis]
     scale = long_side_px / longer if config.scale == "auto" else float(config.scale)
-    scale *= config.factors[-1]
+    scale = max(scale * config.factors[-1], 1)
     kept = min(max(1, math.floor(_MOST_PIXELS / (longer * scale**2))), shorter)
     start = (shorter - kept) // 2
     return np.ascontiguousarray(frame.take(range(start, start + kept), axis))

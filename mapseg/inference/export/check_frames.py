@@ -6,7 +6,7 @@ import numpy as np
 
 from mapseg.config import InferConfig
 from mapseg.data.manifest import read_manifest
-from mapseg.data.whole_samples import read_places
+from mapseg.data.whole_samples import even_places, read_places
 from mapseg.inference.frames import find_frames
 from mapseg.inference.reading import FrameReader
 from mapseg.runs.folder import Run
@@ -30,18 +30,14 @@ def read_check_frames(run: Run, frames: str, records_dir: Path | None) -> list[n
     if frames:
         paths = find_frames(InferConfig(frames=frames, out_dir=str(run.run_dir))).frames
         reader = FrameReader()
-        chosen = (paths[place] for place in _spread(len(paths)))
+        chosen = (paths[place] for place in even_places(_COUNT, len(paths)))
         return [reader.read(frame.path, frame.number).image for frame in chosen]
     if records_dir:
         manifest = read_manifest(records_dir)
         split = manifest.split(run.train.eval_split)
-        places = _spread(split.samples)
+        places = even_places(_COUNT, split.samples)
         return [image for image, *_ in read_places(manifest, split.name, run.label_set, places)]
     return [_scripted(size, seed) for seed, size in enumerate(_SIZES)]
-
-
-def _spread(count: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, _COUNT).astype(int)).tolist()
 
 
 def _scripted(size: tuple[int, int], seed: int) -> np.ndarray:

@@ -70,10 +70,12 @@ def choose_formats(
         `config`, or lacks records; or a package is not installed.
     """
     known = {form.name: form for form in FORMATS}
+    if isinstance(names, str):
+        raise ValueError(f"formats must be a list of names; got the text {names!r}")
     if not names or set(names) - known.keys():
         raise ValueError(
             f"format must be a comma-separated list of {', '.join(known)}; got "
-            f"{','.join(names) or 'none'}"
+            f"{','.join(names or ()) or 'none'}"
         )
     formats = tuple(known[name] for name in dict.fromkeys(names))
     for form in formats:
@@ -94,8 +96,18 @@ def check_export_dir(export_dir: Path) -> None:
     """Checks that a folder can be replaced by an export.
 
     Raises:
-      ValueError: the folder holds other files.
+      ValueError: it holds other files, is a file or the current folder.
     """
+    if export_dir.exists() and not export_dir.is_dir():
+        raise ValueError(
+            f"{export_dir}: export_dir must be a folder; got a file. Remedy: choose another "
+            "--export_dir"
+        )
+    if export_dir.resolve() == Path.cwd():
+        raise ValueError(
+            f"{export_dir}: export_dir must not be the current folder, which would be replaced. "
+            "Remedy: choose another --export_dir"
+        )
     names = {p.name for p in export_dir.iterdir()} if export_dir.exists() else set()
     is_export = "labels.json" in names and names & {"export.json", "saved_model.pb"}
     if names and not (is_export and names <= _OWN_FILES):

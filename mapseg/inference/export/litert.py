@@ -17,7 +17,6 @@ from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
-from mapseg import __version__
 from mapseg.inference.export.source import Source
 from mapseg.model.network import Network
 
@@ -29,8 +28,7 @@ Graph = Callable[[tf.Tensor], tf.Tensor]
 def write_litert(source: Source, path: Path, *, dynamic_int8: bool = False) -> None:
     """Writes a file whose input is `images` [B, H, W, 3] uint8 RGB, its output `ids` [B, H, W].
 
-    It has built-in operations only. Its metadata `mapseg` is a JSON object: `classes`, a list of
-    name and colour in the order of the ids; `scale`; `mapseg`, the version; and `step`.
+    It has built-in operations only. Its metadata `mapseg` is the JSON of `Source.facts`.
 
     Args:
       source: of one scale, without flip.
@@ -130,15 +128,9 @@ def _convert(
 
 def _with_metadata(content: bytes, source: Source) -> bytes:
     """Adds what the ids mean to a file's metadata."""
-    facts = {
-        "classes": [{"name": c.name, "color": c.color} for c in source.run.label_set.classes],
-        "scale": source.scale,
-        "mapseg": __version__,
-        "step": source.step,
-    }
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    buffer.data = np.frombuffer(json.dumps(source.facts).encode(), np.uint8)
     entry.name, entry.buffer = _METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata.append(entry)

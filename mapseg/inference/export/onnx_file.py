@@ -11,7 +11,6 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
-from mapseg import __version__
 from mapseg.inference.export.source import Source
 
 _OPSET = 18  # of 2022: ONNX Runtime 1.14, OpenVINO 2023
@@ -22,8 +21,7 @@ def write_onnx(source: Source, path: Path) -> None:
     """Writes an ONNX file with the input `images` and the output `ids`.
 
     `images` is [batch, height, width, 3] uint8 RGB of any size, `ids` [batch, height, width] uint8.
-    The metadata are texts: `classes`, a JSON list of name and colour in the order of the ids;
-    `scale`; `mapseg`, the version; and `step`.
+    The metadata are the texts of `Source.facts`; `classes` is JSON.
 
     Args:
       source: of one scale, without flip.
@@ -37,14 +35,9 @@ def write_onnx(source: Source, path: Path) -> None:
     for value in (*model.graph.input, *model.graph.output):
         for side, name in zip(value.type.tensor_type.shape.dim, _SIDES, strict=False):
             side.dim_param = name  # instead of arbitrary ones
-    classes = [{"name": c.name, "color": c.color} for c in source.run.label_set.classes]
-    facts = {
-        "classes": json.dumps(classes),
-        "scale": source.scale,
-        "mapseg": __version__,
-        "step": str(source.step),
-    }
-    onnx.helper.set_model_props(model, facts)
+    texts = {name: str(value) for name, value in source.facts.items()}
+    texts["classes"] = json.dumps(source.facts["classes"])
+    onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
 

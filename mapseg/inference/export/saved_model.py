@@ -1,15 +1,14 @@
 """The SavedModel of a run: images or encoded files in, ids out."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import tensorflow as tf
 
-import mapseg
+from mapseg.config import to_json
 from mapseg.inference.export.decoding import decode
-from mapseg.inference.predictor import Predictor
-from mapseg.labels import VOID, LabelSet
+from mapseg.inference.export.source import Source
+from mapseg.labels import VOID
 
 _Tensors = dict[str, tf.Tensor]
 
@@ -31,8 +30,9 @@ class _Exported(tf.Module):
     in training mode.
     """
 
-    def __init__(self, predictor: Predictor, label_set: LabelSet):
+    def __init__(self, source: Source):
         super().__init__()
+        predictor = source.predictor
         variables = predictor.network.variables
         self.weights = [v if isinstance(v, tf.Variable) else v.value for v in variables]
 
@@ -86,7 +86,7 @@ class _Exported(tf.Module):
         self.encoded_signature = segment_encoded.get_concrete_function(_FILES)
         self.segment, self.segment_encoded = segment, segment_encoded
         self.segment_to_png = segment_to_png
-        self.about, self.about_each = _make_about(facts_json(predictor, label_set))
+        self.about, self.about_each = _make_about(_facts_json(source))
 
 
 def _make_about(facts: str) -> tuple[tf.types.experimental.PolymorphicFunction, ...]:
@@ -104,7 +104,7 @@ def _make_about(facts: str) -> tuple[tf.types.experimental.PolymorphicFunction, 
     return about, about_each
 
 
-def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path) -> None:
+def write_saved_model(source: Source, saved_dir: Path) -> None:
     """Writes a SavedModel.
 
     | signature         | method            | input                                   |
@@ -119,7 +119,7 @@ def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path
     `confidence` [B] and `scale` [B]. `serving_default` and `encoded` return `ids` [B, H, W] uint8
     too. Files may have different sizes: `encoded` and `png` return `sizes` [B, 2] int32 (height,
     width), and `ids` is padded with VOID at the bottom and right to the largest. `about` returns
-    `facts_json`, as `json` [B].
+    JSON, as `json` [B]: `Source.facts`, `void_id` and the options of prediction.
 
     As in inference, images are rotated according to their EXIF data, and files are rejected that
     are truncated, animated, too large, or have 16 bits and no value of at least 2^14. CMYK is
@@ -127,11 +127,10 @@ def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path
     there on. One file that is rejected fails its request; the error names it.
 
     Args:
-      predictor: what to export; its scales, flip and tile size are fixed in the export.
-      label_set: its classes.
+      source: what to export; its scales, flip and tile size are fixed in the export.
       saved_dir: an existing empty folder.
     """
-    module = _Exported(predictor, label_set)
+    module = _Exported(source)
     signatures = {
         "serving_default": module.segment,
         "encoded": module.encoded_signature,
@@ -141,15 +140,9 @@ def write_saved_model(predictor: Predictor, label_set: LabelSet, saved_dir: Path
     tf.saved_model.save(module, str(saved_dir), signatures=signatures)
 
 
-def facts_json(predictor: Predictor, label_set: LabelSet) -> str:
-    """Returns what users of an export must know, as JSON: version, classes, prediction options."""
-    facts = {
-        "mapseg": mapseg.__version__,
-        "classes": [c.to_json() for c in label_set.classes],
-        "void_id": VOID,
-        "prediction": {**asdict(predictor.config), "long_side_px": predictor.long_side_px},
-    }
-    return json.dumps(facts)
+def _facts_json(source: Source) -> str:
+    prediction = {**to_json(source.config), "long_side_px": source.run.long_side_px}
+    return json.dumps({**source.facts, "void_id": VOID, "prediction": prediction})
 
 
 def _require(passed: tf.Tensor, message: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

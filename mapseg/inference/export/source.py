@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from mapseg import __version__
 from mapseg.config import PredictConfig
 from mapseg.inference.export.whole_job import make_whole_job
 from mapseg.inference.predictor import Predictor, device_precision, load_model
@@ -44,6 +46,16 @@ class Source:
         if others or factor == 1:
             return scale
         return f"auto*{factor:g}" if scale == "auto" else f"{float(scale) * factor:g}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What users of an export must know, as JSON values: inside the files of every format."""
+        return {
+            "classes": [c.to_json() for c in self.run.label_set.classes],
+            "scale": self.scale,
+            "mapseg": __version__,
+            "step": self.step,
+        }
 
     @cached_property
     def predictor(self) -> Predictor:

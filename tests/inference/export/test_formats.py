@@ -1,6 +1,7 @@
 """What an export cannot be is refused by name, before any work."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from mapseg.inference.export.formats import FORMATS, check_export_dir, choose_fo
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
+        (None, {}, "format must be .*; got none"),
+        ("onnx", {}, "formats must be a list of names; got the text 'onnx'"),
         ([], {}, "format must be a comma-separated list of saved_model, onnx.*; got none"),
         (["litert_int8"], {}, "format litert_int8: scale must be 1, .*; got auto. Remedy: .*=1"),
         (["litert_int8"], {"scale": "1", "scales": "2"}, "scale must be 1, .*; got 1, with scales"),
@@ -64,6 +67,15 @@ def test_other_folders_are_refused(tmp_path, names):
     with pytest.raises(ValueError, match="export_dir must be new, empty or an earlier export"):
         check_export_dir(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+def test_a_file_and_the_current_folder_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file: export_dir must be a folder; got a file. Remedy"):
+        check_export_dir(tmp_path / "file")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"must not be the current folder, .* Remedy"):
+        check_export_dir(Path())
 
 
 def test_no_two_formats_write_the_same_file():

@@ -14,7 +14,10 @@ from PIL import Image
 from mapseg import __version__
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
+from mapseg.data.whole_samples import even_places
 from mapseg.estimator import Estimator
+from mapseg.evaluation import exported as exported_scores
+from mapseg.evaluation.counting import count_image
 from mapseg.inference.export.calibration import read_calibration_images
 from mapseg.inference.export.source import Source
 from mapseg.runs.checkpoints import find_checkpoint
@@ -84,7 +87,7 @@ def test_the_files_describe_themselves(exported, tiny_run, name):
     (number,) = (entry.Buffer() for entry in entries if entry.Name() == b"mapseg")
     facts = json.loads(model.Buffers(number).DataAsNumpy().tobytes())
     classes = Estimator(tiny_run).run.label_set.classes
-    assert facts.pop("classes") == [{"name": c.name, "color": list(c.color)} for c in classes]
+    assert facts.pop("classes") == [c.to_json() for c in classes]
     assert facts == {"scale": "1", "mapseg": __version__, "step": 4}
 
 
@@ -107,6 +110,30 @@ def test_export_json_holds_the_scores_of_integers(exported):
         assert scores["images"] == 3
         assert 0.8 < scores["equal_ids"] <= 1
         assert 0 < scores["mean_iou"] < 1 and 0 < scores["mean_iou_of_source"] < 1
+
+
+def test_even_places_spread_over_all_samples():
+    assert even_places(4, 9) == [0, 2, 4, 6]
+    assert even_places(4, 3) == [0, 1, 2]
+    assert even_places(100, 250)[::33] == [0, 82, 165, 247]
+
+
+def test_every_sample_of_a_small_split_is_scored_once(tiny_run, records_dir, monkeypatch):
+    counted = []
+
+    def note(key, label, ids, label_set):
+        counted.append(key)
+        return count_image(key, label, ids, label_set)
+
+    monkeypatch.setattr(exported_scores, "count_image", note)
+    source = Source(Estimator(tiny_run).run, find_checkpoint(tiny_run), CONFIG)
+    shown = lambda images: np.zeros(images.shape[:3], np.uint8)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_encoder(patch)
+        exported_scores.score_exports(
+            source, {"litert": shown}, read_manifest(records_dir), lambda _: None
+        )
+    assert len(counted) == 6 and len(set(counted)) == 3  # of the source and of the format
 
 
 def test_calibration_images_are_the_same_in_every_call(tiny_run, records_dir):

@@ -74,9 +74,7 @@ def test_the_file_describes_itself(exported, tiny_run):
     model = onnx.load(folder / "export" / "model.onnx")
     facts = {entry.key: entry.value for entry in model.metadata_props}
     classes = Estimator(tiny_run).run.label_set.classes
-    assert json.loads(facts.pop("classes")) == [
-        {"name": c.name, "color": list(c.color)} for c in classes
-    ]
+    assert json.loads(facts.pop("classes")) == [c.to_json() for c in classes]
     assert facts == {"scale": "0.8", "mapseg": __version__, "step": "4"}
     ends = [
         (end.name, [side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim])
@@ -94,8 +92,8 @@ def test_export_json_holds_what_the_check_measured(exported):
     }
     assert facts["formats"].keys() == {"onnx"}
     assert facts["formats"]["onnx"]["equal_ids"] >= 0.999
-    assert (facts["step"], facts["scale"], facts["frames"]) == (4, "0.8", 4)
-    assert facts["classes"] >= 2
+    assert (facts["step"], facts["scale"], facts["check"]["frames"]) == (4, "0.8", 4)
+    assert facts["check"]["classes_shown"] >= 2
     assert PredictConfig(**facts["options"]) == CONFIG
 
 
@@ -123,10 +121,7 @@ def test_a_network_with_its_own_context_module_is_converted(tmp_path):
     model.get_layer("logits-semantic").bias.assign(-logits.mean((0, 1, 2)))  # several classes win
     options = PredictConfig(scale="1")
     segment = make_whole_job(convertible_network(model), options, 100)
-    label_set = SimpleNamespace(classes=())
-    source = SimpleNamespace(
-        segment=segment, run=SimpleNamespace(label_set=label_set), scale="1", step=0
-    )
+    source = SimpleNamespace(segment=segment, facts={"classes": []})
     write_onnx(source, tmp_path / "model.onnx")
     ids = open_onnx(tmp_path / "model.onnx")(images)
     predictor = Predictor(frozen_network(model, portable=True), options, 100)

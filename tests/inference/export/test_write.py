@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 
 from mapseg.config import PredictConfig
+from mapseg.data.manifest import read_manifest
+from mapseg.data.whole_samples import read_places
 from mapseg.estimator import Estimator
 from mapseg.inference.export.check import cut
+from mapseg.inference.export.check_frames import read_check_frames
 from mapseg.inference.export.source import Source
 from mapseg.inference.reading import read_image
 from mapseg.pictures import write_jpg
+from mapseg.runs.folder import open_run
 
 # Serves the export with TensorFlow only; mapseg cannot be imported.
 _SERVE = """
@@ -57,6 +61,48 @@ def test_a_folder_with_other_files_is_refused_before_any_work(run_dir, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt", "saved_model.pb"}
 
 
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        ({}, "auto"),
+        ({"scales": "0.5"}, "auto*0.5"),
+        ({"scale": "0.8"}, "0.8"),
+        ({"scale": "0.8", "scales": "0.5"}, "0.4"),
+        ({"scale": "0.8", "scales": "0.5,1"}, "0.8"),
+    ],
+)
+def test_the_scale_of_an_export_is_that_of_the_networks_input(run_dir, options, scale):
+    assert Source(open_run(run_dir), run_dir, PredictConfig(**options)).scale == scale
+
+
+def test_frames_come_from_the_requested_source(run_dir, records_dir, tmp_path):
+    run = open_run(run_dir)
+    (tmp_path / "frames").mkdir()
+    for i in range(9):
+        write_jpg(tmp_path / "frames" / f"{i}.jpg", np.full([30, 41, 3], 20 * i, np.uint8))
+    frames = read_check_frames(run, str(tmp_path / "frames"), records_dir)
+    assert [frame.shape for frame in frames] == [(30, 41, 3)] * 4
+    assert len({int(frame[0, 0, 0]) for frame in frames}) == 4
+
+    manifest = read_manifest(records_dir)
+    split = manifest.split(run.train.eval_split)
+    samples = read_places(manifest, split.name, run.label_set, range(split.samples))
+    stored = [image for image, *_ in samples]
+    frames = read_check_frames(run, "", records_dir)
+    assert 0 < len(frames) == min(4, split.samples)
+    for frame in frames:
+        assert any(np.array_equal(frame, image) for image in stored)
+
+    scripted = read_check_frames(run, "", None)
+    assert len({frame.shape for frame in scripted}) == 4
+
+
+def test_a_split_that_the_records_lack_is_named(run_dir, records_dir, tmp_path):
+    with pytest.raises(ValueError, match="testing"):
+        Estimator(run_dir).export(tmp_path / "e", records_dir=records_dir, split="testing")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_frames_of_a_single_class_check_nothing(run_dir, tmp_path):
     (tmp_path / "frames").mkdir()
     write_jpg(tmp_path / "frames" / "0.jpg", np.zeros([40, 60, 3], np.uint8))
@@ -86,8 +132,10 @@ def test_a_format_that_disagrees_is_not_written(run_dir, records_dir, tmp_path, 
     [
         ((3000, 4000), {"scale": "1"}, (262, 4000)),
         ((4000, 3000), {"scale": "auto"}, (4000, 262)),
-        ((3000, 4000), {"scale": "0.25"}, (3000, 4000)),
-        ((3000, 4000), {"scale": "1", "scales": "0.5"}, (1048, 4000)),
+        # Without tiles, the logits of the image's own pixels are in memory too.
+        ((3000, 4000), {"scale": "0.25"}, (262, 4000)),
+        ((3000, 4000), {"scale": "1", "scales": "2"}, (65, 4000)),
+        ((900, 1000), {"scale": "1"}, (900, 1000)),
     ],
 )
 def test_large_frames_are_cut_beside_their_longer_side(size, options, kept):
