@@ -213,7 +213,9 @@ def pytest_collection_modifyitems(items):
     long = (
         "test_workers",
         "test_loop",
-        "test_write",
+        "test_notebook",
+        "test_onnx_file",
+        "test_saved_model",
         "test_readme",
         "test_recipes",
         "test_step",

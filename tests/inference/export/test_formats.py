@@ -35,11 +35,11 @@ def test_the_saved_model_supports_all_options():
     assert [form.name for form in choose_formats(["saved_model"], config)] == ["saved_model"]
 
 
-def test_a_missing_package_is_refused_before_any_work(run_dir, tmp_path, monkeypatch):
+def test_a_missing_package_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     message = r"format onnx needs .*; missing: tf2onnx. Remedy: pip install 'mapseg\[export\]'"
     with pytest.raises(ValueError, match=message):
-        Estimator(run_dir).export(tmp_path / "export", formats=["saved_model", "onnx"])
+        Estimator(tiny_run).export(tmp_path / "export", formats=["saved_model", "onnx"])
     assert not (tmp_path / "export").exists()
 
 
