@@ -161,7 +161,14 @@ def find_cityscapes(cityscapes_dir: Path, skip: bool = False) -> Source:
             "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there"
         )
     source_splits = tuple(
-        _find_split(name, image_root / split, label_root / split, skip, _CITYSCAPES_SUFFIXES)
+        _find_split(
+            name,
+            image_root / split,
+            label_root / split,
+            skip,
+            _CITYSCAPES_SUFFIXES,
+            remedy="unpack both archives there again (docs/cityscapes.md)",
+        )
         for split, name in _CITYSCAPES_SPLITS.items()
     )
     has_test = (image_root / "test").is_dir()
@@ -185,14 +192,21 @@ def _label_dir(split_dir: Path, version: str) -> Path | None:
 
 
 def _find_split(
-    name: str, image_dir: Path, label_dir: Path, skip: bool, suffixes: Suffixes | None = None
+    name: str,
+    image_dir: Path,
+    label_dir: Path,
+    skip: bool,
+    suffixes: Suffixes | None = None,
+    remedy: str = "repair the folder",
 ) -> SourceSplit:
     pairs, left_out = find_pairs(image_dir, label_dir, suffixes)
     if left_out and not (skip and pairs):
         first, *rest = left_out.values()
         count = f" ({len(rest)} more have no pair)" if rest else ""
+        if skip:
+            raise ValueError(f"{first}{count}; there is no pair at all. Remedy: {remedy}")
         raise ValueError(
-            f"{first}{count}. Remedy: repair the folder, or give --on_error=skip, which leaves out "
-            "files without a pair if there are any pairs"
+            f"{first}{count}. Remedy: {remedy}, or give --on_error=skip, which leaves out files "
+            "without a pair if there are any pairs"
         )
     return SourceSplit(name, image_dir, label_dir, pairs, left_out)

@@ -29,6 +29,7 @@ from mapseg.labels import LabelSet, is_lane_marking
 from mapseg.pictures import write_jpg
 
 LINES_PATH = Path(__file__).with_name("kitti_lanes.json")
+FRAME_SIZE = 375, 1242  # of all frames that polylines are drawn for
 TOLERANCE_PX = 2  # for thin lines, which are drawn to the pixel only
 
 
@@ -41,7 +42,7 @@ def define_flags() -> flags.FlagValues:
         ("out_dir", "folder for the pictures"),
     ):
         flags.DEFINE_string(name, "", help_text, flag_values=values)
-    flags.DEFINE_string("checkpoint", "latest", "best, latest or a step", flag_values=values)
+    flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.define_flags(values, PredictConfig)
     return values
 
@@ -53,17 +54,17 @@ def work(values: flags.FlagValues) -> int:
     run_dir, frames_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     lines = json.loads(LINES_PATH.read_text(encoding="utf-8"))
+    frames = {name: read_frame(frames_dir / name) for name in lines}
     check_writable(out_dir)
 
     from mapseg.estimator import Estimator
-    from mapseg.inference.reading import read_image
 
     estimator = Estimator(run_dir, cli.report)
     lanes = lane_ids(estimator.run.label_set)
     print("| frame | recall | within 2 px | predicted as lane marking |\n| --- | --- | --- | --- |")
     counts = []
     for name, polylines in lines.items():
-        frame = read_image(frames_dir / name)
+        frame = frames[name]
         drawn = draw(polylines, frame.shape[:2])
         ids = estimator.predict(frame, predicting, values.checkpoint).ids
         predicted = np.isin(ids, lanes)
@@ -73,6 +74,24 @@ def work(values: flags.FlagValues) -> int:
     print(row("all", np.sum(counts, axis=0)))
     cli.report(f"wrote {out_dir}")
     return 0
+
+
+def read_frame(path: Path) -> np.ndarray:
+    """Reads a frame for which polylines are drawn; returns [375, 1242, 3] uint8 RGB.
+
+    Raises:
+      ValueError: it cannot be decoded, or has another size.
+    """
+    from mapseg.inference.reading import read_image
+
+    frame = read_image(path)
+    if frame.shape[:2] != FRAME_SIZE:
+        raise ValueError(
+            f"{path}: must have {FRAME_SIZE[0]} x {FRAME_SIZE[1]} pixels (height x width), as "
+            f"lane markings are drawn for this size; got {frame.shape[0]} x {frame.shape[1]}. "
+            "Remedy: give KITTI's own training/image_2"
+        )
+    return frame
 
 
 def lane_ids(label_set: LabelSet) -> list[int]:

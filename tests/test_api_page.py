@@ -1,5 +1,6 @@
 """The examples of docs/api.md run in order, as in a script."""
 
+import inspect
 import re
 import shutil
 
@@ -34,6 +35,29 @@ def test_the_examples_run():
     assert names["ids"].shape == frame.shape[:2]
     assert names["result"].ids.shape == (40, 80)  # of the last one
     assert names["scores"].confusion.sum() > 0
+
+
+def signature(method):
+    """Returns `name(parameters)` as the page writes it: without types, functions as dots."""
+    shown = []
+    for parameter in list(inspect.signature(method).parameters.values())[1:]:
+        default = ... if inspect.isfunction(parameter.default) else parameter.default
+        shown.append(parameter.replace(annotation=parameter.empty, default=default))
+    text = str(inspect.Signature(shown)).replace("Ellipsis", "...").replace("'", '"')
+    return f"{method.__name__}{text}"
+
+
+def test_the_signatures_are_those_of_the_methods():
+    # If this fails after a change of a method, copy the expected line to the page.
+    written = re.findall(r"^- `(\w+\(.*\))`", PAGE, re.MULTILINE)
+    names = [line.partition("(")[0] for line in written]
+    assert {*names} == {
+        name
+        for name, _ in inspect.getmembers(Estimator, inspect.isfunction)
+        if not name.startswith("_")
+    } - {"amended"}  # for train_main.py
+    for line, name in zip(written, names, strict=True):
+        assert line == signature(getattr(Estimator, name))
 
 
 def test_every_section_has_an_example():

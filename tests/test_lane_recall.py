@@ -5,6 +5,7 @@ import json
 import lane_recall
 import numpy as np
 from conftest import ROOT
+from PIL import Image
 
 from mapseg.labels import make_label_set, read_class_table
 
@@ -24,8 +25,22 @@ def test_counts_found_and_nearly_found_pixels_by_hand():
 def test_every_drawn_point_lies_in_its_frame():
     for polylines in json.loads(lane_recall.LINES_PATH.read_text(encoding="utf-8")).values():
         points = np.array([point for line in polylines for point in line])
-        assert (points >= 0).all() and (points < (1242, 375)).all()
+        assert (points >= 0).all() and (points < lane_recall.FRAME_SIZE[::-1]).all()
         assert min(len(line) for line in polylines) >= 2
+
+
+def test_frames_of_another_size_are_refused_before_anything_is_written(tmp_path, capsys):
+    names = json.loads(lane_recall.LINES_PATH.read_text(encoding="utf-8"))
+    sizes = dict.fromkeys(names, (375, 1242))
+    *_, last = sizes
+    for name, size in {**sizes, last: (376, 1241)}.items():
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / name)
+    folders = ["--run_dir=R", f"--frames_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
+    assert lane_recall.main(["lane_recall", *folders]) == 1
+    message = f"{tmp_path / last}: must have 375 x 1242 pixels (height x width), as lane markings"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert lane_recall.read_frame(tmp_path / min(sizes)).shape == (375, 1242, 3)
 
 
 def test_lane_markings_are_found_in_all_label_sets():

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -39,7 +41,7 @@ def executed(tmp_path_factory):
         parameters.source = re.sub(pattern, f"{name} = {value}", parameters.source, flags=re.M)
     notebook.cells.insert(0, new_code_cell(TINY_ENCODER))
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
-    return folder / "notebook_out", {cell.id: cell for cell in notebook.cells}
+    return folder / "notebook_out/4_scenes", {cell.id: cell for cell in notebook.cells}
 
 
 def printed(cell):
@@ -64,6 +66,21 @@ def test_it_is_committed_without_outputs_and_without_facts_about_a_machine():
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+
+
+def test_another_number_of_scenes_makes_another_sample(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources, commands = {cell.id: cell.source for cell in read().cells}, []
+
+    def make(argv):
+        commands.append(argv)
+        Path(argv[1].removeprefix("--out_dir=")).mkdir(parents=True)
+
+    for count in (40, 50, 40):
+        names = {"Path": Path, "make_sample": SimpleNamespace(main=make)}
+        exec(sources["parameters"].replace("SCENES = 40", f"SCENES = {count}"), names)
+        exec(sources["raw"], names)
+    assert [argv[2] for argv in commands] == ["--training=40", "--training=50"]
 
 
 def test_its_steps_leave_their_files(executed):

@@ -4,7 +4,8 @@ The files are images, or predictions, which are scored.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -197,30 +198,44 @@ def _without_partner(
     partner_dir: Path,
     ends: tuple[Sequence[str], Sequence[str]],
 ) -> dict[str, str]:
-    """Returns, by key, the partner that each file lacks and any similar file."""
+    """Returns, by key, the partner that each file lacks and any similar files."""
     if not paths:
         return {}
     file_ends, partner_ends = ends
-    near: dict[str, Path] = {}
+    near: dict[str, str] = {}  # names of possible partners, by key without case
+    others = []  # (path without case, name) of files that do not end as partners do
     for path in walk(partner_dir):
-        near.setdefault(_one_form(_cut(path, partner_dir, partner_ends)).casefold(), path)
+        if _end_length(name_text(path.name), partner_ends):
+            key = _one_form(_cut(path, partner_dir, partner_ends))
+            near.setdefault(key.casefold(), printable(path.name))
+        else:
+            relative = _one_form(name_text(path.relative_to(partner_dir)))
+            others.append((relative.casefold(), printable(path.name)))
+    others.sort()
     reasons = {}
     for path in paths:
         key = _one_form(_cut(path, folder, file_ends))
-        similar = near.get(key.casefold())
+        expected = " or ".join(printable(f"{key}{end}") for end in partner_ends)
+        start = f"{key}{partner_ends[0][0]}".casefold()
+        like = [name for name in _starting_with(others, start) if name != printable(path.name)]
         got = "none"
-        if similar is not None and similar != path:
-            has_end = _end_length(name_text(similar.name), partner_ends)
-            got = f"{printable(similar)}, " + (
-                "whose name differs in upper and lower case"
-                if has_end
-                else f"but only {', '.join(partner_ends)} are read"
-            )
+        if key.casefold() in near:
+            got = f"{near[key.casefold()]}, whose name differs in upper and lower case"
+        elif like:
+            got = f"{', '.join(like)}, but only *{', *'.join(partner_ends)} are read"
         reasons[key] = (
-            f"{printable(path)}: must have the {partner} of the same name in {partner_dir}; "
-            f"got {got}"
+            f"{printable(path)}: must have the {partner} {expected} in {partner_dir}; got {got}"
         )
     return reasons
+
+
+def _starting_with(files: Sequence[tuple[str, str]], start: str) -> Iterator[str]:
+    """Yields the names of those files, of ascending (path, name), whose paths start like this."""
+    for i in range(bisect_left(files, (start, "")), len(files)):
+        path, name = files[i]
+        if not path.startswith(start):
+            return
+        yield name
 
 
 def _one_form(name: str) -> str:

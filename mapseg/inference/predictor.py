@@ -40,7 +40,7 @@ class Segmentation(NamedTuple):
       ids: [H, W] uint8 train ids, at the size of the frame.
       confidence: mean of the highest softmax probability: over the network's samples, or over the
         pixels if scales or mirror images are averaged.
-      scale: the factor by which the frame was resized for the network.
+      scale: the factor by which the frame was resized for the network, before `scales` multiply it.
       probability: [H, W] float32 softmax probability of each pixel's class, if requested.
     """
 

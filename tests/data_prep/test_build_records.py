@@ -464,7 +464,7 @@ def test_skip_leaves_out_and_reports_pairs_that_cannot_be_converted(vistas_dir, 
     split = read_manifest(tmp_path / "r").split("training")
     assert list(split.left_out) == ["-a", "_b", "e", "link"]
     for key, reason in (
-        ("-a", "images/-a.jpg: must have the label of the same name"),
+        ("-a", "images/-a.jpg: must have the label -a.png"),
         ("_b", "images/_b.png: must be the only file of its stem; got also _b.jpg"),
         ("e", "images/e.jpg: must be a valid JPEG or PNG image; got: Premature end of JPEG file"),
         ("link", "labels/link.png: must be a file; got a broken link"),

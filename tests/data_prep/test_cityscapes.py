@@ -90,6 +90,28 @@ def test_a_missing_folder_is_named(own_dir, tmp_path, capsys, removed, message):
     assert not (tmp_path / "r").exists()
 
 
+def test_labels_of_train_ids_only_are_named(own_dir, tmp_path, capsys):
+    for kind in ("labelIds", "instanceIds", "color", "polygons"):
+        for path in own_dir.rglob(f"*_gtFine_{kind}.*"):
+            path.unlink()
+    command = ["b", f"--cityscapes_dir={own_dir}", f"--records_dir={tmp_path / 'r'}"]
+    stem = "aachen_000000_000019"
+    reason = (
+        f"{stem}_leftImg8bit.png: must have the label aachen/{stem}_gtFine_labelIds.png in "
+        f"{own_dir / 'gtFine/train'}; got {stem}_gtFine_labelTrainIds.png, but only "
+        "*_gtFine_labelIds.png are read (1 more have no pair)"
+    )
+    none = "there is no pair at all"
+    remedy = "Remedy: unpack both archives there again (docs/cityscapes.md)"
+    skip = ", or give --on_error=skip, which leaves out files without a pair if there are any pairs"
+    for options, end in (
+        ([], f". {remedy}{skip}\n"),
+        (["--on_error=skip"], f"; {none}. {remedy}\n"),
+    ):
+        assert main([*command, *options]) == 1
+        assert capsys.readouterr().err.endswith(reason + end)
+
+
 def test_a_folder_without_the_test_split_is_complete(own_dir):
     for name in ("leftImg8bit", "gtFine"):
         shutil.rmtree(own_dir / name / "test")

@@ -133,22 +133,23 @@ def test_a_label_of_another_kind_is_named_with_the_supported_kinds(root, capsys)
     save(root / "labels/b.tif", channels=1)
     assert build(root) == 1
     message = capsys.readouterr().err
-    assert "images/b.jpg: must have the label of the same name" in message
-    assert "labels/b.tif, but only .png are read" in message
+    assert "images/b.jpg: must have the label b.png in " in message
+    assert "labels; got b.tif, but only *.png are read" in message
 
 
 def test_an_image_of_another_kind_is_named_with_the_supported_kinds(root):
     save_pairs(root, "a")
     save(root / "images/b.bmp")
     save(root / "labels/b.png", channels=1)
-    assert "images/b.bmp, but only .jpg, .jpeg, .png are read" in reasons(root)["b"]
+    assert "must have the image b.jpg or b.jpeg or b.png in " in reasons(root)["b"]
+    assert "images; got b.bmp, but only *.jpg, *.jpeg, *.png are read" in reasons(root)["b"]
 
 
 def test_a_partner_in_other_case_is_named(root):
     save_pairs(root, "a")
     save(root / "images/IMG_1.JPG")
     save(root / "labels/img_1.png", channels=1)
-    assert "labels/img_1.png, whose name differs in upper and lower case" in reasons(root)["IMG_1"]
+    assert "got img_1.png, whose name differs in upper and lower case" in reasons(root)["IMG_1"]
 
 
 def test_suffixes_in_other_case_are_read(root):
@@ -198,6 +199,12 @@ def test_the_layout_of_cityscapes(root):
     missing.unlink()
     wrong = reasons(root, Suffixes("_leftImg8bit.png", "_gtFine_labelIds.png"), **folders)
     assert list(wrong) == [below]
+    names = (f"{Path(below).name}_gtFine_{kind}" for kind in ("instanceIds", "labelTrainIds"))
+    read = "but only *_gtFine_labelIds.png are read"
+    assert wrong[below].endswith(
+        f"must have the label {below}_gtFine_labelIds.png in {root / 'gtFine/train'}; got "
+        f"{'.png, '.join(names)}.png, {Path(below).name}_gtFine_polygons.json, {read}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,6 +297,6 @@ print(ascii([[pair.key for pair in pairs], list(wrong)]))
     (pairs, named, skipped) = outputs
     assert ast.literal_eval(pairs[1]) == [sorted(keys), ["ö"]]
     assert named[0] == 1
-    assert "images/ö.jpg: must have the label of the same name" in named[2]
+    assert "images/ö.jpg: must have the label ö.png in" in named[2]
     assert skipped[0] == 0, skipped
     assert sorted(stored_keys(root)) == sorted(keys)
