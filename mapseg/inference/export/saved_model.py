@@ -14,6 +14,7 @@ _Tensors = dict[str, tf.Tensor]
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _FILES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_FILE = tf.TensorSpec([], tf.string, name="image_bytes")
 _QUERY = tf.TensorSpec([None], tf.string, name="query")
 _IDS = tf.TensorSpec([None, None], tf.uint8)
 _PER_IMAGE = {
@@ -69,11 +70,8 @@ class _Exported(tf.Module):
                 segment_file, items, fn_output_signature=outputs, parallel_iterations=1
             )
 
-        @tf.function
-        def segment_encoded(image_bytes: tf.Tensor) -> _Tensors:
-            if image_bytes.shape.rank == 0:
-                result = segment_encoded(image_bytes[tf.newaxis])
-                return {name: values[0] for name, values in result.items()}
+        @tf.function(input_signature=[_FILES])
+        def segment_batch(image_bytes: tf.Tensor) -> _Tensors:
             result = segment_to_png(image_bytes)
             size = tf.reduce_max(result["sizes"], 0)
             ids = tf.map_fn(
@@ -81,11 +79,17 @@ class _Exported(tf.Module):
             )
             return {"ids": ids, **result}
 
-        # As one file and as a batch; a signature has one of them.
-        segment_encoded.get_concrete_function(tf.TensorSpec([], tf.string, name="image_bytes"))
-        self.encoded_signature = segment_encoded.get_concrete_function(_FILES)
+        @tf.function
+        def segment_encoded(image_bytes: tf.Tensor) -> _Tensors:
+            if image_bytes.shape.rank:
+                return segment_batch(image_bytes)
+            result = segment_batch(image_bytes[tf.newaxis])
+            return {name: values[0] for name, values in result.items()}
+
+        for spec in (_FILE, _FILES):
+            segment_encoded.get_concrete_function(spec)
         self.segment, self.segment_encoded = segment, segment_encoded
-        self.segment_to_png = segment_to_png
+        self.segment_batch, self.segment_to_png = segment_batch, segment_to_png
         self.about, self.about_each = _make_about(_facts_json(source))
 
 
@@ -133,7 +137,7 @@ def write_saved_model(source: Source, saved_dir: Path) -> None:
     module = _Exported(source)
     signatures = {
         "serving_default": module.segment,
-        "encoded": module.encoded_signature,
+        "encoded": module.segment_batch,
         "png": module.segment_to_png,
         "about": module.about_each,
     }
