@@ -4,8 +4,9 @@
         [--count=6] [--rounds=5] [--cores=2]
 
 The frames are in memory, and are segmented one by one. Each program runs in a process of its own;
-they alternate, `--rounds` times. The last column is the ratio of a format's median time per frame
-to inference's. --check exits with 1 if the ids of a format are not those of inference.
+they alternate, `--rounds` times. Inference uses no tiles here: export with a --tile_px that holds
+the frames. The last column is the ratio of a format's median time per frame to inference's. --check
+exits with 1 if the ids of a format are not those of inference.
 """
 
 import json

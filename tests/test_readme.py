@@ -113,7 +113,8 @@ def run_python(*arguments):
 
 
 def test_every_option_that_the_pages_name_exists():
-    programs = [["train_main.py"], ["infer_main.py"], ["benchmarks/overfit.py"]]
+    programs = [["train_main.py"], ["infer_main.py"]]
+    programs += [["benchmarks/overfit.py"], ["benchmarks/exports.py"]]
     programs += [[f"experiments/{name}.py"] for name in ("recipes", "ablation", "compare_2018")]
     programs += [
         ["-m", f"data_prep.{name}"] for name in ("build_records", "index_records", "verify_records")
