@@ -68,10 +68,10 @@ def test_the_peak_can_be_reset():
     held = machine.used_bytes("current")
     assert held > before + 200e6
     del array
-    assert machine.used_bytes("current") < held - 200e6
-    assert machine.used_bytes("peak") > before + 200e6
+    assert machine.used_bytes("peak") > held - 20e6  # the kernel counts in batches
     machine.reset_peak()
-    assert machine.used_bytes("peak") < before + 100e6
+    assert machine.used_bytes("current") < held - 200e6
+    assert machine.used_bytes("peak") < held - 200e6
 
 
 def test_memory_that_a_step_takes_again_and_again_is_counted():
