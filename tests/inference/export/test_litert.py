@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from batches_by_hand import make_batches
 from conftest import page_examples, tiny_scene, use_tiny_encoder
 from PIL import Image
 
@@ -28,7 +29,6 @@ FILES = {
     "litert_int8": "model_int8.tflite",
 }
 CONFIG = PredictConfig(scale="1")
-BATCHES = ([1, 60, 80], [3, 60, 80], [2, 33, 121], [1, 131, 7])
 
 _RUN = """
 import sys
@@ -47,18 +47,11 @@ for path in sys.argv[2:]:
 def exported(tiny_run, records_dir, tmp_path_factory):
     """The folder of an export, and the ids of inference on batches of scenes."""
     folder = tmp_path_factory.mktemp("litert")
-    rng = np.random.default_rng(5)
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_encoder(patch)
         estimator = Estimator(tiny_run, progress=lambda _: None)
         estimator.export(folder / "export", CONFIG, formats=[*FILES], records_dir=records_dir)
-        batches, expected = {}, {}
-        for i, (count, *size) in enumerate(BATCHES):
-            noise = rng.integers(-60, 60, [count, *size, 1])
-            scene, _ = tiny_scene(rng, max(size[0], 40), max(size[1], 40))
-            images = np.clip(scene[: size[0], : size[1]] + noise, 0, 255).astype(np.uint8)
-            batches[str(i)] = images
-            expected[str(i)] = np.stack([estimator.predict(x, CONFIG).ids for x in images])
+        batches, expected = make_batches(estimator, CONFIG)
     np.savez(folder / "batches.npz", **batches)
     paths = [str(folder / "export" / name) for name in FILES.values()]
     command = [sys.executable, "-c", _RUN, str(folder / "batches.npz"), *paths]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from batches_by_hand import make_batches
 from conftest import page_examples, tiny_scene, use_tiny_encoder
 from PIL import Image
 
@@ -21,7 +22,6 @@ from mapseg.model.deeplab import build_model
 from mapseg.model.network import convertible_network, frozen_network
 
 CONFIG = PredictConfig(scale="0.8")
-BATCHES = ([1, 60, 80], [3, 60, 80], [2, 33, 121], [1, 131, 7])
 
 _RUN = """
 import sys
@@ -40,18 +40,11 @@ np.savez(sys.argv[3], **ids)
 def exported(tiny_run, tmp_path_factory):
     """The folder of an export, and the ids of inference on batches of scenes."""
     folder = tmp_path_factory.mktemp("onnx")
-    rng = np.random.default_rng(5)
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_encoder(patch)
         estimator = Estimator(tiny_run, progress=lambda _: None)
         estimator.export(folder / "export", CONFIG, formats=["onnx"])
-        batches, expected = {}, {}
-        for i, (count, *size) in enumerate(BATCHES):
-            noise = rng.integers(-60, 60, [count, *size, 1])
-            scene, _ = tiny_scene(rng, max(size[0], 40), max(size[1], 40))
-            images = np.clip(scene[: size[0], : size[1]] + noise, 0, 255).astype(np.uint8)
-            batches[str(i)] = images
-            expected[str(i)] = np.stack([estimator.predict(x, CONFIG).ids for x in images])
+        batches, expected = make_batches(estimator, CONFIG)
     np.savez(folder / "batches.npz", **batches)
     return folder, expected
 
