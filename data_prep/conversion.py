@@ -25,8 +25,8 @@ def build_records(
 ) -> Manifest:
     """Converts a source into a records folder, resumes its conversion, or adds splits to it.
 
-    Shards that an earlier call finished from the same files and options are kept. The result
-    depends neither on the number of workers nor on interruptions.
+    Shards that an earlier call finished from the same files, or copies of them, and options are
+    kept. The result depends neither on the number of workers nor on interruptions.
 
     Args:
       source: the dataset to convert.
@@ -46,7 +46,8 @@ def build_records(
       OSError: a file cannot be written, or the disk has too little space.
     """
     _check_records_dir(records_dir, source)
-    plans = {s.name: plan_shards(s, source, resize, records_dir, skip) for s in source.splits}
+    planned = (resize, records_dir, skip, progress)
+    plans = {split.name: plan_shards(split, source, *planned) for split in source.splits}
     jobs = [job for plan in plans.values() for job in plan]
     if not (records_dir / PARTS_DIR).is_dir():
         check_space(records_dir, jobs)  # before anything is written

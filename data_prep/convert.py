@@ -5,6 +5,7 @@ and stored as a greyscale PNG of source ids. TensorFlow is not imported, because
 conversion worker would have to load it.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from data_prep.decoding import REMEDY, find_orientation, read_image, read_label,
 from data_prep.facts import MADE_UPRIGHT, SampleFacts, note_facts
 from data_prep.parts import Part, write_part
 from mapseg.data.encoded import check_jpeg
-from mapseg.data.label_files import errors_naming
+from mapseg.data.label_files import errors_naming, palette_note
 from mapseg.data.pairing import Pair
 from mapseg.data.resizing import resize_image, resize_label
 from mapseg.data.samples import encode_sample
@@ -77,9 +78,11 @@ def convert_pair(
       ValueError: a file that is unreadable, truncated, undecodable or of an unsupported kind; an
         id outside the table; an image and a label of different sizes. The message names the file.
     """
-    label_png, label, palette_note = read_label(pair.label_path, classes)
+    label_file, label_png = read_label(pair.label_path, classes)
+    label = label_file.image
     size = label.height, label.width
     data, image, image_format = read_image(pair.image_path)
+    files_sha256 = tuple(hashlib.sha256(file).hexdigest() for file in (data, label_file.data))
     orientation = find_orientation(image, size, pair)
     channels = 1 if image.mode in _GREY_MODES else 3
     target = resize.target(size)
@@ -99,7 +102,8 @@ def convert_pair(
         label_png = to_png(ids)
     tiles = encode_tiles(ids)
     record = encode_sample(pair.key, data, image_format, target, channels, label_png, tiles)
-    return record, note_facts(pair.key, ids, data, orientation, palette_note)
+    note = palette_note(label_file, classes)
+    return record, note_facts(pair.key, ids, data, orientation, note, files_sha256)
 
 
 def _to_jpeg(pixels: np.ndarray) -> bytes:

@@ -47,12 +47,11 @@ def read_image(path: Path) -> tuple[bytes, Image.Image, str]:
     return data, image, image_format
 
 
-def read_label(path: Path, classes: Sequence[LabelClass]) -> tuple[bytes, Image.Image, str]:
+def read_label(path: Path, classes: Sequence[LabelClass]) -> tuple[label_files.IdFile, bytes]:
     """Reads a label file.
 
     Returns:
-      The label as a greyscale PNG of ids; the decoded label, whose pixels are the ids; and how its
-      palette contradicts the class table, as a colour map's would, or an empty string.
+      The file, and the label as a greyscale PNG of ids.
 
     Raises:
       ValueError: the file is unreadable, damaged, animated or not a map of ids, or has an id
@@ -61,7 +60,7 @@ def read_label(path: Path, classes: Sequence[LabelClass]) -> tuple[bytes, Image.
     label = label_files.read_ids(path, "label", REMEDY)
     label_files.check_ids(label, classes, "label")
     grey = _strip_palette(label.data) if channel_bits(label.data) == 8 else to_png(label.ids)
-    return grey, label.image, label_files.palette_note(label, classes)
+    return label, grey
 
 
 def _strip_palette(png: bytes) -> bytes:

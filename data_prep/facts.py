@@ -30,6 +30,7 @@ class SampleFacts:
       image_sha256: SHA-256 of the stored image's bytes.
       orientation: MADE_UPRIGHT or KEPT_TURNED if the image has an EXIF orientation.
       palette: how the label file's palette contradicts the class table, if it does.
+      files_sha256: SHA-256 of the image and the label file that it was made from, if known.
     """
 
     key: str
@@ -39,6 +40,7 @@ class SampleFacts:
     image_sha256: str
     orientation: str = ""
     palette: str = ""
+    files_sha256: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON that `from_json` reads."""
@@ -57,12 +59,19 @@ class SampleFacts:
             held=held.reshape(-1, 32),
             image_sha256=raw["image_sha256"],
             orientation=raw["orientation"],
-            palette=raw.get("palette", ""),  # missing in parts of earlier versions
+            # Missing in parts of earlier versions.
+            palette=raw.get("palette", ""),
+            files_sha256=tuple(raw.get("files_sha256", ())),
         )
 
 
 def note_facts(
-    key: str, label: np.ndarray, image: bytes, orientation: str = "", palette: str = ""
+    key: str,
+    label: np.ndarray,
+    image: bytes,
+    orientation: str = "",
+    palette: str = "",
+    files_sha256: tuple[str, ...] = (),
 ) -> SampleFacts:
     """Collects the facts of a sample from its label [H, W] uint8 and encoded image, as stored."""
     counts = count_ids(label)
@@ -75,6 +84,7 @@ def note_facts(
         image_sha256=hashlib.sha256(image).hexdigest(),
         orientation=orientation,
         palette=palette,
+        files_sha256=files_sha256,
     )
 
 

@@ -1,9 +1,10 @@
 """Plans a conversion: which shards to make, which are finished, whether the disk has space."""
 
+import hashlib
 import itertools
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,31 @@ _SPARE_BYTES = 64 << 20
 
 
 def plan_shards(
-    split: SourceSplit, source: Source, resize: Resize, records_dir: Path, skip: bool
+    split: SourceSplit,
+    source: Source,
+    resize: Resize,
+    records_dir: Path,
+    skip: bool,
+    progress: Callable[[str], None],
 ) -> list[Job]:
-    """Divides a split into shards; the division depends only on the files."""
+    """Divides a split into shards; the division depends only on the files.
+
+    Files whose modification times have changed since an earlier conversion, as those of a copy, are
+    read and compared by content.
+    """
     inputs = {pair.key: _identify(pair, split) for pair in split.pairs}
     groups = partition([image[1] + label[1] for image, label in inputs.values()])
     jobs = []
     for number, places in enumerate(groups):
         pairs = tuple(split.pairs[i] for i in places)
+        path = records_dir / shard_name(split.name, number, len(groups))
         made_from = {
             "format_version": FORMAT_VERSION,
             "max_side": resize.max_side,
             "resize_to": resize.resize_to and list(resize.resize_to),
             "classes": [c.to_json() for c in source.classes],
-            "inputs": {pair.key: inputs[pair.key] for pair in pairs},
+            "inputs": _as_before(pairs, inputs, read_part(path), progress),
         }
-        path = records_dir / shard_name(split.name, number, len(groups))
         jobs.append(Job(path, split.name, pairs, resize, source.classes, made_from, skip))
     return jobs
 
@@ -54,6 +64,35 @@ def _identify(pair: Pair, split: SourceSplit) -> list[list[Any]]:
     files = ((pair.image_path, split.image_dir), (pair.label_path, split.label_dir))
     stats = [(name_text(path.relative_to(folder)), path.stat()) for path, folder in files]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def _as_before(
+    pairs: Sequence[Pair],
+    inputs: Mapping[str, list[list[Any]]],
+    part: Part | None,
+    progress: Callable[[str], None],
+) -> dict[str, list[list[Any]]]:
+    """Returns the inputs of a shard, with the earlier times of files whose content is the same."""
+    now = {pair.key: inputs[pair.key] for pair in pairs}
+    then = part.made_from.get("inputs", {}) if part else {}
+    known = {facts.key: facts.files_sha256 for facts in part.facts} if part else {}
+    newer = [pair for pair in pairs if _only_times_differ(now[pair.key], then.get(pair.key))]
+    if newer and part:
+        progress(f"{part.shard.file}: comparing {len(newer)} pairs that have new times by content")
+    for pair in newer:
+        files = (pair.image_path, pair.label_path)
+        if known.get(pair.key) == tuple(_sha256(path) for path in files):
+            now[pair.key] = then[pair.key]
+    return now
+
+
+def _only_times_differ(now: list[list[Any]], then: list[list[Any]] | None) -> bool:
+    return then is not None and now != then and [f[:2] for f in now] == [f[:2] for f in then]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partition(sizes: Sequence[int]) -> list[list[int]]:

@@ -370,6 +370,45 @@ def test_finished_records_refuse_other_options_and_other_input(vistas_dir, tmp_p
     assert content(tmp_path / "r") == before
 
 
+def test_a_copy_of_the_data_is_the_same_data(vistas_dir, tmp_path, capsys):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = content(tmp_path / "r")
+    for path in vistas_dir.rglob("*.*"):
+        os.utime(path, ns=(0, 0))  # as after a download or a copy
+    capsys.readouterr()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert "comparing 1 pairs that have new times by content" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+
+
+def test_a_copy_of_the_data_resumes_a_conversion(vistas_dir, tmp_path):
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = content(tmp_path / "r")
+    (tmp_path / "r/manifest.json").unlink()
+    (tmp_path / "r/training-00002-of-00005.tfrecord").unlink()
+    kept = tmp_path / "r/training-00001-of-00005.tfrecord"
+    written = kept.stat().st_mtime_ns
+    for path in vistas_dir.rglob("*.*"):
+        os.utime(path, ns=(0, 0))
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    assert kept.stat().st_mtime_ns == written
+    assert {p: c for p, c in content(tmp_path / "r").items() if ".parts" not in str(p)} == {
+        p: c for p, c in before.items() if ".parts" not in str(p)
+    }
+
+
+@pytest.mark.parametrize("name", ["images/e.jpg", "labels/e.png"])
+def test_other_content_of_the_same_size_is_refused(vistas_dir, tmp_path, capsys, name):
+    path = vistas_dir / "training" / name
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    before = content(tmp_path / "r")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    assert "1 pairs differ, the first is e" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+
+
 def test_unfinished_records_take_other_input(vistas_dir, tmp_path):
     broken = vistas_dir / "validation/images/_b.jpg"
     whole = broken.read_bytes()
