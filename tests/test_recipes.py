@@ -259,11 +259,20 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
     (skipped,) = (line for line in said if line.startswith("skipped: "))
     assert skipped.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in skipped
     assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
-    assert focal.startswith("| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 |")
+    # Gains of 38.89 and 24.44: mean 31.67 plus or minus 12.706 times 7.22.
+    assert focal.startswith(
+        "| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 (-60.10 to +123.43) |"
+    )
     assert ablation.main(["ablation.py", *common, "--classes=boat"]) == 1
     assert "classes must be names of this label set" in capsys.readouterr().err
     assert ablation.main(["ablation.py", *common, "--only=--boat"]) == 1
     assert "only must be of" in capsys.readouterr().err
+
+
+def test_gains_have_an_interval_over_the_seeds():
+    # Mean 2, standard deviation 1: the interval is 2 plus or minus 4.303 / sqrt(3).
+    assert ablation.gain_text(np.array([1.0, 2.0, 3.0])) == "+2.00 (-0.48 to +4.48)"
+    assert ablation.gain_text(np.array([1.5])) == "+1.50"  # one seed tells nothing about others
 
 
 def test_predictions_are_compared_image_by_image():
