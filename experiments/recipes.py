@@ -62,6 +62,8 @@ RECIPES = {
     "cpu_camvid": Recipe(start="cpu_camvid_start.flags"),
     "vistas_sample": Recipe(vistas=True, resize_to=(384, 512)),
     "vistas_sample_lane": Recipe(vistas=True, resize_to=(384, 512)),
+    "cpu_vistas_sample": Recipe(vistas=True, resize_to=(384, 512)),
+    "cpu_vistas_sample_lane": Recipe(vistas=True, resize_to=(384, 512)),
 }
 
 

@@ -272,7 +272,7 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
 def test_gains_have_an_interval_over_the_seeds():
     # Mean 2, standard deviation 1: the interval is 2 plus or minus 4.303 / sqrt(3).
     assert ablation.gain_text(np.array([1.0, 2.0, 3.0])) == "+2.00 (-0.48 to +4.48)"
-    assert ablation.gain_text(np.array([1.5])) == "+1.50"  # one seed tells nothing about others
+    assert ablation.gain_text(np.array([1.5])) == "+1.50"  # one seed shows nothing about others
 
 
 def test_predictions_are_compared_image_by_image():
