@@ -179,12 +179,29 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
 
 @dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far, its score, and the images that were scored."""
+    """The best checkpoint so far, its score, the images that were scored, and how.
+
+    Attributes:
+      step: of the checkpoint.
+      mean_iou: its score.
+      split: the split that was scored.
+      eval_samples: number of samples scored, from the first; 0 is all.
+      measured: digest of the records and of the options of prediction; empty if unknown, as in
+        files of earlier versions.
+    """
 
     step: int
     mean_iou: float
     split: str
     eval_samples: int
+    measured: str = ""
+
+    def comparable(self, other: "Best") -> bool:
+        """Whether two scores were measured on the same images in the same way, as far as known."""
+        same_images = (self.split, self.eval_samples) == (other.split, other.eval_samples)
+        return same_images and (
+            "" in (self.measured, other.measured) or self.measured == other.measured
+        )
 
 
 def read_best(checkpoints_dir: Path) -> Best | None:
@@ -199,6 +216,8 @@ def read_best(checkpoints_dir: Path) -> Best | None:
     remedy = "remove the file: until the next evaluation the newest checkpoint then counts as best"
     raw = read_stored_json(path, remedy)
     kinds = {"step": int, "mean_iou": float, "split": str, "eval_samples": int}
+    if isinstance(raw, dict) and "measured" in raw:
+        kinds["measured"] = str
     return Best(**{name: read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
@@ -209,15 +228,12 @@ def kept_best(checkpoints_dir: Path) -> Best | None:
 
 
 def note_score(checkpoints_dir: Path, candidate: Best) -> None:
-    """Stores a checkpoint as the best if it beats the stored one or saw other images."""
+    """Stores a checkpoint as the best if it beats the stored one or cannot be compared with it."""
     best = kept_best(checkpoints_dir)
-    comparable = best is not None and (best.split, best.eval_samples) == (
-        candidate.split,
-        candidate.eval_samples,
+    is_beaten = best is not None and (
+        best.comparable(candidate) and candidate.mean_iou <= best.mean_iou
     )
-    if math.isnan(candidate.mean_iou) or (
-        best is not None and comparable and candidate.mean_iou <= best.mean_iou
-    ):
+    if math.isnan(candidate.mean_iou) or is_beaten:
         return
     write_text(checkpoints_dir / "best.json", json.dumps(asdict(candidate)) + "\n")
 

@@ -245,7 +245,9 @@ def _ending(run: Run, evaluating: bool) -> str:
     check_steps(run)  # again: another process may have trained it before this one got the lock
     steps, saved = run.train.steps, saved_steps(run.checkpoints_dir)
     if steps in saved:
-        evaluated = not evaluating or steps in scores_by_step(read_history(run.history_path))
+        # Someone may have removed the history; the last evaluation is then repeated.
+        rows = read_history(run.history_path) if run.history_path.is_file() else []
+        evaluated = not evaluating or steps in scores_by_step(rows)
         return f"is finished at step {steps}" if evaluated else ""
     if early_end := stored_early_end(run):
         return f"ended early at step {saved[-1]}: {early_end}; {_CONTINUE}"

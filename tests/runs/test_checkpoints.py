@@ -79,6 +79,10 @@ def test_best_is_compared_only_on_the_same_images(tmp_path):
         (Best(4, 0.6, "validation", 0), 4),
         (Best(5, 0.3, "validation", 10), 5),  # other images: not comparable, the newer counts
         (Best(6, float("nan"), "other", 0), 5),
+        (Best(7, 0.2, "validation", 10, "a"), 5),  # not known how the other was measured
+        (Best(8, 0.4, "validation", 10, "a"), 8),
+        (Best(9, 0.3, "validation", 10, "b"), 9),  # with other options, or other records
+        (Best(10, 0.2, "validation", 10, "b"), 9),
     ):
         (tmp_path / f"step-{score.step:08d}").mkdir()
         checkpoints.note_score(tmp_path, score)
