@@ -44,7 +44,7 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
 
     Raises:
       FileNotFoundError: no such checkpoint; the message lists those that exist.
-      ValueError: it belongs to another run.
+      ValueError: it belongs to another run, or to another step.
     """
     checkpoints_dir = run_dir / "checkpoints"
     steps = saved_steps(checkpoints_dir)
@@ -61,17 +61,23 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
             + ("give one of these, or --checkpoint=latest" if steps else "train first")
         )
     path = _step_dir(checkpoints_dir, chosen)
-    _check_run_id(path)
+    _check_place(path)
     return path
 
 
-def _check_run_id(path: Path) -> None:
-    """Rejects a checkpoint that was copied from another run's folder."""
+def _check_place(path: Path) -> None:
+    """Rejects a checkpoint that was copied from another run's folder, or renamed."""
     run_id, info = _run_id(path.parent), _read_object(path / "info.json")
     if run_id and info.get("run", run_id) != run_id:
         raise ValueError(
             f"{path}: a checkpoint must belong to the run of its folder, {run_id}; it belongs to "
             f"run {info['run']}. Remedy: remove it; to start a new run from it, --init_from=PATH"
+        )
+    step = checkpoint_step(path)
+    if info.get("step", step) != step:
+        raise ValueError(
+            f"{path}: a checkpoint must have the step of its name; it has step {info['step']}. "
+            "Remedy: rename it back, or remove it"
         )
 
 
@@ -165,7 +171,7 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
             f"{written}; got {keras.__version__}. Remedy: use that version, or start a new run "
             "from these weights with --init_from"
         )
-    _check_run_id(path)
+    _check_place(path)
     try:
         status = state.read(str(path / "state"))
         status.assert_existing_objects_matched()

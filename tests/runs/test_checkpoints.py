@@ -123,7 +123,21 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         checkpoints.read_state(
             runs[0].checkpoints_dir / "step-00000002", tf.train.Checkpoint(v=tf.Variable(0.0))
         )
+    save(runs[2], 3)
     shutil.copytree(
-        runs[2].checkpoints_dir / "step-00000001", runs[0].checkpoints_dir / "step-00000003"
+        runs[2].checkpoints_dir / "step-00000003", runs[0].checkpoints_dir / "step-00000003"
     )
     assert checkpoints.find_checkpoint(runs[0].run_dir).name == "step-00000003"
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path):
+    """Training would resume from step 1 and not save step 2, which seems to be there."""
+    run = make_run(tmp_path)
+    save(run, 1)
+    path = run.checkpoints_dir / "step-00000002"
+    (run.checkpoints_dir / "step-00000001").rename(path)
+    message = "step-00000002: a checkpoint must have the step of its name; it has step 1"
+    with pytest.raises(ValueError, match=message):
+        checkpoints.find_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.read_state(path, tf.train.Checkpoint(v=tf.Variable(0.0)))
