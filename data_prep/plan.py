@@ -128,8 +128,8 @@ def finished_part(job: Job) -> Part | None:
 def check_made_from(records_dir: Path, split: Split, jobs: Sequence[Job]) -> None:
     """Rejects a finished split that was made from other files or options.
 
-    A shard whose part is missing is not compared; it will be made again. Nor are pairs that were
-    left out: their files may have been repaired.
+    A shard whose part is missing will be made again; only its number of samples is compared. Pairs
+    that were left out are not compared: their files may have been repaired.
 
     Raises:
       ValueError: the message names the difference.
@@ -153,6 +153,14 @@ def _difference(records_dir: Path, split: Split, jobs: Sequence[Job]) -> str:
     parts = {shard.file: read_part(records_dir / shard.file) for shard in split.shards}
     old = {file: part.made_from for file, part in parts.items() if part}
     unknown = parts.keys() - old.keys()
+    samples = {shard.file: shard.samples for shard in split.shards if shard.file in unknown}
+    for job in jobs:  # without notes, as if copied without hidden folders
+        count = sum(pair.key not in split.left_out for pair in job.pairs)
+        if count != samples.get(job.path.name, count):
+            return (
+                f"its source has changed since: {job.path.name} had {samples[job.path.name]} "
+                f"samples; got {count} pairs"
+            )
     new = {job.path.name: job.made_from for job in jobs if job.path.name not in unknown}
     then, now = (
         {k: v for m in made.values() for k, v in m["inputs"].items()} for made in (old, new)

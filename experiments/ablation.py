@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from measure import Outcome, all_options, measure, seeds_of
+from measure import Outcome, all_options, differences, measure, seeds_of
 
 from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
@@ -96,8 +96,21 @@ def work(values: flags.FlagValues) -> int:
                 if outcome is None:
                     return 130
                 outcomes.setdefault(case, []).append(outcome)
+                _check_alike(run_dir, outcomes[BASE][0], outcome)
+                # Otherwise `auto` on another machine could be another precision.
+                options["precision"] = outcome.facts["precision"]
                 cli.report(table(outcomes, values.classes))
     return 0
+
+
+def _check_alike(run_dir: Path, first: Outcome, outcome: Outcome) -> None:
+    """Rejects a run whose data, classes or precision are not those of the first one."""
+    differing = differences(first.facts, outcome.facts)
+    if differing:
+        raise ValueError(
+            f"{run_dir}: all runs must have the data, classes and precision of the first base run; "
+            f"{differing}. Remedy: use another --work_dir"
+        )
 
 
 def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> list[str]:
@@ -105,12 +118,14 @@ def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> li
 
     Raises:
       FileNotFoundError: the weights of the base are unavailable.
+      ValueError: a case does not fit the other options; otherwise found when its turn comes.
     """
     from mapseg.model.pretrained import find_weights
 
     cases = []
     for case in dict.fromkeys([BASE, *values.only]):
         case_options = {**options, **CASES[case]}
+        TrainConfig(**{f.name: case_options.get(f.name, f.default) for f in fields(TrainConfig)})
         model = ModelConfig(**{f.name: case_options[f.name] for f in fields(ModelConfig)})
         try:
             find_weights(model)

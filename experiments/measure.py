@@ -58,7 +58,7 @@ def seeds_of(values: flags.FlagValues) -> list[int]:
     """Returns the requested seeds.
 
     Raises:
-      ValueError: they are not integers, or --seed is used in place of --seeds.
+      ValueError: they are not distinct integers, or --seed is used in place of --seeds.
     """
     if values["seed"].present:
         raise ValueError("seed must be given by --seeds here, a comma-separated list")
@@ -66,7 +66,19 @@ def seeds_of(values: flags.FlagValues) -> list[int]:
         raise ValueError(
             f"seeds must be comma-separated integers of 0 or more; got {','.join(values.seeds)!r}"
         )
-    return [int(text) for text in values.seeds]
+    seeds = [int(text) for text in values.seeds]
+    if len({*seeds}) < len(seeds):  # the same run twice would count as two
+        raise ValueError(f"seeds must be distinct; got {','.join(values.seeds)}")
+    return seeds
+
+
+def differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Describes the values that differ, by name; empty if none does."""
+    return "; ".join(
+        f"{name}={stored.get(name)} stored, {name}={new.get(name)} now"
+        for name in sorted(stored.keys() | new.keys())
+        if stored.get(name) != new.get(name)
+    )
 
 
 def train(

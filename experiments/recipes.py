@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
-from measure import Outcome, all_options, measure, protocol, seeds_of, train, trained_secs
+from measure import (
+    Outcome,
+    all_options,
+    differences,
+    measure,
+    protocol,
+    seeds_of,
+    train,
+    trained_secs,
+)
 
 from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
@@ -108,16 +117,15 @@ def work(values: flags.FlagValues) -> int:
                 outcomes = []
                 for part in parts:
                     folder = work_dir / part.name
-                    records_dir, case = folder / "records", {**options, "seed": seed}
-                    secs = 0.0
+                    run_dir, records_dir = folder / f"seed{seed}", folder / "records"
+                    secs, case = 0.0, {**options, "seed": seed}
                     if first:
                         start_dir = folder / f"seed{seed}-start"
                         if not train(start_dir, records_dir, {**first, "seed": seed}, stopping):
                             return 130
-                        secs, case["init_from"] = trained_secs(start_dir), str(start_dir)
-                    outcome = measure(
-                        folder / f"seed{seed}", records_dir, part.split, case, predicting, stopping
-                    )
+                        secs = trained_secs(start_dir)
+                        case["init_from"] = start_path(run_dir, start_dir)
+                    outcome = measure(run_dir, records_dir, part.split, case, predicting, stopping)
                     if outcome is None:
                         return 130
                     outcomes.append(replace(outcome, train_secs=secs + outcome.train_secs))
@@ -148,6 +156,21 @@ def start_options(recipe: Recipe) -> dict[str, Any]:
     values = define_flags()
     values(["recipes.py", f"--flagfile={FOLDER / recipe.start}"])
     return all_options(values)
+
+
+def start_path(run_dir: Path, start_dir: Path) -> str:
+    """Returns the path of a run's first run: as stored, if it began at another --work_dir.
+
+    The work folder may have been moved since, or be given by a relative path.
+    """
+    from mapseg.runs.checkpoints import saved_steps
+    from mapseg.runs.folder import open_run
+
+    if saved_steps(run_dir / "checkpoints"):
+        stored = open_run(run_dir).train.init_from
+        if Path(stored).name == start_dir.name:
+            return stored
+    return str(start_dir)
 
 
 def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, list[Part]]:
@@ -274,7 +297,7 @@ class Results:
                 f"{self._path}: must be as this program wrote it; got {error!r}. Remedy: remove "
                 "it; the results of finished runs are read again"
             ) from error
-        differing = _differing(stored_protocol, self._protocol)
+        differing = differences(stored_protocol, self._protocol)
         if differing:
             raise ValueError(
                 f"{self._path}: all seeds must be trained and scored with the same options; "
@@ -294,7 +317,7 @@ class Results:
             self._read()  # another process may have added its seeds
             seeds = self._tables.setdefault(table, {})
             for other_seed, stored in seeds.items():
-                differing = _differing(stored["facts"], figures["facts"])
+                differing = differences(stored["facts"], figures["facts"])
                 if other_seed != str(seed) and differing:
                     raise ValueError(
                         f"{self._path}: seed {seed} must have the data and precision of the "
@@ -309,14 +332,6 @@ class Results:
     def text(self) -> str:
         """Returns all tables in Markdown."""
         return "\n\n".join(table(name, seeds) for name, seeds in self._tables.items()) + "\n"
-
-
-def _differing(stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{name}={stored.get(name)} stored, {name}={new.get(name)} now"
-        for name in sorted(stored.keys() | new.keys())
-        if stored.get(name) != new.get(name)
-    )
 
 
 def table(split: str, seeds: Mapping[str, Mapping[str, Any]]) -> str:

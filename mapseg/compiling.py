@@ -1,6 +1,7 @@
 """A persistent cache of compiled programs and autotuning results of XLA."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import stat
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 from mapseg.files import expand_home
+from mapseg.machine import hardware
 
 # The TensorFlow of mapseg[addons] has no autotuning cache; XLA aborts on an unknown flag.
 _NO_AUTOTUNE_CACHE = ("2.15", "unknown")
@@ -26,10 +28,13 @@ def default_cache_dir() -> Path:
 def use_compile_cache(folder: Path) -> None:
     """Makes XLA cache compiled programs, and the fastest kernels it measured, in a folder.
 
+    Each TensorFlow version and kind of machine has its own subfolder: XLA identifies a program only
+    by its computation and whether it is for a CPU or a GPU, and one for other instructions crashes.
+    Machines may share a home folder.
+
     Appends to this process's environment variables, after the user's values; TensorFlow reads them
-    on import. Each TensorFlow version has its own subfolder; within it, XLA identifies
-    programs by computation and device. Above 2 GB in total, the least recently used files are
-    deleted, except those used in the last day.
+    on import. Above 2 GB in total, the least recently used files are deleted, except those used in
+    the last day.
 
     Args:
       folder: created if missing; must be on a disk, and may be deleted at any time.
@@ -44,7 +49,8 @@ def use_compile_cache(folder: Path) -> None:
         version = importlib.metadata.version("tensorflow")
     except importlib.metadata.PackageNotFoundError:  # a nightly or vendor build
         version = "unknown"
-    folder = expand_home(str(folder)).absolute() / f"tensorflow-{version}"
+    kind = hashlib.sha256(hardware().encode()).hexdigest()[:12]
+    folder = expand_home(str(folder)).absolute() / f"tensorflow-{version}-{kind}"
     kernels = folder / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -92,6 +92,23 @@ def gpus() -> list[Gpu]:
     ]
 
 
+def hardware() -> str:
+    """Describes what compiled programs depend on, without TensorFlow.
+
+    Returns:
+      A line with the CPU's instruction sets, then the models of the GPUs, as far as known.
+    """
+    lines = []
+    with contextlib.suppress(OSError):
+        cpu = Path("/proc/cpuinfo").read_text()
+        lines += re.findall(r"^(?:flags|Features)\s*: (.*)", cpu, re.M)[:1]  # x86, ARM
+    models = set()
+    for path in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+        with contextlib.suppress(OSError):
+            models.update(re.findall(r"^Model:\s*(.*)", path.read_text(), re.M))
+    return "\n".join([*lines, *sorted(models)])
+
+
 def has_nvidia_driver() -> bool:
     """Whether this machine has an NVIDIA driver, hence a GPU, visible to TensorFlow or not."""
     return Path("/proc/driver/nvidia/version").exists()

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
+from mapseg import compiling
 from mapseg.compiling import default_cache_dir, use_compile_cache
 
 PROGRAM = """
@@ -40,6 +41,20 @@ def test_a_compiled_program_is_read_from_the_cache(tmp_path):
     first = compile_once()
     assert len(first) == (0 if tf.__version__.startswith("2.15") else 1)
     assert compile_once() == first  # read, not written again
+
+
+def test_each_kind_of_machine_has_its_own_programs(tmp_path, monkeypatch):
+    """XLA would load a program for AVX-512 on a CPU without it."""
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    folders = []
+    for kind in ("avx2", "avx512", "avx2"):
+        monkeypatch.setenv("TF_XLA_FLAGS", "")
+        monkeypatch.setenv("XLA_FLAGS", "")
+        monkeypatch.setattr(compiling, "hardware", lambda kind=kind: kind)
+        use_compile_cache(tmp_path)
+        folders.append(os.environ["TF_XLA_FLAGS"].partition("directory=")[2].split()[0])
+    assert folders[0] == folders[2] != folders[1]
+    assert {Path(folder.strip('"')) for folder in folders} == {*tmp_path.iterdir()}
 
 
 def test_the_cache_must_be_set_up_before_tensorflow(tmp_path):

@@ -111,3 +111,16 @@ def test_the_memory_of_an_outer_control_group_counts(limit, used, tmp_path, monk
     (tmp_path / "job" / "memory.stat").write_text("anon 7\ninactive_file 1000000\n")
     monkeypatch.setattr(machine, "_control_groups", lambda _: [inner, inner.parent, tmp_path])
     assert machine.available_bytes() == 4_000_000
+
+
+def test_hardware_is_that_of_the_cpu_and_the_gpus(root):
+    assert machine.hardware() == ""
+    (root / "proc/cpuinfo").write_text(
+        2 * "processor\t: 0\nflags\t\t: fpu avx2\nvmx flags\t: vnmi\ncpu MHz\t\t: 1.5\n\n"
+    )
+    assert machine.hardware() == "fpu avx2"
+    for number, model in enumerate(("H100", "A100", "H100")):
+        path = root / f"proc/driver/nvidia/gpus/{number}/information"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"Model: \t\t NVIDIA {model}\nIRQ:   \t\t 7\n")
+    assert machine.hardware() == "fpu avx2\nNVIDIA A100\nNVIDIA H100"

@@ -57,9 +57,16 @@ def test_a_recipe_may_start_with_another_run(camvid_dir, tmp_path, capsys, monke
     secs = [measure.trained_secs(tmp_path / "work" / name) for name in runs]
     assert stored["tables"]["val"]["5"]["train_secs"] == pytest.approx(sum(secs))
 
+    # Nothing is done again after a move.
+    (tmp_path / "work").rename(tmp_path / "moved")
+    before = (tmp_path / "moved" / "results.json").read_text()
+    monkeypatch.setattr("mapseg.inference.predictor.load_predictor", None)
+    assert call(camvid_dir, tmp_path / "moved", "--seeds=5", "--scales=1") == 0
+    assert (tmp_path / "moved" / "results.json").read_text() == before
+
     # Weights of another first run are another protocol.
     (tmp_path / "first.flags").write_text("\n".join([*SMALL, "--steps=3", "--train_split=train"]))
-    assert call(camvid_dir, tmp_path / "work", "--seeds=5", "--scales=1") == 1
+    assert call(camvid_dir, tmp_path / "moved", "--seeds=5", "--scales=1") == 1
     assert "start" in capsys.readouterr().err
 
 
@@ -228,6 +235,7 @@ def test_folds_are_summed_as_pixels():
         (["--splits=val,test"], "splits must be among train, val; got test"),
         (["--train_split=training"], "splits must be among train, val; got training"),
         (["--seeds=1,x"], "seeds must be comma-separated integers"),
+        (["--seeds=1,2,1"], "seeds must be distinct; got 1,2,1"),
         (["--seed=2"], "seed must be given by --seeds"),
         (["--data_dir=nowhere"], "nowhere: data_dir must contain train, val, test"),
         (["--recipe="], "recipe"),
@@ -246,7 +254,11 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
         # IoU of 4/5, 4/6, 4/5 with seed 1, and of 4/6, 4/8, 4/6 with seed 2.
         wrong = 1 if options["loss"] == "ce" else 0
         confusion = np.diag([4, 4, 4]) + np.eye(3, k=1, dtype=int) * wrong * options["seed"]
-        return measure.Outcome(Scores(confusion, labels), 2.0, {})
+        precisions.append(options["precision"])
+        facts = {"precision": "float32", "classes": classes.get(options["loss"], "all")}
+        return measure.Outcome(Scores(confusion, labels), 2.0, facts)
+
+    precisions, classes = [], {}
 
     monkeypatch.setattr(ablation, "measure", stand_in)
     common = [f"--records_dir={records_dir}", f"--work_dir={tmp_path}", "--seeds=1,2"]
@@ -263,6 +275,16 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
     assert focal.startswith(
         "| --loss=focal | 2 | 100.00 (100.00 to 100.00) | +31.67 (-60.10 to +123.43) |"
     )
+    assert precisions == ["auto", *3 * ["float32"]]  # that of the first run, on any machine
+    classes["focal"] = "changed since"
+    assert ablation.main(["ablation.py", *common]) == 1
+    message = "loss_focal-seed1: all runs must have the data, classes and precision of the first"
+    error = capsys.readouterr().err
+    assert message in error and "classes=all stored, classes=changed since now" in error
+    precisions.clear()
+    assert ablation.main(["ablation.py", *common, "--label_smoothing=0.1"]) == 1
+    assert "label_smoothing must be used with a loss of ce, ohem" in capsys.readouterr().err
+    assert not precisions  # before the base is trained
     assert ablation.main(["ablation.py", *common, "--classes=boat"]) == 1
     assert "classes must be names of this label set" in capsys.readouterr().err
     assert ablation.main(["ablation.py", *common, "--only=--boat"]) == 1

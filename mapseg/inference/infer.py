@@ -208,7 +208,7 @@ def _fill(
     mark = read_mark(results.out_dir, fingerprint)
     mark.write()
     table = FrameTable(results.out_dir / "frames.csv", results.columns)
-    tasks, shown = make_plan(frame_list.frames, config.every, results, table, mark)
+    tasks, shown = make_plan(frame_list.frames, config.every, results, table, mark, progress)
     pictures.write_png(results.out_dir / "legend.png", pictures.legend(results.classes.label_set))
     failed_videos: list[Row] = []
     if shown and load_encoder() is None:

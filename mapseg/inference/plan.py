@@ -1,14 +1,14 @@
 """Plans the work of a call, given the content of the output folder."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.frames import Frame
 from mapseg.inference.mark import Mark, Shown
-from mapseg.inference.results import Results, Row, Source, read_source
+from mapseg.inference.results import Results, Row, Source, read_digest, read_source
 
 
 class Task(NamedTuple):
@@ -32,13 +32,19 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    frames: Sequence[Frame], every: int, results: Results, table: FrameTable, mark: Mark
+    frames: Sequence[Frame],
+    every: int,
+    results: Results,
+    table: FrameTable,
+    mark: Mark,
+    progress: Callable[[str], None],
 ) -> Plan:
     """Compares the requested frames with the content of the folder; removes outdated results.
 
-    A result is valid while its source has the state recorded in its row, even if it was moved. If a
-    source was replaced, its row, files and video are removed, whether or not this call requests
-    them. Rows of other frames are kept while their files exist.
+    A result is valid while its source has the state recorded in its row, or other times but the
+    content recorded there, even if it was moved. If a source was replaced, its row, files and video
+    are removed, whether or not this call requests them. Rows of other frames are kept while their
+    files exist.
 
     Raises:
       ValueError: results would overwrite those of another source, which still exists.
@@ -50,12 +56,15 @@ def make_plan(
 
     rows = table.rows
     stored = [frame for frame in frames if frame.name in rows]
-    same = [f for f in stored if rows[f.name]["source_state"] == of[f.name].state != ""]
+    current = _current_sources(frames, sources, rows)
+    changed = _changed_rows(rows, current, progress)
+    same = [f for f in stored if f.name not in changed]
     for frame in same:  # it may have been moved
         rows[frame.name] |= {"source": of[frame.name].path, "video": frame.video}
     matching = {f.name for f in same if rows[f.name]["status"] == "ok"}
     other_rows = {name: row for name, row in rows.items() if name not in of}
-    gone, outdated = _outdated_rows(other_rows, {*shown}, results)
+    states = {name: state for name, (_, state) in current.items()}
+    gone, outdated = _outdated_rows(other_rows, states, changed, {*shown}, results)
     outdated |= {f.name for f in stored} - {f.name for f in same}
     replaced = {rows[name]["video"] for name in outdated}
     for name in outdated | (of.keys() - matching):
@@ -123,13 +132,58 @@ def _is_another_file(stored: Path, requested: Path) -> bool:
         return False  # it was moved or removed
 
 
+def _current_sources(
+    frames: Sequence[Frame], sources: Mapping[Path, Source], rows: Mapping[str, Row]
+) -> dict[str, tuple[Path, str]]:
+    """Returns the file of each row, by name, and its current state; empty if it is gone."""
+    paths = {name: Path(row["source"]) for name, row in rows.items()}
+    paths |= {frame.name: frame.path for frame in frames if frame.name in rows}
+    states = {path: source.state for path, source in sources.items()}
+    for path in {*paths.values()} - states.keys():
+        states[path] = read_source(path).state
+    return {name: (path, states[path]) for name, path in paths.items()}
+
+
+def _changed_rows(
+    rows: Mapping[str, Row],
+    current: Mapping[str, tuple[Path, str]],
+    progress: Callable[[str], None],
+) -> set[str]:
+    """Returns the names of the rows whose source was replaced or is gone.
+
+    Files of the same size with other times, as those of a copy, are compared by content; the rows
+    of equal ones get the new times.
+    """
+    stored = {name: row["source_state"].partition(":")[::2] for name, row in rows.items()}
+    changed = {
+        name for name, (state, _) in stored.items() if state != current[name][1] or not state
+    }
+    sizes = {name: current[name][1].partition("-")[0] for name in changed}
+    resized = {name for name in changed if stored[name][0].partition("-")[0] != sizes[name]}
+    newer = [name for name in rows if name in changed - resized and stored[name][1]]
+    if newer:
+        progress(f"comparing {len(newer)} frames whose files have new times by content")
+    for name in newer:
+        digest = stored[name][1]
+        if read_digest(*current[name]) == digest:
+            rows[name]["source_state"] = f"{current[name][1]}:{digest}"
+            changed.remove(name)
+    return changed
+
+
 def _outdated_rows(
-    rows: Mapping[str, Row], videos: set[str], results: Results
+    rows: Mapping[str, Row],
+    states: Mapping[str, str],
+    changed: set[str],
+    videos: set[str],
+    results: Results,
 ) -> tuple[set[str], set[str]]:
     """Finds outdated rows among those that this call does not request.
 
     Args:
       rows: the rows of other frames and videos, by name.
+      states: the current state of their sources; empty if they are gone.
+      changed: the rows whose source was replaced or is gone.
       videos: the videos of this call, which rewrites their rows.
       results: the files of the output folder.
 
@@ -138,16 +192,12 @@ def _outdated_rows(
       source was replaced.
     """
     gone, outdated = set(), set()
-    states: dict[str, str] = {}
     for name, row in rows.items():
-        path = row["source"]
-        if path not in states:
-            states[path] = read_source(Path(path)).state
         if name == video_row_name(row["video"]):
-            gone |= {name} if row["video"] in videos or not states[path] else set()
-        elif states[path] and states[path] != row["source_state"]:
+            gone |= {name} if row["video"] in videos or not states[name] else set()
+        elif states[name] and name in changed:
             outdated.add(name)
-        elif not (results.any_exists(name) if row["status"] == "ok" else states[path]):
+        elif not (results.any_exists(name) if row["status"] == "ok" else states[name]):
             gone.add(name)
     return gone, outdated
 

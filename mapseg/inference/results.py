@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class Source(NamedTuple):
 
     Attributes:
       path: path of the image or video, printable.
-      state: its size and times; changes whenever its content does.
+      state: its size and times; changes whenever its content does. In `frames.csv` a colon and a
+        digest of the content follow, by which a copy with other times is recognized.
     """
 
     path: str
@@ -46,6 +48,23 @@ def read_source(path: Path) -> Source:
     except OSError:
         return Source(printable(path), "")
     return Source(printable(path), f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}")
+
+
+@functools.lru_cache(maxsize=64)
+def read_digest(path: Path, state: str) -> str:
+    """Returns a digest of a file's content; empty if it is no regular file or cannot be read.
+
+    Args:
+      path: the file.
+      state: from `read_source`; the file is read again only if it differs.
+    """
+    if not _is_file(path):
+        return ""  # reading a pipe would never end
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mapseg.inference.batching import group_frames
 from mapseg.inference.frame_table import FrameTable
 from mapseg.inference.plan import Task
 from mapseg.inference.reading import EndedVideoError, FrameReader
-from mapseg.inference.results import Results, Row
+from mapseg.inference.results import Results, Row, read_digest
 from mapseg.inference.videos import Videos, is_disk_full
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class _Loaded(NamedTuple):
     image: np.ndarray
     secs: float | None  # time in its video
     ids: np.ndarray | None  # of an earlier call
+    digest: str  # of the file
 
 
 class _Segmented(NamedTuple):
@@ -43,6 +44,7 @@ class _Segmented(NamedTuple):
     Attributes:
       image: [H, W, 3] uint8.
       secs: time of the frame in its video; None for an image.
+      digest: of the file.
       stored_ids: [H, W] uint8 classes that an earlier call wrote, if any.
       batch: otherwise, the network's predictions for the frame's batch.
       place: index of the frame in the batch.
@@ -51,6 +53,7 @@ class _Segmented(NamedTuple):
 
     image: np.ndarray
     secs: float | None
+    digest: str
     stored_ids: np.ndarray | None = None
     batch: Sequence["Segmentation"] = ()
     place: int = 0
@@ -110,8 +113,10 @@ def do_tasks(
     source = FrameReader()
 
     def load(task: Task) -> _Loaded:
+        # Before the image is read: if the file is replaced in between, the next call segments it.
+        digest = read_digest(task.frame.path, task.source.state)
         image, secs = source.read(task.frame.path, task.frame.number)
-        return _Loaded(image, secs, _stored_ids(task, image, results))
+        return _Loaded(image, secs, _stored_ids(task, image, results), digest)
 
     def finish(task: Task, writing: "Future[Outcome]") -> Outcome:
         outcome = writing.result()
@@ -201,11 +206,14 @@ def _segment_batch(
         if isinstance(item, Exception):
             yield task, item
         elif item.ids is not None:
-            yield task, _Segmented(item.image, item.secs, item.ids)
+            yield task, _Segmented(item.image, item.secs, item.digest, item.ids)
         elif isinstance(batch, Exception):
             yield task, batch
         else:
-            yield task, _Segmented(item.image, item.secs, None, batch, place, call_secs)
+            yield (
+                task,
+                _Segmented(item.image, item.secs, item.digest, None, batch, place, call_secs),
+            )
             place += 1
 
 
@@ -223,7 +231,8 @@ def _write(task: Task, segmented: _Segmented | Exception, results: Results) -> O
             overlay = results.overlay(image, ids)
         if not stored:
             results.write(frame.name, image, ids, overlay)
-        row = results.row(frame, task.source, ids, scale, ms, confidence)
+        source = task.source._replace(state=f"{task.source.state}:{segmented.digest}")
+        row = results.row(frame, source, ids, scale, ms, confidence)
         picture = overlay if "video" in results.outputs else None
         return Outcome(row, stored, picture, segmented.secs)
     except Exception as error:

@@ -44,7 +44,7 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
 
     Raises:
       FileNotFoundError: no such checkpoint; the message lists those that exist.
-      ValueError: it belongs to another run.
+      ValueError: it belongs to another run, or to another step.
     """
     checkpoints_dir = run_dir / "checkpoints"
     steps = saved_steps(checkpoints_dir)
@@ -61,17 +61,23 @@ def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
             + ("give one of these, or --checkpoint=latest" if steps else "train first")
         )
     path = _step_dir(checkpoints_dir, chosen)
-    _check_run_id(path)
+    _check_place(path)
     return path
 
 
-def _check_run_id(path: Path) -> None:
-    """Rejects a checkpoint that was copied from another run's folder."""
+def _check_place(path: Path) -> None:
+    """Rejects a checkpoint that was copied from another run's folder, or renamed."""
     run_id, info = _run_id(path.parent), _read_object(path / "info.json")
     if run_id and info.get("run", run_id) != run_id:
         raise ValueError(
             f"{path}: a checkpoint must belong to the run of its folder, {run_id}; it belongs to "
             f"run {info['run']}. Remedy: remove it; to start a new run from it, --init_from=PATH"
+        )
+    step = checkpoint_step(path)
+    if info.get("step", step) != step:
+        raise ValueError(
+            f"{path}: a checkpoint must have the step of its name; it has step {info['step']}. "
+            "Remedy: rename it back, or remove it"
         )
 
 
@@ -165,7 +171,7 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
             f"{written}; got {keras.__version__}. Remedy: use that version, or start a new run "
             "from these weights with --init_from"
         )
-    _check_run_id(path)
+    _check_place(path)
     try:
         status = state.read(str(path / "state"))
         status.assert_existing_objects_matched()
@@ -179,12 +185,29 @@ def read_state(path: Path, state: "tf.train.Checkpoint") -> None:
 
 @dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far, its score, and the images that were scored."""
+    """The best checkpoint so far, its score, the images that were scored, and how.
+
+    Attributes:
+      step: of the checkpoint.
+      mean_iou: its score.
+      split: the split that was scored.
+      eval_samples: number of samples scored, from the first; 0 is all.
+      measured: digest of the records and of the options of prediction; empty if unknown, as in
+        files of earlier versions.
+    """
 
     step: int
     mean_iou: float
     split: str
     eval_samples: int
+    measured: str = ""
+
+    def comparable(self, other: "Best") -> bool:
+        """Whether two scores were measured on the same images in the same way, as far as known."""
+        same_images = (self.split, self.eval_samples) == (other.split, other.eval_samples)
+        return same_images and (
+            "" in (self.measured, other.measured) or self.measured == other.measured
+        )
 
 
 def read_best(checkpoints_dir: Path) -> Best | None:
@@ -199,6 +222,8 @@ def read_best(checkpoints_dir: Path) -> Best | None:
     remedy = "remove the file: until the next evaluation the newest checkpoint then counts as best"
     raw = read_stored_json(path, remedy)
     kinds = {"step": int, "mean_iou": float, "split": str, "eval_samples": int}
+    if isinstance(raw, dict) and "measured" in raw:
+        kinds["measured"] = str
     return Best(**{name: read_field(raw, name, kinds[name], path, remedy) for name in kinds})
 
 
@@ -209,15 +234,12 @@ def kept_best(checkpoints_dir: Path) -> Best | None:
 
 
 def note_score(checkpoints_dir: Path, candidate: Best) -> None:
-    """Stores a checkpoint as the best if it beats the stored one or saw other images."""
+    """Stores a checkpoint as the best if it beats the stored one or cannot be compared with it."""
     best = kept_best(checkpoints_dir)
-    comparable = best is not None and (best.split, best.eval_samples) == (
-        candidate.split,
-        candidate.eval_samples,
+    is_beaten = best is not None and (
+        best.comparable(candidate) and candidate.mean_iou <= best.mean_iou
     )
-    if math.isnan(candidate.mean_iou) or (
-        best is not None and comparable and candidate.mean_iou <= best.mean_iou
-    ):
+    if math.isnan(candidate.mean_iou) or is_beaten:
         return
     write_text(checkpoints_dir / "best.json", json.dumps(asdict(candidate)) + "\n")
 

@@ -65,7 +65,8 @@ def training_secs(rows: Sequence[Mapping[str, float]], batch_size: int) -> float
     for row in rows:
         if "images_per_s" in row:
             secs += (row["step"] - last_step) * batch_size / row["images_per_s"]
-        last_step = row["step"]
+        if "loss" in row:  # the row of an evaluation may lie between two of steps
+            last_step = row["step"]
     return secs
 
 

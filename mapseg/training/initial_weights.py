@@ -72,7 +72,8 @@ def _read_source(model: keras.Model, source: str) -> dict[str, np.ndarray]:
 
 def _class_names(source: str) -> tuple[str, ...]:
     """Returns the class names of the run that a source belongs to; empty if unknown."""
-    for folder in (Path(source), *Path(source).absolute().parents[:3]):
+    path = Path(source).resolve()  # a link may lead from elsewhere into a run
+    for folder in (path, *path.parents[:3]):
         if (folder / "labels.json").is_file() and (folder / "config.json").is_file():
             return open_run(folder).label_set.names
     return ()
@@ -88,5 +89,7 @@ def _report(
     for key, value in current.items():
         if key not in matching:
             reason = f"stored {list(stored[key].shape)}" if key in stored else "not stored"
+            if key in stored and stored[key].shape == value.shape:
+                reason = "stored for other or unknown classes"
             lines.append(f"  new: {key} {list(value.shape)} ({reason})")
     return lines

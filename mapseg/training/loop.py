@@ -75,7 +75,7 @@ def train(
             progress(f"nothing to do: {run.run_dir} {ending}")
             return
         predicting = predicting or PredictConfig()
-        greeting = _greeting(run, predicting, evaluating)
+        greeting = _greeting(run, manifest, predicting, evaluating)
         workers = join(run.train, greeting, progress, stopping)
         if workers is None:
             progress("stopped while other workers were missing; training had not started")
@@ -245,14 +245,18 @@ def _ending(run: Run, evaluating: bool) -> str:
     check_steps(run)  # again: another process may have trained it before this one got the lock
     steps, saved = run.train.steps, saved_steps(run.checkpoints_dir)
     if steps in saved:
-        evaluated = not evaluating or steps in scores_by_step(read_history(run.history_path))
+        # Someone may have removed the history; the last evaluation is then repeated.
+        rows = read_history(run.history_path) if run.history_path.is_file() else []
+        evaluated = not evaluating or steps in scores_by_step(rows)
         return f"is finished at step {steps}" if evaluated else ""
     if early_end := stored_early_end(run):
         return f"ended early at step {saved[-1]}: {early_end}; {_CONTINUE}"
     return ""
 
 
-def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str, str]:
+def _greeting(
+    run: Run, manifest: Manifest, predicting: PredictConfig, evaluating: bool
+) -> dict[str, str]:
     """Returns the values that must be equal on all workers of a run, by name."""
     saved = saved_steps(run.checkpoints_dir)
     versions = (mapseg.__version__, tf.__version__, keras.__version__)
@@ -267,6 +271,7 @@ def _greeting(run: Run, predicting: PredictConfig, evaluating: bool) -> dict[str
         "versions of mapseg, TensorFlow and Keras": ", ".join(versions),
         "oneDNN": str(onednn.is_on()),
         "records": run.records_digest,
+        "records to evaluate on": manifest.split(run.train.eval_split).digest if evaluating else "",
         "newest checkpoint": str(saved[-1] if saved else None),
         **{name: str(value) for name, value in options.items()},
     }

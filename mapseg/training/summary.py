@@ -45,6 +45,12 @@ def describe(run: Run, state: TrainState, samples: int, workers: Workers) -> lis
             f"WARNING: warmup_steps={warmup} of a schedule of {end} steps: the learning rate never "
             "decays. Remedy: fewer --warmup_steps"
         )
+    if run.train.steps > end and not run.train.end_learning_rate:
+        lines.append(
+            f"WARNING: the learning rate is 0 from step {end} on, where the schedule ends: later "
+            f"steps train no weights. Remedy: in another --run_dir, --init_from={run.run_dir}, or "
+            "--end_learning_rate above 0 from the start"
+        )
     for problem in (hidden_gpu(), onednn.difference(run.onednn)):
         if problem:
             lines.append(f"WARNING: {problem}")

@@ -1,5 +1,7 @@
 """Evaluates a run during training."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -128,8 +130,9 @@ class Validator:
         path = evaluation_path(run.run_dir, config.eval_split)
         changes = self._changes(step, scores, path, facts)
         write_evaluation(path, scores, facts)
-        best = Best(step, scores.mean_iou, config.eval_split, config.eval_samples)
-        note_score(run.checkpoints_dir, best)
+        images = config.eval_split, config.eval_samples
+        measured = hashlib.sha256(json.dumps(_conditions(facts)).encode()).hexdigest()[:16]
+        note_score(run.checkpoints_dir, Best(step, scores.mean_iou, *images, measured))
         self.early_end = find_early_end(run, self._scores)
         journal.show_evaluation(step, scores, panels)
         # Last: the row marks the evaluation as done.
@@ -149,7 +152,11 @@ class Validator:
         An evaluation of other images or with other options is not comparable; the facts differ.
         """
         previous_step = max((other for other in self._scores if other < step), default=None)
-        comparable = {k: v for k, v in facts.items() if k not in ("checkpoint", "weights_sha256")}
-        comparable["step"] = previous_step
+        comparable = {**_conditions(facts), "step": previous_step}
         before = matching_evaluation(path, self._run.label_set, comparable)
         return "" if before is None else describe_changes(before, scores)
+
+
+def _conditions(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the facts that evaluations must share for their scores to be compared."""
+    return {k: v for k, v in facts.items() if k not in ("step", "checkpoint", "weights_sha256")}

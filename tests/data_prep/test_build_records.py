@@ -359,6 +359,24 @@ def test_other_options_and_input_are_refused_without_notes_too(vistas_dir, tmp_p
     assert content(tmp_path / "r") == before
 
 
+def test_a_copy_of_records_without_notes_refuses_other_data(vistas_dir, tmp_path, capsys):
+    """From 16 pairs on, other data may have as many shards, of the same names."""
+    for n in range(20):
+        folder = vistas_dir / "validation"
+        save_pair(folder / f"images/{n}.jpg", folder / f"labels/{n}.png", n)
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 0
+    shutil.rmtree(tmp_path / "r/.parts")  # as by cp -r r/* copy
+    before = content(tmp_path / "r")
+    for kind in ("images/7.jpg", "labels/7.png"):
+        (vistas_dir / "validation" / kind).unlink()
+    assert convert_vistas(vistas_dir, tmp_path / "r") == 1
+    pattern = (
+        r"its source has changed since: validation-000\d\d-of-00016.tfrecord had \d samples; got"
+    )
+    assert re.search(pattern, capsys.readouterr().err)
+    assert {k: v for k, v in content(tmp_path / "r").items() if "lock" not in str(k)} == before
+
+
 def test_finished_records_refuse_other_options_and_other_input(vistas_dir, tmp_path, capsys):
     assert convert_vistas(vistas_dir, tmp_path / "r", "--max_side=20") == 0
     before = content(tmp_path / "r")

@@ -92,6 +92,8 @@ def test_rows_are_removed_with_their_files_not_with_their_source(drive, tmp_path
 
 
 def test_other_frames_with_the_same_names_are_rejected_while_the_first_exist(drive, tmp_path):
+    for i in range(3):  # of other content
+        write_image(drive / "image_3" / f"{i}.png", size=(32, 64), bright=10 * i + 5)
     run(drive / "image_2", tmp_path / "out")
     before = files_in(tmp_path / "out"), (tmp_path / "out" / "frames.csv").read_bytes()
     with pytest.raises(
@@ -108,6 +110,30 @@ def test_moved_frames_are_not_segmented_again(drive, tmp_path):
     drive.rename(tmp_path / "moved")
     assert run(tmp_path / "moved", tmp_path / "out") == Counts(0, 0, 6)
     assert read_rows(tmp_path / "out")[0]["source"] == str(tmp_path / "moved/image_2/0.png")
+
+
+def test_copied_frames_are_not_segmented_again(drive, tmp_path):
+    """Every file of a copy, or with new permissions, has another time of change."""
+    write_video(drive / "image_2" / "clip.mp4", count=3, size=(32, 48))
+    clip = drive / "image_2" / "clip.mp4"
+    for frames in (drive, clip):
+        run(frames, tmp_path / "out")
+    ids = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "ids").rglob("*.png")}
+    shutil.copytree(drive, tmp_path / "copy")
+    shutil.rmtree(drive)
+    lines = []
+    assert run(tmp_path / "copy", tmp_path / "out", lines=lines) == Counts(0, 0, 6)
+    assert lines[-2] == "comparing 6 frames whose files have new times by content"
+    lines.clear()
+    assert run(tmp_path / "copy", tmp_path / "out", lines=lines) == Counts(0, 0, 6)
+    assert not [line for line in lines if line.startswith("comparing")]
+    # Also those that a call does not request.
+    for path in (tmp_path / "copy" / "image_3").iterdir():
+        path.chmod(0o600)
+    copied_clip = tmp_path / "copy" / "image_2" / "clip.mp4"
+    assert run(copied_clip, tmp_path / "out") == Counts(0, 0, 3)
+    assert frames_of(tmp_path / "out") == [*ALL[:3], *(f"clip/{i:06d}" for i in range(3)), *ALL[3:]]
+    assert {path: path.stat().st_mtime_ns for path in ids} == ids
 
 
 # Content

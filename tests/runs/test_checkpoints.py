@@ -79,6 +79,10 @@ def test_best_is_compared_only_on_the_same_images(tmp_path):
         (Best(4, 0.6, "validation", 0), 4),
         (Best(5, 0.3, "validation", 10), 5),  # other images: not comparable, the newer counts
         (Best(6, float("nan"), "other", 0), 5),
+        (Best(7, 0.2, "validation", 10, "a"), 5),  # not known how the other was measured
+        (Best(8, 0.4, "validation", 10, "a"), 8),
+        (Best(9, 0.3, "validation", 10, "b"), 9),  # with other options, or other records
+        (Best(10, 0.2, "validation", 10, "b"), 9),
     ):
         (tmp_path / f"step-{score.step:08d}").mkdir()
         checkpoints.note_score(tmp_path, score)
@@ -119,7 +123,21 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         checkpoints.read_state(
             runs[0].checkpoints_dir / "step-00000002", tf.train.Checkpoint(v=tf.Variable(0.0))
         )
+    save(runs[2], 3)
     shutil.copytree(
-        runs[2].checkpoints_dir / "step-00000001", runs[0].checkpoints_dir / "step-00000003"
+        runs[2].checkpoints_dir / "step-00000003", runs[0].checkpoints_dir / "step-00000003"
     )
     assert checkpoints.find_checkpoint(runs[0].run_dir).name == "step-00000003"
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path):
+    """Training would resume from step 1 and not save step 2, which seems to be there."""
+    run = make_run(tmp_path)
+    save(run, 1)
+    path = run.checkpoints_dir / "step-00000002"
+    (run.checkpoints_dir / "step-00000001").rename(path)
+    message = "step-00000002: a checkpoint must have the step of its name; it has step 1"
+    with pytest.raises(ValueError, match=message):
+        checkpoints.find_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.read_state(path, tf.train.Checkpoint(v=tf.Variable(0.0)))

@@ -55,3 +55,5 @@ def test_training_secs_sums_the_time_of_the_steps():
         {"step": 20, "loss": 1.0, "images_per_s": 8.0},
     ]
     assert training_secs(rows, batch_size=2) == 8 * 2 / 4 + 10 * 2 / 8
+    rows.insert(3, {"step": 15, "mean_iou": 0.5})  # evaluated between two reports of the loss
+    assert training_secs(rows, batch_size=2) == 8 * 2 / 4 + 10 * 2 / 8

@@ -264,6 +264,22 @@ def test_a_config_of_another_program_is_not_changed(tmp_path, text):
     assert path.read_text() == text
 
 
+def test_a_finished_run_without_its_history_is_only_evaluated_again(copied, records_dir):
+    (copied / "history.csv").unlink()
+    (copied / "evaluation" / "validation.json").unlink()
+    weights = (copied / WEIGHTS).read_bytes()
+    lines = []
+    train(copied, records_dir, lines.append, evaluating=True)
+    assert lines[-1] == f"finished at step 4: {copied}"
+    assert (copied / WEIGHTS).read_bytes() == weights
+    (row,) = read_history(copied / "history.csv")
+    scores = json.loads((copied / "evaluation" / "validation.json").read_text())
+    assert (row["step"], row["mean_iou"]) == (4, scores["mean_iou"])
+    lines.clear()
+    train(copied, records_dir, lines.append, evaluating=True)
+    assert lines == [f"nothing to do: {copied} is finished at step 4"]
+
+
 def test_a_removed_best_checkpoint_is_replaced(tmp_path):
     (tmp_path / "step-00000002").mkdir()
     best = checkpoints.Best(4, 0.9, "validation", 0)

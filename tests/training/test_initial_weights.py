@@ -64,16 +64,19 @@ def test_a_missing_or_unsuitable_source_is_named(xception, run_dir, tmp_path):
         init_weights(xception, str(untrained.run_dir), LABELS)
 
 
-def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir):
+def test_the_last_layer_is_kept_for_the_same_classes_only(run_dir, tmp_path):
     run = open_run(run_dir)
     model = build_model(replace(run.model, encoder_weights="none"), len(run.label_set.classes))
     assert len(init_weights(model, str(run_dir), run.label_set)) == 1
+    (tmp_path / "link.npz").symlink_to(latest(run_dir) / "weights.npz")
+    assert len(init_weights(model, str(tmp_path / "link.npz"), run.label_set)) == 1
     renamed = [replace(c, name=f"other-{c.name}") for c in run.label_set.classes]
     lines = init_weights(model, str(run_dir), replace(run.label_set, classes=tuple(renamed)))
     assert [line.split()[1] for line in lines[1:]] == [
         "logits-semantic/kernel",
         "logits-semantic/bias",
     ]
+    assert all(line.endswith("(stored for other or unknown classes)") for line in lines[1:])
 
 
 def test_another_encoder_is_refused_even_if_the_decoder_matches(run_dir):

@@ -213,7 +213,7 @@ def test_workers_compare_label_sets_by_content(records_dir, tmp_path):
 
     def greeting(path):
         run = begin_run(tmp_path / "run", manifest, {**TINY, "label_set": str(path)})
-        return loop._greeting(run, PredictConfig(), True)
+        return loop._greeting(run, manifest, PredictConfig(), True)
 
     one, other, third = map(greeting, paths)
     assert one == other
@@ -225,4 +225,17 @@ def test_workers_compare_label_sets_by_content(records_dir, tmp_path):
     edited = dataclasses.replace(
         run, label_set=dataclasses.replace(run.label_set, source_to_train=(255,) * 256)
     )
-    assert loop._greeting(edited, PredictConfig(), True) != one
+    assert loop._greeting(edited, manifest, PredictConfig(), True) != one
+
+
+def test_workers_compare_the_records_that_they_evaluate_on(records_dir, tmp_path):
+    """A worker's copy may be of the same training split, but of another validation split."""
+    manifest = read_manifest(records_dir)
+    other = dataclasses.replace(
+        manifest, splits={**manifest.splits, "validation": manifest.splits["training"]}
+    )
+    run = begin_run(tmp_path / "run", manifest, TINY)
+    one, two = (loop._greeting(run, each, PredictConfig(), True) for each in (manifest, other))
+    assert [name for name in one if one[name] != two[name]] == ["records to evaluate on"]
+    one, two = (loop._greeting(run, each, PredictConfig(), False) for each in (manifest, other))
+    assert one == two

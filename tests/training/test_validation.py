@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
 from mapseg.evaluation.counting import ImageCounts, to_cells
 from mapseg.evaluation.evaluation import evaluation_of
+from mapseg.runs.checkpoints import read_best
 from mapseg.training import loop, validation
 from mapseg.training.prepare import begin_run
 
@@ -28,11 +30,11 @@ def go(records_dir, tmp_path, monkeypatch, small):
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
 
-    def train(steps, **options):
+    def train(steps, predicting=None, **options):
         options = {**TINY, "eval_steps": 2, "schedule_steps": 6, "steps": steps, **options}
         run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
         before = len(lines)
-        loop.train(run, read_manifest(records_dir), lines.append)
+        loop.train(run, read_manifest(records_dir), lines.append, predicting=predicting)
         return [line for line in lines[before:] if "(IoU in points)" in line]
 
     return train
@@ -64,3 +66,11 @@ def test_what_is_no_previous_evaluation_is_not_compared(go, tmp_path):
 def test_evaluations_of_other_images_are_not_compared(go):
     go(2)
     assert go(4, eval_samples=1) == []
+
+
+def test_scores_of_other_options_of_prediction_are_not_compared(go, tmp_path):
+    """Step 6 scores less than step 4, but with an option that may change any score."""
+    go(4)
+    assert read_best(tmp_path / "run/checkpoints").step == 4
+    assert go(6, predicting=PredictConfig(flip_average=True)) == []
+    assert read_best(tmp_path / "run/checkpoints").step == 6
