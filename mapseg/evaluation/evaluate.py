@@ -1,6 +1,7 @@
 """A predictor and a labelled split -> an evaluation and panels."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def evaluate(
       details: also count boundaries, regions and, without translation, the calibration; only for
         a single process.
       translation: [256] uint8 id of `label_set`, or VOID, by the predictor's id; None if equal.
-      panels_dir: folder for pictures of image, prediction and ground truth.
+      panels_dir: folder for pictures of image, prediction and ground truth; emptied first.
       panels: number of these pictures.
       on_panel: called with the name of the sample and each of these pictures.
       share: (i, n): evaluates every n-th image from the i-th, so n processes share the work.
@@ -66,9 +67,9 @@ def evaluate(
     Raises:
       ValueError: no such split.
     """
-    total = manifest.split(split).samples
-    total = min(total, max_samples) if max_samples else total
+    total = min(manifest.split(split).samples, max_samples or sys.maxsize)
     images: list[ImageCounts] = []
+    _remove_pictures(panels_dir)
     report = make_reporter(0, total, f"images of {split}", progress)
     samples = stream_samples(manifest, split, label_set, first=total, share=share).prefetch(1)
     for done, (image, label, key) in enumerate(samples.as_numpy_iterator(), start=1):
@@ -85,6 +86,12 @@ def evaluate(
     if share[1] > 1:
         images = _gather(images, total, len(label_set.classes), share, add_up)
     return evaluation_of(images, label_set)
+
+
+def _remove_pictures(panels_dir: Path | None) -> None:
+    """Removes the pictures of earlier evaluations, which may show another split or checkpoint."""
+    for path in panels_dir.rglob("*.jpg") if panels_dir else ():
+        path.unlink()
 
 
 def _predict(

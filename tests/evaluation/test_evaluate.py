@@ -33,6 +33,8 @@ def test_a_network_that_knows_the_colours_scores_high(records_dir, tmp_path):
     labels = make_label_set(manifest.classes, "all")
     predictor = Predictor(Network(by_color, 1), PredictConfig(scale="1", tile_px=65), 80)
     panels_dir = tmp_path / "panels"
+    panels_dir.mkdir()
+    (panels_dir / "of an earlier evaluation.jpg").touch()
     panels = {}
     scores = evaluate(
         predictor,
