@@ -7,7 +7,6 @@ Every record is decoded and checked. A manifest, tables of the ids in the labels
 written next to the shards, which are not changed. After an interruption the same command resumes.
 """
 
-import hashlib
 import re
 import sys
 import threading
@@ -28,7 +27,7 @@ from mapseg import cli
 from mapseg.data.manifest import MANIFEST_NAME, Manifest, Split, write_manifest
 from mapseg.data.shard_checks import SHARD_REMEDY, Shard, refuse_compressed
 from mapseg.data.shards import read_shard
-from mapseg.files import locked, write_bytes
+from mapseg.files import file_sha256, locked, write_bytes
 from mapseg.labels import LabelClass, read_class_table
 from mapseg.machine import cores
 from mapseg.progress import duration, make_reporter, show
@@ -153,8 +152,7 @@ def _index_shard(path: Path, classes: Sequence[LabelClass], stopped: Callable[[]
             f"{path}: must be written by another tool; got a shard of an interrupted conversion. "
             "Remedy: run data_prep.build_records as before"
         )
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     ids = {c.id for c in classes}
     facts: list[SampleFacts] = []
     try:

@@ -1,6 +1,5 @@
 """Plans a conversion: which shards to make, which are finished, whether the disk has space."""
 
-import hashlib
 import itertools
 import math
 import shutil
@@ -16,7 +15,7 @@ from data_prep.parts import PARTS_DIR, Part, part_path, read_part
 from data_prep.sources import Source, SourceSplit
 from mapseg.data.manifest import FORMAT_VERSION, Split, shard_name
 from mapseg.data.pairing import Pair
-from mapseg.files import name_text, nearest_folder
+from mapseg.files import file_sha256, name_text, nearest_folder
 from mapseg.progress import amount
 
 _SHARD_BYTES = 256 << 20
@@ -81,18 +80,13 @@ def _as_before(
         progress(f"{part.shard.file}: comparing {len(newer)} pairs that have new times by content")
     for pair in newer:
         files = (pair.image_path, pair.label_path)
-        if known.get(pair.key) == tuple(_sha256(path) for path in files):
+        if known.get(pair.key) == tuple(file_sha256(path) for path in files):
             now[pair.key] = then[pair.key]
     return now
 
 
 def _only_times_differ(now: list[list[Any]], then: list[list[Any]] | None) -> bool:
     return then is not None and now != then and [f[:2] for f in now] == [f[:2] for f in then]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partition(sizes: Sequence[int]) -> list[list[int]]:

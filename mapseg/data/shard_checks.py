@@ -1,8 +1,9 @@
 """Checks that a shard exists, has the recorded size and checksum, and is not compressed."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from mapseg.files import file_sha256
 
 REINDEX = "remove manifest.json and run data_prep.index_records as before"
 SHARD_REMEDY = (
@@ -29,11 +30,8 @@ def check_shard(path: Path, shard: Shard) -> None:
       ValueError: it was changed since it was written.
     """
     check_size(path, shard.bytes)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise ValueError(
-                f"{path}: must be as it was written; its sha256 differs. {SHARD_REMEDY}"
-            )
+    if file_sha256(path) != shard.sha256:
+        raise ValueError(f"{path}: must be as it was written; its sha256 differs. {SHARD_REMEDY}")
 
 
 def check_size(path: Path, size: int) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from mapseg import pictures
 from mapseg.config import OUTPUTS
-from mapseg.files import printable, quoted_errno
+from mapseg.files import file_sha256, printable, quoted_errno
 from mapseg.inference.frames import Frame
 from mapseg.inference.output_classes import OutputClasses
 from mapseg.inference.page.picture import write_picture
@@ -61,8 +60,7 @@ def read_digest(path: Path, state: str) -> str:
     if not _is_file(path):
         return ""  # reading a pipe would never end
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return file_sha256(path)[:16]
     except OSError:
         return ""
 

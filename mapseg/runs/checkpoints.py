@@ -5,7 +5,6 @@ checkpoint of all training variables, exact, for one Keras major version), `weig
 the network, for any version) and `info.json`.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mapseg.files import whole_dir, write_text
+from mapseg.files import file_sha256, whole_dir, write_text
 from mapseg.stored_json import read_field, read_stored_json
 
 if TYPE_CHECKING:  # commands that only read a run folder need no TensorFlow
@@ -105,8 +104,7 @@ def weights_sha256(path: Path) -> str:
         raise FileNotFoundError(
             f"{weights_path}: no such weights file. Remedy: another --checkpoint, or copy it again"
         )
-    with weights_path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(weights_path)
 
 
 def write_checkpoint(
