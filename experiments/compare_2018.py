@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from mapseg import cli
 from mapseg import pictures as plots
 from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
+from mapseg.data.label_files import read_ids
 from mapseg.evaluation.scores import Scores, confusion_matrix
 from mapseg.labels import LANE_MARKING, LabelSet, make_label_set
 
@@ -64,6 +64,7 @@ def work(values: flags.FlagValues) -> int:
     from data_prep.sources import find_vistas
     from mapseg.estimator import Estimator
     from mapseg.inference.infer import infer_run
+    from mapseg.inference.reading import read_image
     from mapseg.runs.folder import open_run
 
     run_dirs = [Path(run_dir) for run_dir in values.run_dirs]
@@ -81,16 +82,18 @@ def work(values: flags.FlagValues) -> int:
         label_set if label_set.name == "lane_marking" else make_label_set(source.classes, "all_66")
     )
     guesses: dict[str, list[np.ndarray]] = {
-        name: [read_ids(former_dir / name / f"{pair.key}.png") for pair in split.pairs]
+        name: [
+            read_map(former_dir / name / f"{pair.key}.png", "prediction") for pair in split.pairs
+        ]
         for name in FORMER[label_set.name]
     }
-    images = [np.asarray(Image.open(pair.image_path).convert("RGB")) for pair in split.pairs]
+    images = [read_image(pair.image_path) for pair in split.pairs]
     for run_dir in run_dirs:
         estimator = Estimator(run_dir, cli.report)
         guesses[str(run_dir)] = [
             estimator.predict(image, predicting, "latest").ids for image in images
         ]
-    labels = [cv2.LUT(read_ids(pair.label_path), scored.table) for pair in split.pairs]
+    labels = [cv2.LUT(read_map(pair.label_path, "label"), scored.table) for pair in split.pairs]
     print(table(guesses, labels, scored, LANES[label_set.name], split.pairs))
     for i, pair in enumerate(split.pairs):
         drawn = {
@@ -109,10 +112,9 @@ def work(values: flags.FlagValues) -> int:
     return 0
 
 
-def read_ids(path: Path) -> np.ndarray:
-    """Reads [H, W] uint8 ids: the indices of a palette image."""
-    with Image.open(path) as stored:
-        return np.asarray(stored)
+def read_map(path: Path, noun: str) -> np.ndarray:
+    """Reads a PNG of ids, [H, W] uint8; `noun` is what messages call it."""
+    return np.asarray(read_ids(path, noun, "copy it again").image)
 
 
 def table(

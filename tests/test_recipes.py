@@ -314,6 +314,13 @@ def test_predictions_are_compared_image_by_image():
     assert drawn.shape == (5 + 24, 14, 3)
 
 
+def test_a_colour_map_is_not_taken_for_a_prediction_of_2018(tmp_path):
+    path = tmp_path / "k.png"
+    Image.fromarray(np.zeros([2, 3, 3], np.uint8)).save(path)
+    with pytest.raises(ValueError, match=f"{path}: a prediction must be .* got 8-bit RGB"):
+        compare_2018.read_map(path, "prediction")
+
+
 def test_a_run_is_compared_with_the_predictions_of_2018(
     records_dir, run_dir, tmp_path, capsys, monkeypatch
 ):
