@@ -21,7 +21,8 @@ class Outcome:
     Attributes:
       scores: on the requested split.
       train_secs: duration of its training steps.
-      facts: JSON values that must agree between runs besides the options: precision, data, classes.
+      facts: JSON values that must agree between runs besides the options: precision, data, classes,
+        initial weights.
     """
 
     scores: "Scores"
@@ -151,6 +152,7 @@ def measure(
     run = estimator.run
     facts = {
         "precision": run.train.precision,
+        **({"initial weights": run.start_sha256} if run.start_sha256 else {}),
         "trained on records": run.records_digest,
         "scored on records": read_manifest(records_dir).split(split).digest,
         "classes": list(run.label_set.names),

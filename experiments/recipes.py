@@ -128,6 +128,8 @@ def work(values: flags.FlagValues) -> int:
                     outcome = measure(run_dir, records_dir, part.split, case, predicting, stopping)
                     if outcome is None:
                         return 130
+                    if first:
+                        outcome.facts.pop("initial weights", None)  # those of this seed
                     outcomes.append(replace(outcome, train_secs=secs + outcome.train_secs))
                 results.add(table, seed, add_up(outcomes))
                 cli.report(results.text())
@@ -309,7 +311,8 @@ class Results:
         """Adds the figures of a seed to the stored ones and writes them as JSON and tables.
 
         Raises:
-          ValueError: its data, classes or precision differ from those of the stored seeds.
+          ValueError: its data, classes, precision or initial weights differ from those of the
+            stored seeds.
         """
         from mapseg.files import locked, write_text
 
@@ -320,8 +323,9 @@ class Results:
                 differing = differences(stored["facts"], figures["facts"])
                 if other_seed != str(seed) and differing:
                     raise ValueError(
-                        f"{self._path}: seed {seed} must have the data and precision of the "
-                        f"stored seed {other_seed}; {differing}. Remedy: use another --work_dir"
+                        f"{self._path}: seed {seed} must have the data, precision and initial "
+                        f"weights of the stored seed {other_seed}; {differing}. Remedy: use "
+                        "another --work_dir"
                     )
             seeds[str(seed)] = figures
             self._tables[table] = dict(sorted(seeds.items(), key=lambda item: int(item[0])))

@@ -13,8 +13,10 @@ from PIL import Image
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.data.manifest import read_manifest
 from mapseg.evaluation.scores import Scores
+from mapseg.files import file_sha256
 from mapseg.labels import LabelClass, make_label_set
 from mapseg.model.pretrained import resolve_encoder_weights
+from mapseg.runs.checkpoints import find_checkpoint
 
 EXPERIMENTS = Path(recipes.__file__).parent
 SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2}.items()]
@@ -119,6 +121,26 @@ class Measured:
         self.calls.append((str(run_dir), split, manifest.split(split).samples, options["seed"]))
         labels = make_label_set(manifest.classes, "all")
         return measure.Outcome(Scores(np.eye(len(labels.classes), dtype=int), labels), 2.0, {})
+
+
+def test_all_seeds_start_from_the_same_weights(camvid_dir, tmp_path, capsys):
+    def call_from(start, work_dir, *options):
+        return call(camvid_dir, tmp_path / work_dir, "--scales=1", *options, *start)
+
+    assert call_from([], "first", "--seeds=1") == 0
+    start = ["--encoder_weights=none", f"--init_from={tmp_path / 'first' / 'seed1'}"]
+    assert call_from(start, "work", "--seeds=1") == 0
+    weights_path = find_checkpoint(tmp_path / "first" / "seed1") / "weights.npz"
+    digest = file_sha256(weights_path)
+    stored = json.loads((tmp_path / "work" / "results.json").read_text())
+    assert stored["tables"]["val"]["1"]["facts"]["initial weights"] == [digest]
+
+    weights = dict(np.load(weights_path))
+    np.savez(weights_path, **{name: value + 1 for name, value in weights.items()})
+    assert call_from(start, "work", "--seeds=1") == 0  # done
+    capsys.readouterr()
+    assert call_from(start, "work", "--seeds=2") == 1
+    assert f"initial weights=['{digest}'] stored" in capsys.readouterr().err
 
 
 def test_a_recipe_resumes_where_it_was_stopped(camvid_dir, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ class Run:
       records_digest: of the training split; a run never resumes on other samples.
       onednn: whether it began with oneDNN; None: an earlier version left it to TensorFlow.
       machine: the devices that it was last trained on, as text; empty: not known.
+      start_sha256: of the weights of `init_from`; empty: none, or an earlier version did not
+        store it.
       id: random; also in its checkpoints, to detect those of another run. Empty: begun by a
         version without ids.
     """
@@ -69,6 +71,7 @@ class Run:
     records_digest: str
     onednn: bool | None = None
     machine: str = ""
+    start_sha256: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
@@ -117,6 +120,7 @@ def open_run(run_dir: Path) -> Run:
         stored("records_digest", str),
         stored("onednn", bool) if "onednn" in raw else None,
         stored("machine", str) if "machine" in raw else "",
+        stored("start_sha256", str) if "start_sha256" in raw else "",
         stored("id", str) if "id" in raw else "",
     )
 
@@ -132,6 +136,7 @@ def store_run(run: Run) -> None:
         "records_digest": run.records_digest,
         **({} if run.onednn is None else {"onednn": run.onednn}),
         **({"machine": run.machine} if run.machine else {}),
+        **({"start_sha256": run.start_sha256} if run.start_sha256 else {}),
         **({"id": run.id} if run.id else {}),
         "source_classes": [c.to_json() for c in run.source_classes],
     }

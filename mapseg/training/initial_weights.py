@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from mapseg.labels import LabelSet
-from mapseg.model.pretrained import find_initial
 from mapseg.model.weights import (
     assign_weight_arrays,
     first_names,
@@ -16,8 +15,8 @@ from mapseg.model.weights import (
     read_weights,
     weight_arrays,
 )
-from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.folder import open_run
+from mapseg.runs.start import find_start
 
 _LAST_LAYER = "logits-semantic/"
 
@@ -41,7 +40,8 @@ def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[s
       FileNotFoundError: the source does not exist.
       ValueError: the source cannot be read, or does not contain the encoder.
     """
-    stored = _read_source(model, source)
+    path = find_start(source)
+    stored = read_weights(path) if path.exists() else read_deeplab(model, source)
     current = weight_arrays(model)
     same_classes = _class_names(source) == label_set.names
     matching = {
@@ -60,14 +60,7 @@ def init_weights(model: keras.Model, source: str, label_set: LabelSet) -> list[s
             "Remedy: the same --encoder as there"
         )
     assign_weight_arrays(model, {**current, **matching})
-    return _report(source, current, stored, matching)
-
-
-def _read_source(model: keras.Model, source: str) -> dict[str, np.ndarray]:
-    path = find_initial(source)
-    if (path / "config.json").is_file():
-        return read_weights(find_checkpoint(path))
-    return read_weights(path) if path.exists() else read_deeplab(model, source)
+    return _report(path, current, stored, matching)
 
 
 def _class_names(source: str) -> tuple[str, ...]:
@@ -80,7 +73,7 @@ def _class_names(source: str) -> tuple[str, ...]:
 
 
 def _report(
-    source: str,
+    source: Path,
     current: Mapping[str, np.ndarray],
     stored: Mapping[str, np.ndarray],
     matching: Mapping[str, np.ndarray],

@@ -272,6 +272,7 @@ def _greeting(
         "oneDNN": str(onednn.is_on()),
         "records": run.records_digest,
         "records to evaluate on": manifest.split(run.train.eval_split).digest if evaluating else "",
+        "initial weights": run.start_sha256,
         "newest checkpoint": str(saved[-1] if saved else None),
         **{name: str(value) for name, value in options.items()},
     }

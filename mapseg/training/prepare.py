@@ -111,7 +111,7 @@ def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: Trai
       train: options of training.
 
     Raises:
-      FileNotFoundError: the file of the label set does not exist.
+      FileNotFoundError: the file of the label set or the initial weights do not exist.
       ValueError: the split does not exist, or the label set does not fit the records.
     """
     split = manifest.split(train.train_split)
@@ -136,7 +136,17 @@ def new_run(run_dir: Path, manifest: "Manifest", model: ModelConfig, train: Trai
         manifest.classes,
         split.digest,
         onednn.is_on(),
+        start_sha256=_start_sha256(train.init_from),
     )
+
+
+def _start_sha256(source: str) -> str:
+    """Returns the digest of the initial weights; empty without `init_from`."""
+    if not source:
+        return ""
+    from mapseg.runs.start import start_sha256  # here: it needs packages that may be missing
+
+    return start_sha256(source)
 
 
 def resolve_precision(precision: str) -> str:

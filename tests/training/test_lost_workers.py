@@ -11,12 +11,14 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY, connected, free_ports, tf_config
 
 from mapseg.config import PredictConfig
 from mapseg.data.manifest import read_manifest
+from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.training import loop, rendezvous
 from mapseg.training.prepare import begin_run
 from mapseg.training.rendezvous import Cluster, meet
@@ -198,6 +200,21 @@ def test_a_port_in_use_hints_at_a_process_with_the_same_index(index):
 
 
 # --- all workers must have the same label set
+
+
+def test_workers_compare_initial_weights_by_content(records_dir, run_dir, tmp_path):
+    manifest = read_manifest(records_dir)
+    start = tmp_path / "start.npz"
+
+    def greeting():
+        run = begin_run(tmp_path / "run", manifest, {**TINY, "init_from": str(start)})
+        return loop._greeting(run, manifest, PredictConfig(), True)
+
+    shutil.copy(find_checkpoint(run_dir) / "weights.npz", start)
+    one = greeting()
+    np.savez(start, other=np.zeros(3))
+    other = greeting()
+    assert {name for name in one if one[name] != other[name]} == {"initial weights"}
 
 
 def test_workers_compare_label_sets_by_content(records_dir, tmp_path):
