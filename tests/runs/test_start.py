@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,3 +38,5 @@ def test_a_run_stores_the_digest_of_its_start(tmp_path):
     store_run(run)
     assert "start_sha256" not in json.loads((tmp_path / "config.json").read_text())
     assert open_run(tmp_path).start_sha256 == ""
+    store_run(replace(run, start_sha256="ab"))
+    assert open_run(tmp_path).start_sha256 == "ab"
