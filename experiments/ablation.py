@@ -3,10 +3,10 @@
     python experiments/ablation.py --flagfile=experiments/FILE.flags --records_dir=R --work_dir=W
         [--seeds=1,2,3] [--only=CASE,...] [--classes=NAME,...]
 
-Each case changes options of the flag file. The column `gain` is the difference to the base case
-with the same seed, averaged over the seeds, with its 95 % confidence interval (Student's t, which
-assumes that the differences are normally distributed). The table has the mean IoU and the IoU of
---classes.
+The base case has the options of the flag file, of the flags after it, and the defaults; each other
+case changes one of them. The column `gain` is the difference to the base case with the same seed,
+averaged over the seeds, with its 95 % confidence interval (Student's t, which assumes that the
+differences are normally distributed). The table has the mean IoU and the IoU of --classes.
 
 Run the same command again to resume; it prints the table of the finished runs.
 """
@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "--class_balance=0.5": {"class_balance": 0.5},
     "--color_jitter=0.4": {"color_jitter": 0.4},
     "--clip_norm=1": {"clip_norm": 1.0},
+    "--loss=ce": {"loss": "ce"},
     "--loss=ce+lovasz": {"loss": "ce+lovasz"},
     "--loss=ohem": {"loss": "ohem"},
     "--loss=focal": {"loss": "focal"},
@@ -90,8 +91,6 @@ def work(values: flags.FlagValues) -> int:
             for case in cases:
                 run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
                 case_options = {**options, **CASES[case], "seed": seed}
-                if case != BASE and case_options == {**options, "seed": seed}:
-                    continue  # same as the base: the flag file sets the option
                 outcome = measure(run_dir, records_dir, split, case_options, predicting, stopping)
                 if outcome is None:
                     return 130
@@ -114,7 +113,7 @@ def _check_alike(run_dir: Path, first: Outcome, outcome: Outcome) -> None:
 
 
 def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> list[str]:
-    """Returns the base and the requested cases whose initial weights are available.
+    """Returns the base and the requested cases that differ from it and have initial weights.
 
     Raises:
       FileNotFoundError: the weights of the base are unavailable.
@@ -125,6 +124,9 @@ def _available_cases(values: flags.FlagValues, options: Mapping[str, Any]) -> li
     cases = []
     for case in dict.fromkeys([BASE, *values.only]):
         case_options = {**options, **CASES[case]}
+        if case != BASE and case_options == options:
+            cli.report(f"skipped: {case}: the base has this option already")
+            continue
         TrainConfig(**{f.name: case_options.get(f.name, f.default) for f in fields(TrainConfig)})
         model = ModelConfig(**{f.name: case_options[f.name] for f in fields(ModelConfig)})
         try:

@@ -3,8 +3,9 @@
     python experiments/recipes.py --recipe=camvid_scratch --data_dir=CAMVID --work_dir=W
         [--seeds=1,2,3] [--splits=val | --folds=5] [any option of training or prediction]
 
-CAMVID contains train/, val/ and optionally test/, each with images/ and labels/; for the recipes of
-Vistas it is a Vistas folder. --folds=N cross-validates on the training split only: it is divided
+CAMVID contains train/, val/ and optionally test/, each with images/ and labels/. For the recipes of
+Vistas it is a Vistas v1.2 folder, of which they use the images listed in vistas_sample.json.
+--folds=N cross-validates on the training split only: it is divided
 into N parts of neighbouring names, because frames of one drive have neighbouring names. Each run
 trains without one part and is scored on it, and the N confusion matrices are summed. This way
 options are chosen without the validation images.
@@ -54,25 +55,27 @@ class Recipe:
     """Settings of a recipe that are not in the flag file of the same name.
 
     Attributes:
-      vistas: the data is a Vistas folder; otherwise folders of pairs with the classes of CamVid.
+      keys: a JSON file of the keys to use of each split of a Vistas folder; if empty, the data are
+        folders of pairs with the classes of CamVid.
       resize_to: stored (height, width) of all samples.
       start: flag file of a first run on the same data, whose weights are the initial ones. Options
         of the command line do not change it.
     """
 
-    vistas: bool = False
+    keys: str = ""
     resize_to: tuple[int, int] | None = None
     start: str = ""
 
 
+VISTAS_SAMPLE = Recipe(keys="vistas_sample.json", resize_to=(384, 512))
 RECIPES = {
     "camvid_scratch": Recipe(),
     "camvid_pretrained": Recipe(),
     "cpu_camvid": Recipe(start="cpu_camvid_start.flags"),
-    "vistas_sample": Recipe(vistas=True, resize_to=(384, 512)),
-    "vistas_sample_lane": Recipe(vistas=True, resize_to=(384, 512)),
-    "cpu_vistas_sample": Recipe(vistas=True, resize_to=(384, 512)),
-    "cpu_vistas_sample_lane": Recipe(vistas=True, resize_to=(384, 512)),
+    "vistas_sample": VISTAS_SAMPLE,
+    "vistas_sample_lane": VISTAS_SAMPLE,
+    "cpu_vistas_sample": VISTAS_SAMPLE,
+    "cpu_vistas_sample_lane": VISTAS_SAMPLE,
 }
 
 
@@ -216,8 +219,9 @@ def find_sources(recipe: Recipe, data_dir: Path) -> list["Source"]:
     """Finds the raw splits; the first source has the training split."""
     from data_prep.sources import find_folders, find_vistas
 
-    if recipe.vistas:
-        return [find_vistas(data_dir)]
+    if recipe.keys:
+        keys = json.loads((FOLDER / recipe.keys).read_text(encoding="utf-8"))
+        return [choose(find_vistas(data_dir, "v1.2"), keys, data_dir)]
     sources = [
         find_folders(folder / "images", folder / "labels", FOLDER / "camvid.json", folder.name)
         for folder in (data_dir / split for split in CAMVID_SPLITS)
@@ -229,6 +233,27 @@ def find_sources(recipe: Recipe, data_dir: Path) -> list["Source"]:
             "labels; got none of them"
         )
     return sources
+
+
+def choose(source: "Source", keys: Mapping[str, Sequence[str]], data_dir: Path) -> "Source":
+    """Reduces a source to the splits and pairs that `keys` lists.
+
+    Raises:
+      FileNotFoundError: one of them does not exist.
+    """
+    pairs = {split.name: {pair.key: pair for pair in split.pairs} for split in source.splits}
+    for name, wanted in keys.items():
+        if missing := [key for key in wanted if key not in pairs.get(name, {})]:
+            raise FileNotFoundError(
+                f"{data_dir}: data_dir must contain the recipe's {len(wanted)} {name} images; "
+                f"{len(missing)} are missing, the first is {name}/images/{missing[0]}"
+            )
+    splits = tuple(
+        replace(split, pairs=tuple(pairs[split.name][key] for key in sorted(keys[split.name])))
+        for split in source.splits
+        if split.name in keys
+    )
+    return replace(source, splits=splits)
 
 
 def fold(source: "Source", training: "SourceSplit", number: int, folds: int) -> "Source":

@@ -10,6 +10,7 @@ import recipes
 from conftest import TINY
 from PIL import Image
 
+from data_prep.sources import find_vistas
 from mapseg.config import ModelConfig, TrainConfig
 from mapseg.data.manifest import read_manifest
 from mapseg.evaluation.scores import Scores
@@ -192,6 +193,27 @@ def test_folds_hold_out_every_training_pair_once_and_neighbours_together(camvid_
     assert held == list(training.pairs)
 
 
+def test_a_recipe_for_ten_images_takes_them_from_the_whole_dataset(
+    records_dir, tmp_path, monkeypatch
+):
+    vistas_dir = records_dir.parent / "vistas"
+    everything = {
+        split.name: [pair.key for pair in split.pairs] for split in find_vistas(vistas_dir).splits
+    }
+    listed = {"training": everything["training"][-2:], "validation": everything["validation"][:1]}
+    (tmp_path / "keys.json").write_text(json.dumps(listed))
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    recipe = recipes.Recipe(keys="keys.json")
+    (source,) = recipes.find_sources(recipe, vistas_dir)
+    assert {s.name: [pair.key for pair in s.pairs] for s in source.splits} == listed
+
+    listed["validation"] += ["absent", "gone"]
+    (tmp_path / "keys.json").write_text(json.dumps(listed))
+    message = "the recipe's 3 validation images; 2 are missing, the first is .*/absent"
+    with pytest.raises(FileNotFoundError, match=message):
+        recipes.find_sources(recipe, vistas_dir)
+
+
 @pytest.mark.parametrize("recipe", [["--recipe=vistas_sample"], ["--recipe", "vistas_sample"]])
 def test_a_recipe_loads_its_flag_file_in_either_spelling(recipe, monkeypatch):
     commands = []
@@ -284,14 +306,15 @@ def test_an_ablation_reports_the_gain_of_each_case(records_dir, tmp_path, monkey
 
     monkeypatch.setattr(ablation, "measure", stand_in)
     common = [f"--records_dir={records_dir}", f"--work_dir={tmp_path}", "--seeds=1,2"]
-    common += ["--encoder=resnet50", "--encoder_weights=none"]
-    common.append("--only=--loss=focal,--encoder=efficientnet_lite2")
+    common += ["--encoder=resnet50", "--encoder_weights=none", "--loss=ce"]
+    common.append("--only=--loss=ce,--loss=focal,--encoder=efficientnet_lite2")
     lite2 = ablation.CASES["--encoder=efficientnet_lite2"]
     monkeypatch.setitem(lite2, "encoder_weights", str(tmp_path / "not there"))
     assert ablation.main(["ablation.py", *common, "--classes=flat--road"]) == 0
     *said, base, focal = capsys.readouterr().out.splitlines()
-    (skipped,) = (line for line in said if line.startswith("skipped: "))
-    assert skipped.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in skipped
+    same, absent = (line for line in said if line.startswith("skipped: "))
+    assert same == "skipped: --loss=ce: the base has this option already"
+    assert absent.startswith("skipped: --encoder=efficientnet_lite2: ") and "not there" in absent
     assert base.startswith("| base | 2 | 68.33 (61.11 to 75.56) |  | 73.33 (66.67 to 80.00) |  |")
     # Gains of 38.89 and 24.44: mean 31.67 plus or minus 12.706 times 7.22.
     assert focal.startswith(
