@@ -7,7 +7,6 @@ Prints the step at which the network, in inference mode, first reaches 95 % pixe
 mean IoU of the crop's classes at that step.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import ENCODERS, PRECISIONS
 
 STEPS, GOAL = 300, 0.95
@@ -37,7 +36,7 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints a row for every encoder and precision; returns 1 if one misses the goal."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     from mapseg.inference.reading import read_image
 
     image = read_image(Path(cli.required(values, "image")))

@@ -18,7 +18,6 @@ core, which emulates half precision slowly.
 
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import ENCODERS
 
 CLASSES = [
@@ -99,7 +98,7 @@ def work(values: flags.FlagValues) -> int:
         raise ValueError(f"steps must be a multiple of {WINDOW_STEPS}; got {values.steps}")
     if values.other_seeds < 1:
         raise ValueError(f"other_seeds must be at least 1; got {values.other_seeds}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     convert(camvid_dir, work_dir)
     courses = {}
     options = shared_options(values)

@@ -19,7 +19,6 @@ train_main.py needs to start and take one step are compared between it and this 
 
 # Long: every row of one table of docs/benchmarks.md, and the checks of its targets.
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from typing import Any
 from absl import flags
 from rivals import describe_machine, rival_command, run_json, take_turns
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import ENCODERS, PRECISIONS
 
 CLASSES = 66
@@ -349,7 +348,7 @@ def forward_gflop(model: Any, crop: int) -> float:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     if argv[1:2] == ["--case"]:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        startup.quiet_tensorflow()
         print(json.dumps(measure(json.loads(argv[2]))))
         return 0
     return cli.run(work, define_flags(), argv, __doc__)

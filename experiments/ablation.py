@@ -11,7 +11,6 @@ differences are normally distributed). The table has the mean IoU and the IoU of
 Run the same command again to resume; it prints the table of the finished runs.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -22,7 +21,7 @@ import numpy as np
 from absl import flags
 from measure import Outcome, all_options, differences, measure, seeds_of
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 from mapseg.labels import make_label_set
 
@@ -70,7 +69,7 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Trains the runs that are not finished and prints the table."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     records_dir = Path(cli.required(values, "records_dir"))
     work_dir = Path(cli.required(values, "work_dir"))
     cli.use_compile_cache(values)

@@ -12,7 +12,6 @@ and of the first run, and the ground truth; with --frames, P/frames has the over
 `infer_main.py`.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import cv2
 import numpy as np
 from absl import flags
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg import pictures as plots
 from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
 from mapseg.data.label_files import read_ids
@@ -54,7 +53,7 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints the table and draws the pictures."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     names = ("vistas_dir", "predictions_dir", "out_dir")
     vistas_dir, former_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     if not values.run_dirs:

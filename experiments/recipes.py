@@ -19,7 +19,6 @@ run.
 # Long: one command from raw data to tables, read from top to bottom.
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from measure import (
     trained_secs,
 )
 
-from mapseg import cli
+from mapseg import cli, startup
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def work(values: flags.FlagValues) -> int:
     cli.required(values, "recipe")
     recipe, work_dir = RECIPES[values.recipe], Path(cli.required(values, "work_dir"))
     data_dir = Path(cli.required(values, "data_dir"))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    startup.quiet_tensorflow()
     cli.use_compile_cache(values)
     options, seeds = all_options(values), seeds_of(values)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
