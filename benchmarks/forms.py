@@ -85,7 +85,7 @@ def make_loss(
     from mapseg.model.resampling import Upsample
     from mapseg.training import losses
 
-    loss = losses.make_loss(TrainConfig())
+    loss = losses.make_loss(TrainConfig(loss="ce"))
     size = (batch, crop, crop)
     label = tf.random.stateless_uniform(size, (1, 2), maxval=CLASSES, dtype=tf.int32)
     label = tf.cast(label, tf.uint8)

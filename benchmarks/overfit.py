@@ -98,6 +98,7 @@ def overfit(
     config = TrainConfig(
         batch_size=1,
         precision=precision,
+        loss="ce",
         optimizer="adamw",
         schedule="cosine",
         schedule_steps=STEPS,

@@ -138,6 +138,7 @@ def shared_options(values: flags.FlagValues) -> dict[str, Any]:
         "crop_height": crop,
         "crop_width": crop,
         "batch_size": batch_size,
+        "loss": "ce",
         "learning_rate": LEARNING_RATE,
         "precision": "float32",
         "seed": 1,

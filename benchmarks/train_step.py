@@ -59,7 +59,7 @@ COLUMNS = (
     "TFLOP/s",
     "from records",
 )
-OPTIONS = ("xla", "accumulate_steps", "recompute")
+OPTIONS = ("loss", "xla", "accumulate_steps", "recompute")
 
 
 def define_flags() -> flags.FlagValues:
@@ -77,6 +77,9 @@ def define_flags() -> flags.FlagValues:
         "precisions", ["auto"], "precisions to time: " + ", ".join(PRECISIONS), flag_values=values
     )
     flags.DEFINE_integer("steps", 50, "timed steps", flag_values=values)
+    flags.DEFINE_string(
+        "loss", "ce", "loss, as in train_main.py; the other program's is ce", flag_values=values
+    )
     flags.DEFINE_string(
         "xla", "auto", "compile the step with XLA: auto, on, off", flag_values=values
     )
@@ -184,7 +187,8 @@ def start_cpu_secs(case: dict[str, Any], checkout: Path) -> float:
         command = [
             *(sys.executable, "train_main.py", "--mode=train", f"--run_dir={folder}/run"),
             *(f"--records_dir={Path(case['records_dir']).absolute()}", "--steps=1"),
-            *(f"--encoder={case['encoder']}", "--encoder_weights=none", "--compile_cache_dir="),
+            *(f"--encoder={case['encoder']}", "--encoder_weights=none", f"--loss={case['loss']}"),
+            "--compile_cache_dir=",
             *(f"--batch_size={case['batch']}", f"--precision={case['precision']}"),
             *(f"--crop_height={case['crop']}", f"--crop_width={case['crop']}"),
         ]

@@ -163,9 +163,9 @@ class TrainConfig(_Checked):
         2048, "limit on the host memory of the input pipeline, in MB", check=_POSITIVE
     )
     loss: str = _option(
-        "ce",
-        "ce (cross entropy), ohem (cross entropy of the hardest pixels), focal, lovasz "
-        "(Lovasz-softmax), or a sum such as ce+lovasz",
+        "ce+lovasz",
+        "ce (cross entropy), lovasz (Lovasz-softmax), ohem (cross entropy of the hardest pixels), "
+        "focal, or a sum such as ce+lovasz",
         check=(
             lambda v: _are_distinct(v.split("+"), LOSSES),
             f"of {', '.join(LOSSES)}, joined by +",
@@ -297,8 +297,8 @@ class TrainConfig(_Checked):
     )
     accumulate_steps: int = _option(
         1,
-        "accumulate the gradient over this many parts of the batch: less memory, the same "
-        "gradient; batch norm, ohem and lovasz work within one part",
+        "accumulate the gradient over this many parts of the batch, for less memory; batch norm, "
+        "lovasz and ohem work within one part",
         check=_POSITIVE,
     )
     recompute: bool = _option(

@@ -4,7 +4,7 @@
 
 Mirrored splits the CPU into two devices; multi_worker is run twice, with TF_CONFIG. The arrays of
 each case of CASES must not depend on the devices, except for the loss of `own_norm`, and for
-`sync_norm_in_parts`, whose parts have other crops.
+`sync_norm_in_parts`, whose parts have other crops. Lovasz-softmax would: it ranks pixels by device.
 """
 
 import sys
@@ -22,7 +22,7 @@ from mapseg.training.optimizers import LossScale, build_optimizer
 from mapseg.training.state import DropoutSeed, freeze_batch_norm, synchronize_batch_norm
 from mapseg.training.step import make_averaging, make_step, make_steps
 
-BATCH = TrainConfig(schedule_steps=100, learning_rate=0.1, batch_size=4)
+BATCH = TrainConfig(loss="ce", schedule_steps=100, learning_rate=0.1, batch_size=4)
 FROZEN = replace(BATCH, batch_norm="frozen")
 CASES = {
     "frozen_norm": FROZEN,

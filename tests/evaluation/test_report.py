@@ -141,7 +141,7 @@ def test_short_names_are_unique():
 
 
 def test_the_command_has_the_options_of_the_run(tmp_path):
-    options = {"steps": 7, "flip": False, "loss": "ce+lovasz", "sync_batch_norm": True}
+    options = {"steps": 7, "flip": False, "loss": "ohem", "sync_batch_norm": True}
     store(tmp_path / "a run", make_classes(2), schedule_steps=9, **options)
     run = open_run(tmp_path / "a run")
     lines = train_command(run, tmp_path / "it's here")

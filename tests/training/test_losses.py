@@ -19,7 +19,7 @@ def loss_of(loss, logits, label, factor=1, pixels=(), **options):
 
 
 def test_cross_entropy_worked_by_hand():
-    total, pixels = make_loss(TrainConfig())(QUARTERS, FIRST_AND_SECOND, 1)
+    total, pixels = make_loss(TrainConfig(loss="ce"))(QUARTERS, FIRST_AND_SECOND, 1)
     assert float(total) == pytest.approx(np.log(4) + np.log(4 / 3))
     assert float(pixels) == 2
 
@@ -40,7 +40,7 @@ def test_cross_entropy_equals_tensorflows(scale, offset, smoothing):
             value = loss()
         return value, tape.gradient(value, logits)
 
-    ours = make_loss(TrainConfig(label_smoothing=smoothing))
+    ours = make_loss(TrainConfig(loss="ce", label_smoothing=smoothing))
     actual = gradient_of(lambda: ours(logits, tf.constant(label, tf.uint8), 1)[0])
     expected = gradient_of(
         lambda: tf.reduce_sum(
@@ -218,7 +218,7 @@ def test_loss_and_gradient_equal_those_of_up_sampled_logits(factor, size, compil
         return -tf.reduce_sum(targets * tf.nn.log_softmax(fine)), tf.reduce_sum(targets)
 
     def loss(logits):
-        return make_loss(TrainConfig())(logits, label, factor)
+        return make_loss(TrainConfig(loss="ce"))(logits, label, factor)
 
     results = with_gradient(upsampled_loss, logits)
     compute = tf.function(with_gradient, jit_compile=compiled)
