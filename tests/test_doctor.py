@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,8 @@ def test_a_good_case_passes_every_check_and_nothing_is_written(records_dir, tmp_
     assert "6 samples to train on" in findings["records"][1]
     assert "3 classes" in findings["ids"][1]
     assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 device" in findings["network"][1]
-    assert findings["step"][1].startswith("loss 1.")
+    # Cross entropy is about ln 3 without any training; Lovasz-softmax is at most 1.
+    assert 1 < float(re.match(r"loss ([\d.]+),", findings["step"][1])[1]) < 3
     assert "all gradients finite" in findings["step"][1]
     assert "for 4 steps" in findings["speed"][1]
     assert findings["largest batch"][1].startswith("2 crops fit")

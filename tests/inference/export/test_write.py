@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mapseg.estimator import Estimator
 from mapseg.inference.export.check import cut
 from mapseg.inference.export.check_frames import read_check_frames
 from mapseg.inference.export.source import Source
+from mapseg.inference.predictor import Predictor
 from mapseg.pictures import write_jpg
 from mapseg.runs.folder import open_run
 
@@ -77,9 +79,14 @@ def test_a_split_that_the_records_lack_is_named(tiny_run, records_dir, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frames_of_a_single_class_check_nothing(tiny_run, tiny_encoder, tmp_path):
+def test_frames_of_a_single_class_check_nothing(tiny_run, tiny_encoder, tmp_path, monkeypatch):
     (tmp_path / "frames").mkdir()
     write_jpg(tmp_path / "frames" / "0.jpg", np.zeros([40, 60, 3], np.uint8))
+
+    def one_class(self, image):
+        return SimpleNamespace(ids=np.zeros(image.shape[:2], np.uint8))
+
+    monkeypatch.setattr(Predictor, "segment", one_class)
     with pytest.raises(ValueError, match=r"must show more than one class.*--records_dir"):
         Estimator(tiny_run).export(tmp_path / "export", check_frames=str(tmp_path / "frames"))
     assert {p.name for p in tmp_path.iterdir()} == {"frames"}
