@@ -240,15 +240,15 @@ def choose(source: "Source", keys: Mapping[str, Sequence[str]], data_dir: Path) 
     Raises:
       FileNotFoundError: one of them does not exist.
     """
-    pairs = {split.name: {pair.key: pair for pair in split.pairs} for split in source.splits}
+    found = {split.name: {pair.key for pair in split.pairs} for split in source.splits}
     for name, wanted in keys.items():
-        if missing := [key for key in wanted if key not in pairs.get(name, {})]:
+        if missing := sorted({*wanted} - found.get(name, set())):
             raise FileNotFoundError(
                 f"{data_dir}: data_dir must contain the recipe's {len(wanted)} {name} images; "
                 f"{len(missing)} are missing, the first is {name}/images/{missing[0]}"
             )
     splits = tuple(
-        replace(split, pairs=tuple(pairs[split.name][key] for key in sorted(keys[split.name])))
+        replace(split, pairs=tuple(pair for pair in split.pairs if pair.key in keys[split.name]))
         for split in source.splits
         if split.name in keys
     )

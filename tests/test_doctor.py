@@ -1,7 +1,6 @@
 import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -102,7 +101,7 @@ def test_a_good_case_passes_every_check_and_nothing_is_written(records_dir, tmp_
     before = contents(records_dir)
     run_dir = tmp_path / "run"
     arguments = (f"--records_dir={records_dir}", f"--run_dir={run_dir}", "--optimizer=adamw")
-    code, findings = call(capsys, *arguments)
+    code, findings = call(capsys, *arguments, "--loss=ce")
     assert code == 0, findings
     reading_may_be_slower = {"speed"}  # than steps of crops so small
     assert set(findings) - set(levels(findings, "ok")) <= reading_may_be_slower
@@ -111,8 +110,7 @@ def test_a_good_case_passes_every_check_and_nothing_is_written(records_dir, tmp_
     assert "6 samples to train on" in findings["records"][1]
     assert "3 classes" in findings["ids"][1]
     assert "mobilenet_v2, 0.00 M trained parameters; 2 crops on 1 device" in findings["network"][1]
-    # Cross entropy is about ln 3 without any training; Lovasz-softmax is at most 1.
-    assert 1 < float(re.match(r"loss ([\d.]+),", findings["step"][1])[1]) < 3
+    assert findings["step"][1].startswith("loss 1.")  # ln 3, without any training
     assert "all gradients finite" in findings["step"][1]
     assert "for 4 steps" in findings["speed"][1]
     assert findings["largest batch"][1].startswith("2 crops fit")
