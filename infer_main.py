@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import InferConfig, PredictConfig
 
 
@@ -25,7 +25,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Segments the frames; returns 1 if any failed."""
-    startup.quiet_tensorflow()
     run_dir, prefix = values.run_dir, values.init_checkpoint
     if bool(run_dir) == bool(prefix) or (prefix and values["checkpoint"].present):
         raise ValueError(

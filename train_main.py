@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 from mapseg.errors import one_line
 from mapseg.inference.export.formats import FORMATS
@@ -49,7 +49,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Runs the chosen --mode."""
-    startup.quiet_tensorflow()
     mode = values.mode
     if mode == "plot":
         from mapseg.charts import plot_runs

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from exports import megabytes
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import PredictConfig
 
 
@@ -25,7 +25,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints a table with a row for each format, at scale 1."""
-    startup.quiet_tensorflow()
     from mapseg.data.manifest import read_manifest
     from mapseg.estimator import Estimator
     from mapseg.evaluation.exported import score_exports

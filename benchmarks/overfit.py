@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import ENCODERS, PRECISIONS
 
 STEPS, GOAL = 300, 0.95
@@ -36,7 +36,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints a row for every encoder and precision; returns 1 if one misses the goal."""
-    startup.quiet_tensorflow()
     from mapseg.inference.reading import read_image
 
     image = read_image(Path(cli.required(values, "image")))

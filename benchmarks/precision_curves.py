@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import ENCODERS
 
 CLASSES = [
@@ -98,7 +98,6 @@ def work(values: flags.FlagValues) -> int:
         raise ValueError(f"steps must be a multiple of {WINDOW_STEPS}; got {values.steps}")
     if values.other_seeds < 1:
         raise ValueError(f"other_seeds must be at least 1; got {values.other_seeds}")
-    startup.quiet_tensorflow()
     convert(camvid_dir, work_dir)
     courses = {}
     options = shared_options(values)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import PredictConfig
 
 
@@ -28,7 +28,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints a table: a row for each image, a column for each size of tiles."""
-    startup.quiet_tensorflow()
     from mapseg.inference.predictor import load_predictor
     from mapseg.inference.reading import read_image
     from mapseg.runs.checkpoints import find_checkpoint

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from measure import Outcome, all_options, differences, measure, seeds_of
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 from mapseg.labels import make_label_set
 
@@ -69,7 +69,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Trains the runs that are not finished and prints the table."""
-    startup.quiet_tensorflow()
     records_dir = Path(cli.required(values, "records_dir"))
     work_dir = Path(cli.required(values, "work_dir"))
     cli.use_compile_cache(values)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg import pictures as plots
 from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
 from mapseg.data.label_files import read_ids
@@ -53,7 +53,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints the table and draws the pictures."""
-    startup.quiet_tensorflow()
     names = ("vistas_dir", "predictions_dir", "out_dir")
     vistas_dir, former_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     if not values.run_dirs:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import PredictConfig
 from mapseg.files import check_writable
 from mapseg.labels import LabelSet, is_lane_marking
@@ -49,7 +49,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Prints the table and draws the pictures."""
-    startup.quiet_tensorflow()
     names = ("run_dir", "frames_dir", "out_dir")
     run_dir, frames_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))

@@ -38,7 +38,7 @@ from measure import (
     trained_secs,
 )
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def work(values: flags.FlagValues) -> int:
     cli.required(values, "recipe")
     recipe, work_dir = RECIPES[values.recipe], Path(cli.required(values, "work_dir"))
     data_dir = Path(cli.required(values, "data_dir"))
-    startup.quiet_tensorflow()
     cli.use_compile_cache(values)
     options, seeds = all_options(values), seeds_of(values)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))

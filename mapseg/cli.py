@@ -82,7 +82,7 @@ def run(
     argv: Sequence[str] | None,
     about: str | None,
 ) -> int:
-    """Parses the flags and calls `main`.
+    """Parses the flags and calls `main`, in which TensorFlow starts quietly.
 
     Flags on the command line override those of a flag file, in any order. Bad flags, extra
     arguments and expected errors print one line to stderr; others print a traceback and a note that
@@ -115,6 +115,7 @@ def run(
             report(f"{about}\n{values.get_help()}")
             return 0
         _expand_home(values)
+        startup.quiet_tensorflow()
         return main(values)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)

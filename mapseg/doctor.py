@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.checks import environment, options, records, steps
 from mapseg.checks.case import FAIL, SKIP, Case, Finding
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
@@ -92,7 +92,6 @@ def make_case(values: flags.FlagValues) -> Case:
 
 def work(values: flags.FlagValues) -> int:
     """Runs the checks; returns 1 if any failed."""
-    startup.quiet_tensorflow()
     return 0 if examine(make_case(values), cli.report) else 1
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mapseg import cli, startup
+from mapseg import cli
 from mapseg.evaluation.report.write import IMAGES, write_report
 
 
@@ -37,7 +37,6 @@ def define_flags() -> flags.FlagValues:
 
 def work(values: flags.FlagValues) -> int:
     """Writes the report."""
-    startup.quiet_tensorflow()
     records_dir = Path(values.records_dir) if values.records_dir else None
     path = write_report(
         Path(cli.required(values, "run_dir")),
