@@ -20,7 +20,7 @@ from mapseg.model.pretrained import resolve_encoder_weights
 from mapseg.runs.checkpoints import find_checkpoint
 
 EXPERIMENTS = Path(recipes.__file__).parent
-SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2}.items()]
+SMALL = [f"--{name}={value}" for name, value in {**TINY, "steps": 2, "output_stride": 16}.items()]
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def call(camvid_dir, work_dir, *options):
     return recipes.main(["recipes.py", *where, *SMALL, *options])
 
 
+@pytest.mark.usefixtures("tiny_encoder")
 def test_a_recipe_may_start_with_another_run(camvid_dir, tmp_path, capsys, monkeypatch):
     (tmp_path / "first.flags").write_text("\n".join([*SMALL, "--steps=1", "--train_split=train"]))
     recipe = recipes.Recipe(start=str(tmp_path / "first.flags"))
@@ -73,6 +74,7 @@ def test_a_recipe_may_start_with_another_run(camvid_dir, tmp_path, capsys, monke
     assert "start" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("tiny_encoder")
 def test_a_recipe_goes_from_raw_folder_to_numbers(camvid_dir, tmp_path, capsys, monkeypatch):
     work_dir = tmp_path / "work"
     assert call(camvid_dir, work_dir, "--seeds=1", "--scales=1") == 0
@@ -124,23 +126,22 @@ class Measured:
         return measure.Outcome(Scores(np.eye(len(labels.classes), dtype=int), labels), 2.0, {})
 
 
-def test_all_seeds_start_from_the_same_weights(camvid_dir, tmp_path, capsys):
-    def call_from(start, work_dir, *options):
-        return call(camvid_dir, tmp_path / work_dir, "--scales=1", *options, *start)
+def test_all_seeds_start_from_the_same_weights(camvid_dir, own_run_dir, tmp_path, capsys):
+    def call_with(seeds):
+        start = ["--encoder_weights=none", f"--init_from={own_run_dir}"]
+        return call(camvid_dir, tmp_path / "work", "--scales=1", f"--seeds={seeds}", *start)
 
-    assert call_from([], "first", "--seeds=1") == 0
-    start = ["--encoder_weights=none", f"--init_from={tmp_path / 'first' / 'seed1'}"]
-    assert call_from(start, "work", "--seeds=1") == 0
-    weights_path = find_checkpoint(tmp_path / "first" / "seed1") / "weights.npz"
+    assert call_with(1) == 0
+    weights_path = find_checkpoint(own_run_dir) / "weights.npz"
     digest = file_sha256(weights_path)
     stored = json.loads((tmp_path / "work" / "results.json").read_text())
     assert stored["tables"]["val"]["1"]["facts"]["initial weights"] == [digest]
 
     weights = dict(np.load(weights_path))
     np.savez(weights_path, **{name: value + 1 for name, value in weights.items()})
-    assert call_from(start, "work", "--seeds=1") == 0  # done
+    assert call_with(1) == 0  # done
     capsys.readouterr()
-    assert call_from(start, "work", "--seeds=2") == 1
+    assert call_with(2) == 1
     assert f"initial weights=['{digest}'] stored" in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ class Journal:
         if is_first:
             cut_events(run.run_dir / "tensorboard", step)
             self._events = tf.summary.create_file_writer(str(run.run_dir / "tensorboard"))
-        self._plotted_at = time.monotonic()
+        self._plotted_at, self._plotted_rows = time.monotonic(), 0
         self.start_clock(step)
 
     def start_clock(self, step: int) -> None:
@@ -101,12 +101,13 @@ class Journal:
         self._events.flush()
 
     def plot(self) -> None:
-        """Redraws `loss.png`."""
+        """Redraws `loss.png` if the history has new rows."""
         self._plotted_at = time.monotonic()
         if not self._is_first:
             return
         rows = read_history(self._run.history_path)
-        if rows:
+        if len(rows) > self._plotted_rows:
+            self._plotted_rows = len(rows)
             plot_history(rows, self._run.run_dir / "loss.png", self._run.train.loss_smoothing)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from test_loop import assert_same_state, flags, quiet
+from train_small import build_model
 
 import train_main
 from mapseg.config import TrainConfig
@@ -87,7 +88,7 @@ def test_only_evaluations_up_to_the_newest_checkpoint_count(records_dir, tmp_pat
 
 
 @pytest.fixture
-def unchanging_scores(monkeypatch, tiny_encoder):
+def unchanging_scores(monkeypatch, small):
     """Gives every evaluation the same score, so that the first remains the best."""
 
     def evaluate(predictor, manifest, split, label_set, progress, **_):
@@ -95,6 +96,7 @@ def unchanging_scores(monkeypatch, tiny_encoder):
         return evaluation_of([ImageCounts("a", cells)], label_set)
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "build_model", build_model)
 
 
 @pytest.mark.usefixtures("unchanging_scores")

@@ -17,6 +17,7 @@ from mapseg.model.weights import read_weights
 from mapseg.pictures import shrink
 from mapseg.runs.checkpoints import find_checkpoint
 from mapseg.runs.history import read_history
+from mapseg.training import journal as journal_module
 from mapseg.training import validation
 from mapseg.training.journal import Journal
 from mapseg.training.loop import train
@@ -122,6 +123,21 @@ def test_a_resumed_run_repeats_no_evaluation_in_the_events(records_dir, tmp_path
     events.Reload()
     for tag in ("mean_iou", "iou/flat--road", "confusion"):
         assert [e.step for e in events.Tensors(tag)] == [3, 5], tag
+
+
+def test_the_plot_is_redrawn_only_if_there_are_new_rows(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(journal_module, "plot_history", lambda rows, *_: drawn.append(len(rows)))
+    run = make_run(tmp_path / "run")
+    run.run_dir.mkdir()
+    journal = Journal(run, lambda _: None, is_first=True, step=0)
+    for row in ({"step": 1, "loss": 2.0}, {"step": 1, "mean_iou": 0.5}):
+        journal.record(row)
+        journal.plot()
+        journal.plot()
+    assert drawn == [1, 2]
+    Journal(run, lambda _: None, is_first=True, step=1).plot()  # resumed: maybe never drawn
+    assert drawn == [1, 2, 2]
 
 
 def test_other_workers_than_the_first_write_nothing(tmp_path):
