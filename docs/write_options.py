@@ -68,7 +68,7 @@ MEASURED = {
     "class_weights": f"+0.3 (-5.2 to +5.9) {_AIDS}; signs and bicyclists gain more",
     "label_smoothing": f"0.1: -0.6 (-7.1 to +5.9) {_AIDS}",
     "class_balance": f"0.5: +0.6 (-1.8 to +3.1) {_AIDS}",
-    "color_jitter": f"0.4: -0.7 (-3.6 to +2.2) {_AIDS}",
+    "color_jitter": f"0.4: -1.9 (-6.1 to +2.2) {_AIDS}",
     "clip_norm": f"1: -0.1 (-0.6 to +0.4) {_AIDS}",
     "recompute": "39 % less memory with MobileNetV2 ([benchmarks](benchmarks.md))",
     "accumulate_steps": "2 parts: 37 % less memory with MobileNetV2 ([benchmarks](benchmarks.md))",

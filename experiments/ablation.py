@@ -84,18 +84,21 @@ def work(values: flags.FlagValues) -> int:
     make_label_set(classes, options["label_set"]).select(values.classes)  # fails before training
     cases = _available_cases(values, options)
     outcomes: dict[str, list[Outcome]] = {}
+    # All cases of a seed first, for an early table.
+    runs = [(seed, case) for seed in seeds_of(values) for case in cases]
     with cli.stop_on_signal() as stopping:
-        for seed in seeds_of(values):  # all cases of a seed first, for an early table
-            for case in cases:
-                run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
-                case_options = {**options, **CASES[case], "seed": seed}
-                outcome = measure(run_dir, records_dir, split, case_options, predicting, stopping)
-                if outcome is None:
-                    return 130
-                outcomes.setdefault(case, []).append(outcome)
-                _check_alike(run_dir, outcomes[BASE][0], outcome)
-                # Otherwise `auto` on another machine could be another precision.
-                options["precision"] = outcome.facts["precision"]
+        for seed, case in runs:
+            run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
+            case_options = {**options, **CASES[case], "seed": seed}
+            is_scored = (run_dir / "evaluation" / f"{split}.json").is_file()
+            outcome = measure(run_dir, records_dir, split, case_options, predicting, stopping)
+            if outcome is None:
+                return 130
+            outcomes.setdefault(case, []).append(outcome)
+            _check_alike(run_dir, outcomes[BASE][0], outcome)
+            # Otherwise `auto` on another machine could be another precision.
+            options["precision"] = outcome.facts["precision"]
+            if not is_scored or (seed, case) == runs[-1]:
                 cli.report(table(outcomes, values.classes))
     return 0
 

@@ -343,6 +343,23 @@ def test_gains_have_an_interval_over_the_seeds():
     assert ablation.gain_text(np.array([1.5])) == "+1.50"  # one seed shows nothing about others
 
 
+def test_a_finished_ablation_prints_its_table_once(records_dir, tmp_path, monkeypatch, capsys):
+    def stand_in(run_dir, records_dir, split, options, predicting, stopping):
+        (run_dir / "evaluation").mkdir(parents=True, exist_ok=True)
+        (run_dir / "evaluation" / f"{split}.json").touch()
+        labels = make_label_set(read_manifest(records_dir).classes, "all")
+        return measure.Outcome(Scores(np.eye(3, dtype=int), labels), 2.0, {"precision": "float32"})
+
+    monkeypatch.setattr(ablation, "measure", stand_in)
+    command = ["ablation.py", f"--records_dir={records_dir}", f"--work_dir={tmp_path}"]
+    command += ["--encoder=resnet50", "--encoder_weights=none", "--only=--clip_norm=1"]
+    tables = []
+    for _ in range(2):
+        assert ablation.main([*command, "--seeds=1,2"]) == 0
+        tables.append(capsys.readouterr().out.count("| case |"))
+    assert tables == [4, 1]  # one after each new run
+
+
 def test_predictions_are_compared_image_by_image():
     labels = make_label_set([LabelClass(i, f"c{i}", (i, i, i)) for i in range(2)], "all")
     truth = [np.array([[0, 0, 1, 1]], np.uint8), np.array([[0, 255, 1, 1]], np.uint8)]
