@@ -23,6 +23,7 @@ from measure import Outcome, all_options, differences, measure, seeds_of
 
 from mapseg import cli
 from mapseg.config import ModelConfig, PredictConfig, TrainConfig
+from mapseg.evaluation.stored import evaluation_path
 from mapseg.labels import make_label_set
 
 BASE = "base"
@@ -90,7 +91,7 @@ def work(values: flags.FlagValues) -> int:
         for seed, case in runs:
             run_dir = work_dir / f"{case.strip('-').replace('=', '_')}-seed{seed}"
             case_options = {**options, **CASES[case], "seed": seed}
-            is_scored = (run_dir / "evaluation" / f"{split}.json").is_file()
+            is_scored = evaluation_path(run_dir, split).is_file()
             outcome = measure(run_dir, records_dir, split, case_options, predicting, stopping)
             if outcome is None:
                 return 130
