@@ -46,7 +46,7 @@ test-addons: env-addons
 
 test-browser: env
 	echo "== pytest -m browser"
-	$(PYTHON) -m pytest -m browser
+	$(PYTHON) -m $(PYTEST) -m browser
 
 clean:
 	rm -rf .venv .venv-addons .venv*.partial demo_out build *.egg-info

@@ -1,5 +1,7 @@
 """The project's text uses the field's words, by its glossary of words to avoid."""
 
+import functools
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SUFFIXES = {".py", ".md", ".sh", ".flags", ".toml", ""}
-SKIPPED = {".git", ".venv", ".venv-addons", "demo_out", "old_versions", "__pycache__"}
+SKIPPED = {"demo_out", "runs", "build", "old_versions", "__pycache__", "mapseg.egg-info"}
 
 # A pattern to avoid, and what to write instead.
 GLOSSARY = {
@@ -27,21 +29,27 @@ GLOSSARY = {
 }
 
 
+@functools.cache
 def texts():
-    for path in sorted(ROOT.rglob("*")):
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") and part != ".ci" for part in parts)
-        if hidden or SKIPPED & {*parts} or path == Path(__file__) or not path.is_file():
-            continue
-        if path.suffix in SUFFIXES and not any(part.endswith(".egg-info") for part in parts):
-            yield path
+    """The lines of every text file of the project, by its path; environments are not searched."""
+    found = {}
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in SKIPPED and (name == ".ci" or not name.startswith("."))
+        ]
+        for path in sorted(Path(folder) / name for name in names):
+            if path.suffix in SUFFIXES and not path.name.startswith(".") and path != Path(__file__):
+                found[path] = path.read_text(encoding="utf-8").splitlines()
+    return found
 
 
 @pytest.mark.parametrize("pattern", GLOSSARY)
 def test_the_text_uses_the_words_of_the_field(pattern):
     avoid, lines = re.compile(pattern), []
-    for path in texts():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for path, text in texts().items():
+        for number, line in enumerate(text, start=1):
             if avoid.search(line):
                 lines.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not lines, "write: " + GLOSSARY[pattern] + "\n" + "\n".join(lines)
