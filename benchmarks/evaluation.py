@@ -9,8 +9,6 @@ them. Each measurement has its own process. With --check, the exit code is 1 if 
 25-megapixel image is above 3 GiB, or the growth above 1 MB an image.
 """
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +20,8 @@ import cv2
 import numpy as np
 from absl import flags
 from PIL import Image
+from programs import child_command, run_benchmark, run_json
 
-from mapseg import cli
 from mapseg.data.label_files import read_ids
 from mapseg.data.pairing import Pair
 from mapseg.evaluation.boundaries import boundary_counts
@@ -91,8 +89,9 @@ def median_secs(call: Callable[[], Any]) -> float:
     return float(np.median(secs))
 
 
-def measure_parts(pair: Pair) -> dict[str, float]:
-    """Times the parts of counting one image, in seconds, and the peak of resident memory."""
+def measure_parts(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Times the parts of counting the first image, in seconds, and the peak of resident memory."""
+    pair = pairs[0]
     label, prediction = (
         read_ids(path, "map", "").ids.copy() for path in (pair.label_path, pair.image_path)
     )
@@ -128,24 +127,18 @@ def measure_pool(pairs: Sequence[Pair]) -> dict[str, float]:
     return {"secs": secs, "peak": float(process_bytes("peak"))}
 
 
-def run_case(case: str, folder: Path, images: int) -> dict[str, float]:
+def run_case(name: str, folder: Path, images: int) -> dict[str, float]:
     """Runs a measurement in a process of its own."""
-    command = [sys.executable, __file__, case, str(folder), str(images)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout))
+    figures: dict[str, float] = run_json(child_command(__file__, [name, str(folder), images]))
+    return figures
 
 
-def case_main(case: str, folder: str, images: str) -> int:
-    """Measures one case on the first pairs of a folder and prints the figures as JSON."""
+def measure(case: tuple[str, str, int]) -> dict[str, float]:
+    """Runs the measurement that `run_case` names, on the first pairs of the folder."""
+    name, folder, images = case
     pairs, _ = find_predictions(Path(folder, "predictions"), Path(folder, "labels"))
-    pairs = pairs[: int(images)]
-    measured = {
-        "parts": lambda: measure_parts(pairs[0]),
-        "growth": lambda: measure_growth(pairs),
-        "pool": lambda: measure_pool(pairs),
-    }[case]()
-    print(json.dumps(measured))
-    return 0
+    measurements = {"parts": measure_parts, "growth": measure_growth, "pool": measure_pool}
+    return measurements[name](pairs[:images])
 
 
 def work(values: flags.FlagValues) -> int:
@@ -176,9 +169,7 @@ def work(values: flags.FlagValues) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    if len(argv) == 4:
-        return case_main(*argv[1:])
-    return cli.run(work, define_flags(), argv, __doc__)
+    return run_benchmark(work, define_flags(), argv, __doc__, measure)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the frames. The last column is the ratio of a format's median time per frame to 
 exits with 1 if the ids of a format are not those of inference.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rivals import describe_machine, run_json, take_turns
+from programs import child_command, describe_machine, run_benchmark, run_json, take_turns
 
 from mapseg import cli
 from mapseg.config import InferConfig, PredictConfig
@@ -61,8 +60,7 @@ def work(values: flags.FlagValues) -> int:
         programs = {}
         for name in (INFERENCE, *(form.name for form in formats)):
             arguments = {**case, "program": name, "ids_path": f"{folder}/{name}.npz"}
-            command = [sys.executable, __file__, "--case", json.dumps(arguments)]
-            programs[name] = partial(run_json, command)
+            programs[name] = partial(run_json, child_command(__file__, arguments))
         turns = take_turns(programs, values.rounds)
         ids = {name: list(np.load(f"{folder}/{name}.npz").values()) for name in programs}
     print("| format | equal ids | MB | load | frames/s | time ratio |\n" + "| --- " * 6 + "|")
@@ -164,10 +162,7 @@ def open_inference(run_dir: Path, export_dir: Path) -> Segment:
 
 def main() -> int:
     """Runs the benchmark, or one measurement of it."""
-    if sys.argv[1:2] == ["--case"]:
-        print(json.dumps(measure(json.loads(sys.argv[2]))))
-        return 0
-    return cli.run(work, define_flags(), sys.argv, __doc__)
+    return run_benchmark(work, define_flags(), sys.argv, __doc__, measure)
 
 
 if __name__ == "__main__":

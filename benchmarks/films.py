@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 from absl import flags
-from rivals import describe_machine, take_turns
+from programs import describe_machine, take_turns
 
 from mapseg import cli
 from mapseg.inference.films import AddPicture, h264_film, load_encoder, mpeg4_film

@@ -7,16 +7,13 @@ convolution of 728 channels with its gradients, by Keras and by `mapseg.model.co
 runs with and without XLA in a separate process, whose memory growth is reported.
 """
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-
-from mapseg import cli
+from programs import child_command, run_benchmark, run_json
 
 CLASSES, CHANNELS, RATE, REPEATS = 66, 728, 2, 5
 FORMS = {"loss": ("whole logits", "mapseg"), "depthwise": ("Keras", "mapseg")}
@@ -38,19 +35,16 @@ def work(values: flags.FlagValues) -> int:
         for compiled in (False, True):
             for form in forms:
                 case = [part, form, compiled, values.crop, values.batch, values.dtype]
-                command = [sys.executable, __file__, "--case", json.dumps(case)]
-                process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                first, ms, mb = json.loads(process.stdout.splitlines()[-1])
+                first, ms, mb = run_json(child_command(__file__, case))
                 xla = "yes" if compiled else "no"
                 print(f"| {part} | {form} | {xla} | {first:.1f} s | {ms:.0f} | {mb:.0f} MB |")
                 sys.stdout.flush()
     return 0
 
 
-def measure(
-    part: str, form: str, compiled: bool, crop: int, batch: int, dtype: str
-) -> tuple[float, float, float]:
+def measure(case: Sequence[Any]) -> tuple[float, float, float]:
     """Returns the seconds of the first call, the ms of later calls, and the memory growth in MB."""
+    part, form, compiled, crop, batch, dtype = case
     import tensorflow as tf
 
     from mapseg.machine import used_bytes
@@ -124,10 +118,7 @@ def make_depthwise(
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    if argv[1:2] == ["--case"]:
-        print(json.dumps(measure(*json.loads(argv[2]))))
-        return 0
-    return cli.run(work, define_flags(), argv, __doc__)
+    return run_benchmark(work, define_flags(), argv, __doc__, measure)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,16 @@ from statistics import median
 from typing import Any
 
 from absl import flags
-from rivals import describe_machine, rival_command, run_json, take_turns
+from programs import (
+    child_command,
+    describe_machine,
+    rival_command,
+    run_benchmark,
+    run_json,
+    take_turns,
+)
 
-from mapseg import cli, machine
+from mapseg import machine
 from mapseg.config import ENCODERS, InferConfig, PredictConfig
 
 CLASSES = 66
@@ -103,7 +110,7 @@ def work(values: flags.FlagValues) -> int:
 
 def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Times a case alternately with its twins, and prints medians, ranges and ratios."""
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    command = child_command(__file__, case)
     facts = run_json(command)  # not timed: describes the network and warms the disk cache
     programs = {"mapseg": partial(run_json, command)}
     words = {"ARCH": facts["encoder"], "SIZE": case["size"]}
@@ -142,7 +149,7 @@ def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
 def end_to_end(run_dir: str, values: flags.FlagValues) -> dict[str, Any]:
     """Times the whole pipeline on a folder and compares it with the network alone."""
     case = {"source": run_dir, "frames": values.frames, "tile_px": values.tile_px}
-    results = [run_json([sys.executable, __file__, "--case", json.dumps(case)]) for _ in range(3)]
+    results = [run_json(child_command(__file__, case)) for _ in range(3)]
     ratio = median(x["frame_ms"] / x["network_ms"] for x in results)
     frame_ms, network_ms = (median(x[k] for x in results) for k in ("frame_ms", "network_ms"))
     line = f"{values.frames}: {frame_ms:.0f} ms a frame from file to files, "
@@ -267,10 +274,7 @@ def measure_frames(case: dict[str, Any], predictor: Any) -> dict[str, Any]:
 
 def main() -> int:
     """Runs the benchmark, or one measurement of it."""
-    if sys.argv[1:2] == ["--case"]:
-        print(json.dumps(measure(json.loads(sys.argv[2]))))
-        return 0
-    return cli.run(work, define_flags(), sys.argv, __doc__)
+    return run_benchmark(work, define_flags(), sys.argv, __doc__, measure)
 
 
 if __name__ == "__main__":

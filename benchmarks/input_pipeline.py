@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from programs import child_command, run_benchmark, run_json
 
 from mapseg import cli
 
@@ -105,11 +106,24 @@ def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
     return folder
 
 
-def run_case(*arguments: object) -> dict[str, Any]:
+def run_case(name: str, records_dir: Path, argument: int | str) -> dict[str, Any]:
     """Runs one measurement in a separate process; returns its figures."""
-    command = [sys.executable, __file__, "--case", *map(str, arguments)]
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(process.stdout)
+    figures: dict[str, Any] = run_json(child_command(__file__, [name, str(records_dir), argument]))
+    return figures
+
+
+def measure(case: tuple[str, str, Any]) -> dict[str, Any]:
+    """Runs the measurement that `run_case` names."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    name, records_dir, argument = case
+    if name == "crops":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    measurements: dict[str, Callable[[Path, Any], dict[str, Any]]] = {
+        "crops": measure_crops,
+        "memory": measure_memory,
+        "shares": measure_shares,
+    }
+    return measurements[name](Path(records_dir), argument)
 
 
 def convert(vistas_dir: Path, records_dir: Path, workers: int, *options: str) -> float:
@@ -377,19 +391,7 @@ def print_shares(shares: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    if argv[1:2] != ["--case"]:
-        return cli.run(work, define_flags(), argv, __doc__)
-    os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
-    case, records_dir, argument = argv[2], Path(argv[3]), argv[4]
-    if case == "crops":
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        figures = measure_crops(records_dir, int(argument))
-    elif case == "memory":
-        figures = measure_memory(records_dir, argument)
-    else:
-        figures = measure_shares(records_dir, int(argument))
-    print(json.dumps(figures))
-    return 0
+    return run_benchmark(work, define_flags(), argv, __doc__, measure)
 
 
 if __name__ == "__main__":

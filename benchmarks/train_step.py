@@ -31,9 +31,15 @@ from statistics import median
 from typing import Any
 
 from absl import flags
-from rivals import describe_machine, rival_command, run_json, take_turns
+from programs import (
+    child_command,
+    describe_machine,
+    rival_command,
+    run_benchmark,
+    run_json,
+    take_turns,
+)
 
-from mapseg import cli, startup
 from mapseg.config import ENCODERS, PRECISIONS
 
 CLASSES = 66
@@ -149,7 +155,7 @@ def work(values: flags.FlagValues) -> int:
 
 def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Runs a case alternately with its comparisons; returns the figures."""
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    command = child_command(__file__, case)
     encoder, crop = case["encoder"], case["crop"]
     programs = {"mapseg": partial(run_json, command)}
     if values.twin:
@@ -351,11 +357,7 @@ def forward_gflop(model: Any, crop: int) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    if argv[1:2] == ["--case"]:
-        startup.quiet_tensorflow()
-        print(json.dumps(measure(json.loads(argv[2]))))
-        return 0
-    return cli.run(work, define_flags(), argv, __doc__)
+    return run_benchmark(work, define_flags(), argv, __doc__, measure)
 
 
 if __name__ == "__main__":

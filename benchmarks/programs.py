@@ -1,18 +1,47 @@
-"""Shared by benchmarks: runs programs alternately, and builds the commands of other projects."""
+"""Shared by benchmarks: measures in child processes, alternately with other projects' programs."""
 
 import json
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mapseg import machine
+from absl import flags
+
+from mapseg import cli, machine, startup
 
 TIMM_NAMES = {"mobilenet_v2": "mobilenetv2_100", "efficientnet_lite0": "efficientnet_lite0"}
 
 Result = TypeVar("Result")
+_CASE = "--case"  # the first argument of a child process; the second is the case in JSON
+
+
+def run_benchmark(
+    work: Callable[[flags.FlagValues], int],
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    about: str | None,
+    measure: Callable[[Any], Any],
+) -> int:
+    """Runs a benchmark, or in its child processes one measurement; returns the exit code."""
+    if argv[1:2] != [_CASE]:
+        return cli.run(work, values, argv, about)
+    startup.quiet_tensorflow()
+    print(json.dumps(measure(json.loads(argv[2]))))
+    return 0
+
+
+def child_command(program: str, case: Any) -> list[str]:
+    """Returns the command with which a benchmark measures one case in a process of its own.
+
+    Args:
+      program: path of the benchmark, which ends with `run_benchmark`.
+      case: what its `measure` is called with; must be representable in JSON.
+    """
+    return [sys.executable, program, _CASE, json.dumps(case)]
 
 
 def rival_command(template: str, **words: object) -> list[str]:
@@ -26,8 +55,8 @@ def rival_command(template: str, **words: object) -> list[str]:
     return [texts.get(word, word) for word in shlex.split(template)]
 
 
-def run_json(command: Sequence[str]) -> dict[str, Any]:
-    """Runs a program and parses the last line that it prints.
+def run_json(command: Sequence[str]) -> Any:
+    """Runs a program and parses the last line that it prints as JSON.
 
     Raises:
       ChildProcessError: the program failed.
@@ -35,8 +64,7 @@ def run_json(command: Sequence[str]) -> dict[str, Any]:
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         raise ChildProcessError(f"{shlex.join(command)} must succeed; {process.stderr[-1000:]}")
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return result
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def take_turns(
