@@ -59,6 +59,8 @@ env: cost := downloads 0.9 GB, takes 3.1 GB of disk and 2 to 10 minutes
 env: remedy := apt-get install python3 python3-venv (Debian 12 and 13, Ubuntu 24.04)
 env-addons: folder := .venv-addons
 env-addons: extras := addons,test
+# Given first, because pip downloads the newest TensorFlow, 0.6 GB, if it reads this limit later.
+env-addons: limit := "tensorflow<2.16"
 env-addons: versions := 3.11
 env-addons: cost := downloads 0.8 to 1.9 GB, takes 2.7 GB of disk and 2 to 10 minutes
 env-addons: remedy := apt-get install python3.11-venv (Debian 12), or install Python 3.11 in another way
@@ -91,7 +93,7 @@ env env-addons:
 	"$$python" -m venv --prompt mapseg $(folder).partial || fail \
 	  "$$python -m venv failed (see above). Remedy: apt-get install python3-venv"
 	mkdir $(folder).partial/tmp
-	TMPDIR="$$PWD/$(folder).partial/tmp" $(folder).partial/bin/python -m pip install \
+	TMPDIR="$$PWD/$(folder).partial/tmp" $(folder).partial/bin/python -m pip install $(limit) \
 	  --editable ".[$(extras)]" || fail "pip could not install mapseg[$(extras)] (see above)." \
 	  "Remedy: check the network, then run make again; completed downloads are kept"
 	rm -r $(folder).partial/tmp

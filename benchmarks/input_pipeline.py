@@ -44,9 +44,9 @@ def define_flags() -> flags.FlagValues:
     """Defines the command-line flags."""
     values = flags.FlagValues()
     flags.DEFINE_string("vistas_dir", "", "a Vistas folder of large images", flag_values=values)
-    flags.DEFINE_integer("crops", 140, "crops per size and method", flag_values=values)
+    flags.DEFINE_integer("crops", 140, "crops per size and method", 10, flag_values=values)
     flags.DEFINE_integer(
-        "copies", 24, "copies of the images to time the conversion of", flag_values=values
+        "copies", 24, "copies of the images to time the conversion of", 1, flag_values=values
     )
     flags.DEFINE_string("json", "", "file to write all figures to", flag_values=values)
     return values
