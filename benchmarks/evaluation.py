@@ -133,7 +133,7 @@ def run_case(name: str, folder: Path, images: int) -> dict[str, float]:
     return figures
 
 
-def measure(case: tuple[str, str, int]) -> dict[str, float]:
+def measure(case: Sequence[Any]) -> dict[str, float]:
     """Runs the measurement that `run_case` names, on the first pairs of the folder."""
     name, folder, images = case
     pairs, _ = find_predictions(Path(folder, "predictions"), Path(folder, "labels"))

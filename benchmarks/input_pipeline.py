@@ -112,7 +112,7 @@ def run_case(name: str, records_dir: Path, argument: int | str) -> dict[str, Any
     return figures
 
 
-def measure(case: tuple[str, str, Any]) -> dict[str, Any]:
+def measure(case: Sequence[Any]) -> dict[str, Any]:
     """Runs the measurement that `run_case` names."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     name, records_dir, argument = case

@@ -63,7 +63,8 @@ def run_json(command: Sequence[str]) -> Any:
     """
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise ChildProcessError(f"{shlex.join(command)} must succeed; {process.stderr[-1000:]}")
+        sys.stderr.write(process.stderr)
+        raise ChildProcessError(f"{shlex.join(command)} must succeed; see its errors above")
     return json.loads(process.stdout.splitlines()[-1])
 
 
