@@ -62,7 +62,7 @@ env-addons: extras := addons,test
 # Given first, because pip downloads the newest TensorFlow, 0.6 GB, if it reads this limit later.
 env-addons: limit := "tensorflow<2.16"
 env-addons: versions := 3.11
-env-addons: cost := downloads 0.8 to 1.9 GB, takes 2.7 GB of disk and 2 to 10 minutes
+env-addons: cost := downloads 0.8 to 1.2 GB, takes 2.7 GB of disk and 2 to 10 minutes
 env-addons: remedy := apt-get install python3.11-venv (Debian 12), or install Python 3.11 in another way
 
 # An environment is built in FOLDER.partial and renamed when pip has succeeded, so an existing one is complete. It is
