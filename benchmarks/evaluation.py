@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from absl import flags
 from PIL import Image
-from programs import child_command, run_benchmark, run_json
+from programs import run_benchmark, run_child
 
 from mapseg.data.label_files import read_ids
 from mapseg.data.pairing import Pair
@@ -129,7 +129,7 @@ def measure_pool(pairs: Sequence[Pair]) -> dict[str, float]:
 
 def run_case(name: str, folder: Path, images: int) -> dict[str, float]:
     """Runs a measurement in a process of its own."""
-    figures: dict[str, float] = run_json(child_command(__file__, [name, str(folder), images]))
+    figures: dict[str, float] = run_child(__file__, [name, str(folder), images])
     return figures
 
 

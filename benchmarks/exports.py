@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from programs import child_command, describe_machine, run_benchmark, run_json, take_turns
+from programs import describe_machine, run_benchmark, run_child, take_turns
 
 from mapseg import cli
 from mapseg.config import InferConfig, PredictConfig
@@ -60,7 +60,7 @@ def work(values: flags.FlagValues) -> int:
         programs = {}
         for name in (INFERENCE, *(form.name for form in formats)):
             arguments = {**case, "program": name, "ids_path": f"{folder}/{name}.npz"}
-            programs[name] = partial(run_json, child_command(__file__, arguments))
+            programs[name] = partial(run_child, __file__, arguments)
         turns = take_turns(programs, values.rounds)
         ids = {name: list(np.load(f"{folder}/{name}.npz").values()) for name in programs}
     print("| format | equal ids | MB | load | frames/s | time ratio |\n" + "| --- " * 6 + "|")

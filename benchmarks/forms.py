@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-from programs import child_command, run_benchmark, run_json
+from programs import run_benchmark, run_child
 
 CLASSES, CHANNELS, RATE, REPEATS = 66, 728, 2, 5
 FORMS = {"loss": ("whole logits", "mapseg"), "depthwise": ("Keras", "mapseg")}
@@ -35,7 +35,7 @@ def work(values: flags.FlagValues) -> int:
         for compiled in (False, True):
             for form in forms:
                 case = [part, form, compiled, values.crop, values.batch, values.dtype]
-                first, ms, mb = run_json(child_command(__file__, case))
+                first, ms, mb = run_child(__file__, case)
                 xla = "yes" if compiled else "no"
                 print(f"| {part} | {form} | {xla} | {first:.1f} s | {ms:.0f} | {mb:.0f} MB |")
                 sys.stdout.flush()

@@ -28,10 +28,10 @@ from typing import Any
 
 from absl import flags
 from programs import (
-    child_command,
     describe_machine,
     rival_command,
     run_benchmark,
+    run_child,
     run_json,
     take_turns,
 )
@@ -110,9 +110,9 @@ def work(values: flags.FlagValues) -> int:
 
 def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Times a case alternately with its twins, and prints medians, ranges and ratios."""
-    command = child_command(__file__, case)
-    facts = run_json(command)  # not timed: describes the network and warms the disk cache
-    programs = {"mapseg": partial(run_json, command)}
+    ours = partial(run_child, __file__, case)
+    facts = ours()  # not timed: describes the network and warms the disk cache
+    programs = {"mapseg": ours}
     words = {"ARCH": facts["encoder"], "SIZE": case["size"]}
     words |= {"BATCH": case["batch"], "CALLS": case["calls"]}
     for mode in values.twin_modes if values.twin else ():
@@ -149,7 +149,7 @@ def compare(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
 def end_to_end(run_dir: str, values: flags.FlagValues) -> dict[str, Any]:
     """Times the whole pipeline on a folder and compares it with the network alone."""
     case = {"source": run_dir, "frames": values.frames, "tile_px": values.tile_px}
-    results = [run_json(child_command(__file__, case)) for _ in range(3)]
+    results = [run_child(__file__, case) for _ in range(3)]
     ratio = median(x["frame_ms"] / x["network_ms"] for x in results)
     frame_ms, network_ms = (median(x[k] for x in results) for k in ("frame_ms", "network_ms"))
     line = f"{values.frames}: {frame_ms:.0f} ms a frame from file to files, "

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from programs import child_command, run_benchmark, run_json
+from programs import run_benchmark, run_child
 
 from mapseg import cli
 
@@ -108,7 +108,7 @@ def shrink_source(vistas_dir: Path, folder: Path, max_side: int) -> Path:
 
 def run_case(name: str, records_dir: Path, argument: int | str) -> dict[str, Any]:
     """Runs one measurement in a separate process; returns its figures."""
-    figures: dict[str, Any] = run_json(child_command(__file__, [name, str(records_dir), argument]))
+    figures: dict[str, Any] = run_child(__file__, [name, str(records_dir), argument])
     return figures
 
 

@@ -34,16 +34,6 @@ def run_benchmark(
     return 0
 
 
-def child_command(program: str, case: Any) -> list[str]:
-    """Returns the command with which a benchmark measures one case in a process of its own.
-
-    Args:
-      program: path of the benchmark, which ends with `run_benchmark`.
-      case: what its `measure` is called with; must be representable in JSON.
-    """
-    return [sys.executable, program, _CASE, json.dumps(case)]
-
-
 def rival_command(template: str, **words: object) -> list[str]:
     """Splits a command line and replaces the words that are keys of `words`.
 
@@ -66,6 +56,19 @@ def run_json(command: Sequence[str]) -> Any:
         sys.stderr.write(process.stderr)
         raise ChildProcessError(f"{shlex.join(command)} must succeed; see its errors above")
     return json.loads(process.stdout.splitlines()[-1])
+
+
+def run_child(program: str, case: Any) -> Any:
+    """Measures one case in a process of its own; returns the figures.
+
+    Args:
+      program: path of the benchmark, which ends with `run_benchmark`.
+      case: what its `measure` is called with; must be representable in JSON, as the figures must.
+
+    Raises:
+      ChildProcessError: the measurement failed.
+    """
+    return run_json([sys.executable, program, _CASE, json.dumps(case)])
 
 
 def take_turns(

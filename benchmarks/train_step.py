@@ -32,10 +32,10 @@ from typing import Any
 
 from absl import flags
 from programs import (
-    child_command,
     describe_machine,
     rival_command,
     run_benchmark,
+    run_child,
     run_json,
     take_turns,
 )
@@ -155,9 +155,9 @@ def work(values: flags.FlagValues) -> int:
 
 def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
     """Runs a case alternately with its comparisons; returns the figures."""
-    command = child_command(__file__, case)
+    ours = partial(run_child, __file__, case)
     encoder, crop = case["encoder"], case["crop"]
-    programs = {"mapseg": partial(run_json, command)}
+    programs = {"mapseg": ours}
     if values.twin:
         words = {"ARCH": encoder, "SIZE": f"{crop}x{crop}", "BATCH": case["batch"]}
         words |= {"MODE": "train", "CALLS": case["steps"]}
@@ -169,7 +169,7 @@ def run_case(case: dict[str, Any], values: flags.FlagValues) -> dict[str, Any]:
         if name in first:
             figures[name] = median(turn[name] for turn in turns["mapseg"])
     if case["compile_cache_dir"]:
-        cached = turns["mapseg"][1] if values.rounds > 1 else run_json(command)
+        cached = turns["mapseg"][1] if values.rounds > 1 else ours()
         figures["cached_first_step_secs"] = cached["first_step_secs"]
     if values.twin:
         rate = median(turn["images_per_s"] for turn in turns["twin"])
