@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from mapseg.config import TrainConfig
-from mapseg.machine import gpus
 from mapseg.model.convolutions import use_forms_for_xla
 from mapseg.model.deeplab import build_model
 from mapseg.runs.checkpoints import find_checkpoint, read_state
@@ -29,14 +28,15 @@ class DropoutSeed:
     """
 
     def __init__(self, seed: int, step: tf.Variable):
-        self._seed = tf.Variable(seed, trainable=False, dtype=tf.int32, name="seed")
+        # TensorFlow keeps int32 variables on the CPU, where a step compiled for a GPU cannot read.
+        self._seed = tf.Variable(seed, trainable=False, dtype=tf.int64, name="seed")
         self._step = step
         self.part: int | tf.Tensor = 0  # set while the step is traced
 
     def __call__(self) -> tf.Tensor:
         """Returns [2] int32."""
         seed = tf.random.experimental.stateless_fold_in(
-            tf.stack([self._seed, _DROPOUT]), self._step
+            tf.stack([tf.cast(self._seed, tf.int32), _DROPOUT]), self._step
         )
         return tf.random.experimental.stateless_fold_in(seed, self.part)
 
@@ -156,15 +156,16 @@ def use_xla(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
     Raises:
       ValueError: `xla` is on, but XLA cannot compile the step.
     """
+    if config.xla != "on":
+        return False
     problem, several = "", strategy.num_replicas_in_sync > 1
     if several and len(strategy.extended.worker_devices) > 1:
         problem = "one device in each process"
     elif several and config.sync_batch_norm:
         problem = "sync_batch_norm off: XLA cannot compile communication between devices"
-    if config.xla == "on" and problem:
+    if problem:
         raise ValueError(
-            f"xla=on must be used with {problem}. Remedy: --xla=auto, or see "
+            f"xla=on must be used with {problem}. Remedy: --xla=off, or see "
             "docs/several_machines.md for how to start one process per device"
         )
-    on_gpu = bool(gpus())
-    return config.xla == "on" or (config.xla == "auto" and on_gpu and not problem)
+    return True

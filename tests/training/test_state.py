@@ -55,6 +55,18 @@ def test_the_compiled_step_is_the_same_for_every_seed():
     assert tuple(seeds[0]().numpy()) != tuple(seeds[1]().numpy())
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_step_compiled_for_a_gpu_can_read_all_variables(records_dir, tmp_path, precision):
+    """TensorFlow keeps int32 variables in the CPU's memory."""
+    options = {**TINY, "precision": precision, "dropout": 0.1}
+    run = begin_run(tmp_path / "run", read_manifest(records_dir), options)
+    state = build_state(run, lambda _: None, fresh=True)
+    specs = [tf.TensorSpec([2, 65, 65, *rest], tf.uint8) for rest in ([3], [])]
+    step = make_step(state, run.train, one_device()).get_concrete_function(*specs)
+    assert any("seed" in v.name for v in step.variables)
+    assert [v.name for v in step.variables if v.dtype == tf.int32] == []
+
+
 def test_xla_is_refused_where_it_cannot_compile():
     class Strategy:
         num_replicas_in_sync = 2
@@ -62,6 +74,7 @@ def test_xla_is_refused_where_it_cannot_compile():
         class extended:  # noqa: N801
             worker_devices = ("a", "b")
 
+    assert not use_xla(TrainConfig(), Strategy)
     with pytest.raises(ValueError, match="xla=on must be used with one device in each process"):
         use_xla(TrainConfig(xla="on"), Strategy)
     Strategy.extended.worker_devices = ("a",)
