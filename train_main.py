@@ -63,7 +63,7 @@ def work(values: flags.FlagValues) -> int:
     records_dir = Path(
         values.records_dir if mode == "export" else cli.required(values, "records_dir")
     )
-    cli.set_up_compiling(values)
+    cli.use_compile_cache(values)
 
     from mapseg.estimator import Estimator
 

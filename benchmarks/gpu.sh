@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the GPU measurements, most important first, each with a time limit; fifteen minutes in all.
+# Runs the GPU measurements, most important first, each with a time limit; at most 21 minutes.
 #
 #   OUT=FOLDER [TWIN="python torch_twin.py"] [RECORDS=FOLDER] [RUN=FOLDER FRAMES=FOLDER] \
 #       benchmarks/gpu.sh
 #
 # TWIN accepts ENCODER HxW BATCH 0|1 train|infer and prints JSON with images_per_s; it runs in a
-# separate environment. Results and errors are written to OUT, two files per measurement; the last
-# ones may be incomplete.
+# separate environment. Results and errors are written to OUT, which the last measurements may leave
+# incomplete.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?must be a folder for the results}
@@ -31,21 +31,18 @@ fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 
 step=(benchmarks/train_step.py --batches=16 --steps=50 --rounds=1)
+records=()
+[ -n "${RECORDS:-}" ] && records=(--records_dir="$RECORDS")
 for encoder in resnet50 xception65; do
-  measure "step_$encoder" 180 "$PYTHON" "${step[@]}" --encoders=$encoder --peak_tflops=989 \
-    --json="$OUT/step_$encoder.json" "${twin_train[@]}"
+  measure "step_$encoder" 150 "$PYTHON" "${step[@]}" --encoders=$encoder --peak_tflops=989 \
+    --json="$OUT/step_$encoder.json" "${records[@]}" "${twin_train[@]}"
+  measure "frames_$encoder" 150 "$PYTHON" benchmarks/infer.py --encoders=$encoder --batches=8 \
+    --rounds=1 --json="$OUT/frames_$encoder.json" "${twin_infer[@]}"
 done
-measure frames 120 "$PYTHON" benchmarks/infer.py --encoders=resnet50,xception65 --batches=8,1 \
-  --rounds=1 --json="$OUT/frames.json" "${twin_infer[@]}"
-if [ -n "${RUN:-}" ] && [ -n "${FRAMES:-}" ]; then
-  measure files 60 "$PYTHON" benchmarks/infer.py --run_dirs="$RUN" --frames="$FRAMES" --batches=8 --rounds=1
-fi
-step+=(--encoders=resnet50)
-if [ -n "${RECORDS:-}" ]; then
-  measure records 90 "$PYTHON" "${step[@]}" --records_dir="$RECORDS"
-fi
 compiled=$(mktemp -d)
 trap 'rm -rf "$compiled"' EXIT
-measure xla 240 "$PYTHON" "${step[@]}" --xla=on --compile_cache_dir="$compiled"
-measure keras_convolutions 90 "$PYTHON" "${step[@]}" --xla=on --keras_convolutions
-measure forms 60 "$PYTHON" benchmarks/forms.py --batch=16 --dtype=bfloat16
+measure xla 300 "$PYTHON" "${step[@]}" --encoders=resnet50 --xla=on --compile_cache_dir="$compiled"
+if [ -n "${RUN:-}" ] && [ -n "${FRAMES:-}" ]; then
+  measure files 240 "$PYTHON" benchmarks/infer.py --run_dirs="$RUN" --frames="$FRAMES" --batches=8 --rounds=1
+fi
+measure forms 120 "$PYTHON" benchmarks/forms.py --batch=16 --dtype=bfloat16

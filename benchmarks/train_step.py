@@ -250,11 +250,10 @@ def table_row(row: dict[str, Any], peak_tflops: float) -> str:
 # Long: all measurements of a process, in their order.
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Times one case, in a separate process; returns its figures."""
-    from mapseg import compiling
-
-    compiling.speed_up_compiling()
     if case["compile_cache_dir"]:
-        compiling.use_compile_cache(Path(case["compile_cache_dir"]))
+        from mapseg.compiling import use_compile_cache
+
+        use_compile_cache(Path(case["compile_cache_dir"]))
     import numpy as np
     import tensorflow as tf
 

@@ -19,7 +19,7 @@ An option marked **fixed** defines the run: it is stored in the run folder, and 
 with another value is refused. All other options may change from one command to the next.
 
 A flag file stores a set of options, and flags that follow it on the command line override it:
-`python train_main.py --flagfile=experiments/vistas_sample.flags ...`.
+`python train_main.py --flagfile=experiments/camvid_pretrained.flags ...`.
 
 *Written by `python docs/write_options.py` from `mapseg/config.py`; a test compares the two.*
 """

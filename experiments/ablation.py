@@ -72,7 +72,7 @@ def work(values: flags.FlagValues) -> int:
     """Trains the runs that are not finished and prints the table."""
     records_dir = Path(cli.required(values, "records_dir"))
     work_dir = Path(cli.required(values, "work_dir"))
-    cli.set_up_compiling(values)
+    cli.use_compile_cache(values)
     options, split = all_options(values), values.eval_split
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     unknown = sorted(set(values.only) - set(CASES))

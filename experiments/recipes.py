@@ -102,7 +102,7 @@ def work(values: flags.FlagValues) -> int:
     cli.required(values, "recipe")
     recipe, work_dir = RECIPES[values.recipe], Path(cli.required(values, "work_dir"))
     data_dir = Path(cli.required(values, "data_dir"))
-    cli.set_up_compiling(values)
+    cli.use_compile_cache(values)
     options, seeds = all_options(values), seeds_of(values)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     sources = find_sources(recipe, data_dir)

@@ -60,14 +60,13 @@ def required(values: flags.FlagValues, name: str) -> str:
     return value
 
 
-def set_up_compiling(values: flags.FlagValues) -> None:
-    """Sets up XLA and the cache of --compile_cache_dir, before TensorFlow is imported.
+def use_compile_cache(values: flags.FlagValues) -> None:
+    """Sets up the cache of --compile_cache_dir, before TensorFlow is imported.
 
     Raises:
       OSError: the user's chosen folder is unusable; for the default this is only reported.
     """
     folder = str(values["compile_cache_dir"].value)
-    compiling.speed_up_compiling()
     if folder == "auto":
         try:
             compiling.use_compile_cache(compiling.default_cache_dir())

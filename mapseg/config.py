@@ -308,7 +308,7 @@ class TrainConfig(_Checked):
     )
     xla: str = _option(
         "auto",
-        "compile the training step with XLA; auto does not, as it takes minutes on a GPU",
+        "compile the training step with XLA, which may take minutes; auto is off",
         choices=("auto", "on", "off"),
     )
 

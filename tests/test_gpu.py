@@ -26,8 +26,9 @@ def gpu():
         pytest.skip("TensorFlow finds no GPU")
 
 
-def test_steps_on_a_gpu_lower_the_loss():
-    config = TrainConfig(schedule_steps=100, learning_rate=0.05)
+@pytest.mark.parametrize("xla", ["off", "on"])
+def test_steps_on_a_gpu_lower_the_loss(xla):
+    config = TrainConfig(schedule_steps=100, learning_rate=0.05, xla=xla)
     state = SmallState(config)
     step = make_step(state, config, tf.distribute.get_strategy())
     losses = []

@@ -28,7 +28,7 @@ class DropoutSeed:
     """
 
     def __init__(self, seed: int, step: tf.Variable):
-        # TensorFlow keeps int32 variables on the CPU, where a step compiled for a GPU cannot read.
+        # TensorFlow keeps int32 variables on the CPU; a step compiled for a GPU cannot read them.
         self._seed = tf.Variable(seed, trainable=False, dtype=tf.int64, name="seed")
         self._step = step
         self.part: int | tf.Tensor = 0  # set while the step is traced

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mapseg.compiling import skip_slow_fusions
 from mapseg.config import TrainConfig
 from mapseg.machine import gpus
 from mapseg.model.deeplab import coarse_model
@@ -40,6 +41,8 @@ def make_step(
     """
     replicas = strategy.num_replicas_in_sync
     compiled = use_xla(config, strategy)
+    if compiled:
+        skip_slow_fusions()
     joined = not (compiled and replicas == 1)
     trained = state.model.trainable_variables
     update = make_update(config, state.optimizer, state.step, trained, joined=joined)

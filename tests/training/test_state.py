@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -65,6 +67,15 @@ def test_a_step_compiled_for_a_gpu_can_read_all_variables(records_dir, tmp_path,
     step = make_step(state, run.train, one_device()).get_concrete_function(*specs)
     assert any("seed" in v.name for v in step.variables)
     assert [v.name for v in step.variables if v.dtype == tf.int32] == []
+
+
+def test_xla_keeps_convolutions_apart_from_their_biases(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    for xla, flags in (("auto", ""), ("on", '--xla_disable_hlo_passes="cudnn-fused-conv')):
+        config = TrainConfig(schedule_steps=100, xla=xla)
+        make_step(SmallState(config), config, one_device())
+        assert os.environ["XLA_FLAGS"].startswith(flags)
+        assert bool(os.environ["XLA_FLAGS"]) is bool(flags)
 
 
 def test_xla_is_refused_where_it_cannot_compile():
