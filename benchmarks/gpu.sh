@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the GPU measurements, most important first, each with a time limit; at most 21 minutes.
+# Runs the GPU measurements, most important first, each with a time limit; at most 25 minutes.
 #
 #   OUT=FOLDER [TWIN="python torch_twin.py"] [RECORDS=FOLDER] [RUN=FOLDER FRAMES=FOLDER] \
 #       benchmarks/gpu.sh
@@ -39,6 +39,9 @@ for encoder in resnet50 xception65; do
   measure "frames_$encoder" 150 "$PYTHON" benchmarks/infer.py --encoders=$encoder --batches=8 \
     --rounds=1 --json="$OUT/frames_$encoder.json" "${twin_infer[@]}"
 done
+profile=("$PYTHON" benchmarks/operations.py --calls=10 --top=10)
+measure operations_infer 120 "${profile[@]}" --mode=infer --batch=8
+measure operations_train 120 "${profile[@]}" --mode=train --batch=16
 compiled=$(mktemp -d)
 trap 'rm -rf "$compiled"' EXIT
 measure xla 300 "$PYTHON" "${step[@]}" --encoders=resnet50 --xla=on --compile_cache_dir="$compiled"

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from programs import (
@@ -247,26 +247,76 @@ def table_row(row: dict[str, Any], peak_tflops: float) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-# Long: all measurements of a process, in their order.
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Times one case, in a separate process; returns its figures."""
     if case["compile_cache_dir"]:
         from mapseg.compiling import use_compile_cache
 
         use_compile_cache(Path(case["compile_cache_dir"]))
+    import tensorflow as tf
+
+    from mapseg.data.batches import CropStream
+    from mapseg.data.manifest import read_manifest
+    from mapseg.data.sharing import share_batches
+    from mapseg.labels import make_label_set
+    from mapseg.machine import gpus, used_bytes
+    from mapseg.training.step import steps_per_call
+
+    config, model, steps, synthetic = build(case)
+    on_gpu, before = bool(gpus()), used_bytes("peak")
+    started = time.perf_counter()
+    batches = iter(synthetic)
+    float(steps(batches, tf.constant(1))[0][0])
+    figures = {"first_step_secs": time.perf_counter() - started}
+    most = steps_per_call()
+
+    def secs_of_step(batches: Any) -> float:
+        return seconds(case["steps"], most, lambda count: steps(batches, tf.constant(count))[0])
+
+    figures["images_per_s"] = case["batch"] / secs_of_step(batches)
+    figures["memory_mb"] = (used_bytes("peak") - (0 if on_gpu else before)) / 1e6
+    if case["records_dir"]:
+        manifest = read_manifest(case["records_dir"])
+        labels = make_label_set(manifest.classes, config.label_set)
+        stream = CropStream(manifest, config, labels)
+        fed = iter(share_batches(stream, tf.distribute.get_strategy(), 0, 1, 0))
+        figures["fed_images_per_s"] = case["batch"] / secs_of_step(fed)
+    return {
+        **figures,
+        "gpu": on_gpu,
+        "resolved_precision": config.precision,
+        "forward_gflop_per_image": forward_gflop(model, case["crop"]),
+    }
+
+
+class Training(NamedTuple):
+    """A training that is ready to take steps.
+
+    Attributes:
+      config: its `TrainConfig`.
+      model: the network.
+      steps: the function of `make_steps`.
+      batches: a dataset that repeats one batch of noise.
+    """
+
+    config: Any
+    model: Any
+    steps: Callable[..., Any]
+    batches: Any
+
+
+def build(case: dict[str, Any]) -> Training:
+    """Builds a network with random weights, and its training step."""
     import numpy as np
     import tensorflow as tf
 
     from mapseg.config import ModelConfig, TrainConfig
-    from mapseg.data.batches import CropStream
-    from mapseg.data.manifest import read_manifest
-    from mapseg.data.sharing import onto_device, share_batches
+    from mapseg.data.sharing import onto_device
     from mapseg.labels import LabelClass, make_label_set
-    from mapseg.machine import gpus, used_bytes
     from mapseg.runs.folder import Run
     from mapseg.training.prepare import resolve_precision
     from mapseg.training.state import build_state
-    from mapseg.training.step import make_step, make_steps, steps_per_call
+    from mapseg.training.step import make_step, make_steps
 
     crop, batch = case["crop"], case["batch"]
     config = TrainConfig(
@@ -289,30 +339,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     image = tf.constant(rng.integers(0, 256, [batch, crop, crop, 3], np.uint8))
     label = tf.constant(rng.integers(0, CLASSES, [batch, crop, crop], np.uint8))
     synthetic = onto_device(tf.data.Dataset.from_tensors((image, label)).repeat())
-    on_gpu, before = bool(gpus()), used_bytes("peak")
-    started = time.perf_counter()
-    batches = iter(synthetic)
-    float(steps(batches, tf.constant(1))[0][0])
-    figures = {"first_step_secs": time.perf_counter() - started}
-    most = steps_per_call()
-
-    def secs_of_step(batches: Any) -> float:
-        return seconds(case["steps"], most, lambda count: steps(batches, tf.constant(count))[0])
-
-    figures["images_per_s"] = batch / secs_of_step(batches)
-    figures["memory_mb"] = (used_bytes("peak") - (0 if on_gpu else before)) / 1e6
-    if case["records_dir"]:
-        manifest = read_manifest(case["records_dir"])
-        labels = make_label_set(manifest.classes, config.label_set)
-        stream = CropStream(manifest, config, labels)
-        fed = iter(share_batches(stream, tf.distribute.get_strategy(), 0, 1, 0))
-        figures["fed_images_per_s"] = batch / secs_of_step(fed)
-    return {
-        **figures,
-        "gpu": on_gpu,
-        "resolved_precision": config.precision,
-        "forward_gflop_per_image": forward_gflop(state.model, crop),
-    }
+    return Training(config, state.model, steps, synthetic)
 
 
 def use_keras_convolutions(model: Any) -> None:
