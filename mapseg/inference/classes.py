@@ -157,6 +157,8 @@ def _blocks(logits: tf.Tensor, row_weights: tf.Tensor, column_weights: tf.Tensor
 def average_classes(views: list[View], *, probability: bool) -> Classes:
     """Averages the probabilities of a region's pixels over views and returns the arg-max.
 
+    That of a single view is the arg-max of its logits, which needs no softmax.
+
     Args:
       views: views of the same n x m pixels.
       probability: whether to return the highest probability of each pixel.
@@ -172,22 +174,25 @@ def average_classes(views: list[View], *, probability: bool) -> Classes:
             parallel_iterations=1, shape_invariants=[(ids, _ANY), (highest, _ANY)]
         )
         rows = [view._replace(rows=view.rows[first : first + band]) for view in views]
-        mean = tf.add_n([_probabilities(view) for view in rows]) / len(views)
-        ids = tf.concat([ids, tf.cast(tf.argmax(mean, -1, tf.int32), tf.uint8)], axis=1)
-        pixel_highest = tf.reduce_max(mean, -1)
-        total += tf.reduce_sum(pixel_highest, [1, 2])
+        scores = _scores(rows)
+        ids = tf.concat([ids, tf.cast(tf.argmax(scores, -1, tf.int32), tf.uint8)], axis=1)
+        if len(views) > 1:
+            total += tf.reduce_sum(tf.reduce_max(scores, -1), [1, 2])
         if probability:
-            highest = tf.concat([highest, pixel_highest], axis=1)
+            probabilities = scores if len(views) > 1 else tf.nn.softmax(scores)
+            highest = tf.concat([highest, tf.reduce_max(probabilities, -1)], axis=1)
     if not probability:
         highest = tf.zeros([batch, height, 0])
     confidence = total / tf.cast(height * width, tf.float32)
     return Classes(ids, confidence if len(views) > 1 else _confidence(views[0].logits), highest)
 
 
-def _probabilities(view: View) -> tf.Tensor:
-    """Interpolates the logits of a view: [B, n, m, C] softmax."""
-    band = interpolate(view.logits, view.rows, 1)
-    return tf.nn.softmax(interpolate(band, view.columns, 2))
+def _scores(views: list[View]) -> tf.Tensor:
+    """Returns a single view's logits, or the mean probabilities of several: [B, n, m, C]."""
+    logits = [interpolate(interpolate(v.logits, v.rows, 1), v.columns, 2) for v in views]
+    if len(views) == 1:
+        return logits[0]
+    return tf.add_n([tf.nn.softmax(values) for values in logits]) / len(views)
 
 
 def interpolate(values: tf.Tensor, positions: tf.Tensor, axis: int) -> tf.Tensor:

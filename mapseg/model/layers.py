@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mapseg.machine import gpus
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -44,12 +46,17 @@ class Normalize(keras.layers.Layer):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer, but training normalizes in one fused operation instead of a dozen.
+    """Keras's layer, computed by one fused operation where that is faster.
 
     The moving variance averages the batch variances as in Keras 3, without Bessel's correction.
-    Keras's implementation is still used if statistics are frozen or synchronized between devices,
-    in float64, in Keras 2, which has its own fused operation, and under XLA (`for_xla`): XLA fuses
-    operations itself, and its fused batch norm loses the variance where the mean is large.
+    Keras's implementation is still used
+
+    - in training with statistics that are frozen or synchronized between devices, in float64, and
+      under XLA (`for_xla`), which fuses operations itself, and whose fused batch norm loses the
+      variance where the mean is large,
+    - in prediction, except in 16 bits on a GPU. On a CPU, mapseg predicts in float32, where
+      networks are folded (`frozen_network`); in those that are not, the fused operation is slower,
+    - in Keras 2, which has its own fused operation.
     """
 
     for_xla = False
@@ -58,18 +65,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self, inputs: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Maps [B, H, W, C] float to the same shape and type."""
-        keras_2_fuses = hasattr(self, "fused")
-        use_keras = self.synchronized or self.for_xla or keras_2_fuses
-        if use_keras or not (training and self.trainable) or inputs.dtype == tf.float64:
+        if hasattr(self, "fused") or not self._is_fused(training):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.gamma.value,
             offset=self.beta.value,
-            mean=[],
-            variance=[],
+            mean=[] if training else self.moving_mean.value,
+            variance=[] if training else self.moving_variance.value,
             epsilon=self.epsilon,
+            is_training=bool(training),
         )
+        if not training:
+            return outputs
         size = inputs.shape.num_elements() or tf.cast(tf.size(inputs), tf.float32)
         count = size / inputs.shape[-1]
         biased = variance * ((count - 1) / count)
@@ -77,6 +85,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving = statistic.value  # TensorFlow's variable: faster to read and assign
             moving.assign(moving + (value - moving) * (1 - self.momentum), read_value=False)
         return outputs
+
+    def _is_fused(self, training: bool) -> bool:
+        if not training:
+            return self.compute_dtype in ("float16", "bfloat16") and bool(gpus())
+        is_keras = self.for_xla or self.synchronized or not self.trainable
+        return not is_keras and self.compute_dtype != "float64"
 
 
 class StatelessDropout(keras.layers.Layer):

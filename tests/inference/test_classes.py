@@ -66,14 +66,28 @@ def test_both_functions_return_the_class_of_the_interpolated_logits(
     expected = interpolated(logits, rows, columns)
     view = View(logits, tf.constant(rows), tf.constant(columns))
     between = tf.function(classes_between)(view)
-    everywhere = tf.function(lambda v: average_classes([v], probability=True))(view)
-    np.testing.assert_array_equal(between.ids, expected.argmax(-1))
-    np.testing.assert_array_equal(everywhere.ids, expected.argmax(-1))
+    everywhere, without = (
+        tf.function(lambda v, p=p: average_classes([v], probability=p))(view) for p in (True, False)
+    )
+    for result in (between, everywhere, without):
+        np.testing.assert_array_equal(result.ids, expected.argmax(-1))
+    assert without.probability.shape[-1] == 0
     probability = softmax(expected).max(-1)
     np.testing.assert_allclose(everywhere.probability, probability, rtol=1e-4)
     samples = softmax(np.asarray(logits, np.float64)).max(-1)
-    for result in (between, everywhere):
+    for result in (between, everywhere, without):
         np.testing.assert_allclose(result.confidence, samples.mean((1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("views", "softmaxes"), [(1, 0), (2, 2)])
+def test_only_an_average_needs_a_softmax_of_all_pixels(views, softmaxes):
+    def graph(logits):
+        rows, columns = (tf.constant(place) for place in PLACES[0])
+        return average_classes([View(logits, rows, columns)] * views, probability=False)
+
+    definition = tf.function(graph).get_concrete_function(noise()).graph.as_graph_def()
+    nodes = [n for function in definition.library.function for n in function.node_def]
+    assert [node.op for node in nodes].count("Softmax") == softmaxes
 
 
 def test_nothing_is_interpolated_between_samples_that_agree(monkeypatch):

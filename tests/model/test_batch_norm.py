@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mapseg.model import layers
 from mapseg.model.layers import BatchNormalization
 
 
@@ -72,3 +73,42 @@ def test_frozen_batch_norm_changes_nothing():
     np.testing.assert_allclose(layer(x, training=True), layer(x, training=False))
     for value, old in zip(layer.variables, before, strict=True):
         np.testing.assert_array_equal(value, old)
+
+
+def kinds_of_operations(layer, x):
+    graph = tf.function(lambda x: layer(x, training=False)).get_concrete_function(x).graph
+    return [operation.type for operation in graph.get_operations()]
+
+
+@pytest.mark.parametrize("training", [None, False, 0])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_a_gpu_normalizes_predictions_in_half_precision_in_one_operation(
+    dtype, training, monkeypatch
+):
+    monkeypatch.setattr(layers, "gpus", lambda: ["a GPU"])
+    rng = np.random.default_rng(0)
+    statistics = [rng.uniform(0.5, 2, 4), *rng.normal(0, 1, [2, 4]), rng.uniform(0.5, 2, 4)]
+    ours, theirs = (
+        kind(epsilon=1e-3, dtype=dtype)
+        for kind in (BatchNormalization, keras.layers.BatchNormalization)
+    )
+    x = tf.constant(rng.normal(3, 2, [2, 9, 9, 4]), ours.compute_dtype)
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        layer.set_weights(statistics)
+    kinds = kinds_of_operations(ours, x)
+    assert kinds.count("FusedBatchNormV3") == 1
+    assert not {"Cast", "Mul", "AddV2"} & {*kinds}
+    value, expected = (tf.cast(layer(x, training=training), tf.float32) for layer in (ours, theirs))
+    # Both round once, to 8 or 11 significant bits.
+    rounding = {"mixed_bfloat16": 2**-8, "mixed_float16": 2**-11}[dtype]
+    np.testing.assert_allclose(value, expected, rtol=2 * rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "devices"), [("mixed_bfloat16", []), ("float32", ["a GPU"])])
+def test_other_predictions_are_those_of_keras(dtype, devices, monkeypatch):
+    monkeypatch.setattr(layers, "gpus", lambda: devices)
+    layer = BatchNormalization(dtype=dtype)
+    x = tf.zeros([2, 9, 9, 4], layer.compute_dtype)
+    layer.build(x.shape)
+    assert "FusedBatchNormV3" not in kinds_of_operations(layer, x)
