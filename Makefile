@@ -11,11 +11,12 @@ unexport PYTHONHOME PYTHONPATH
 # All paths are relative, so the path of the checkout may contain spaces.
 PYTHON := .venv/bin/python
 ADDONS_PYTHON := .venv-addons/bin/python
-PYTEST := pytest -n 2 --dist worksteal --durations=25
+WORKERS := 2
+PYTEST := pytest -n $(WORKERS) --dist worksteal --durations=25
 
 help:
 	echo "make demo         sample data -> records -> training -> evaluation -> pictures in demo_out/"
-	echo "make test         format, lint, types and the test suite"
+	echo "make test         format, lint, types and the test suite, in 2 processes (WORKERS=N: in N)"
 	echo "make test-random  the test suite in random order, by SEED=1, 2, ..."
 	echo "make test-addons  the tests marked addons, with TensorFlow Addons (needs Python 3.11)"
 	echo "make test-browser the tests marked browser (needs Chromium and its driver)"
