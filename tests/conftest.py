@@ -99,15 +99,6 @@ def records_dir(tmp_path_factory):
     assert contents(root) == before, "a test has changed the shared records"
 
 
-def _trained(records_dir, run_dir, **more):
-    from mapseg.estimator import Estimator
-
-    Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY, **more)
-    before = contents(run_dir)
-    yield run_dir
-    assert contents(run_dir) == before, "a test has changed the shared run"
-
-
 def page_examples(page, section):
     """Returns the Python examples of a section of a page of docs/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -126,12 +117,15 @@ def use_tiny_encoder(patch):
 
 @pytest.fixture(scope="session")
 def tiny_run(records_dir, tmp_path_factory):
+    from mapseg.estimator import Estimator
+
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_encoder(patch)
-        trained = _trained(records_dir, tmp_path_factory.mktemp("runs") / "tiny")
-        run_dir = next(trained)
+        Estimator(run_dir, progress=lambda _: None).train(records_dir, **TINY)
+    before = contents(run_dir)
     yield run_dir
-    next(trained, None)
+    assert contents(run_dir) == before, "a test has changed the shared run"
 
 
 @pytest.fixture
@@ -144,17 +138,10 @@ def tiny_encoder(monkeypatch):
 def run_dir(tiny_run, tiny_encoder):
     """A run that was trained for four steps and evaluated; tests must not change it.
 
-    Its network has a tiny encoder, which the test has too. Other processes open `untrained_dir`,
-    or run tests/train_tiny.py.
+    Its network has a tiny encoder, which the test has too. Other processes must replace the encoder
+    themselves, or run tests/train_tiny.py.
     """
     return tiny_run
-
-
-@pytest.fixture(scope="session")
-def untrained_dir(records_dir, tmp_path_factory):
-    """A run of the real MobileNetV2 that was stopped and saved before its first step."""
-    run_dir = tmp_path_factory.mktemp("runs") / "untrained"
-    yield from _trained(records_dir, run_dir, stopping=lambda: True)
 
 
 @pytest.fixture
