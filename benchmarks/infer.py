@@ -61,6 +61,9 @@ def define_flags() -> flags.FlagValues:
         "decoder channels of the networks with random weights",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "output_stride", 16, "their output stride; ddrnet23_slim has 8", flag_values=values
+    )
     flags.DEFINE_string(
         "size", "375x1242", "size of a frame in pixels, HEIGHTxWIDTH", flag_values=values
     )
@@ -94,7 +97,7 @@ def work(values: flags.FlagValues) -> int:
         for batch in map(int, values.batches):
             case = {"source": source, "is_run": is_run, "batch": batch}
             case |= {name: values[name].value for name in ("size", "image", "calls", "tile_px")}
-            case["decoder_channels"] = values.decoder_channels
+            case |= {name: values[name].value for name in ("decoder_channels", "output_stride")}
             records.append(compare(case, values))
             missed += records[-1]["missed"]
         if values.frames and is_run:
@@ -212,7 +215,12 @@ def load(case: dict[str, Any]) -> tuple[Any, str, int]:
     from mapseg.training.prepare import resolve_precision
 
     channels = case["decoder_channels"]
-    model = ModelConfig(encoder=case["source"], encoder_weights="none", decoder_channels=channels)
+    model = ModelConfig(
+        encoder=case["source"],
+        encoder_weights="none",
+        decoder_channels=channels,
+        output_stride=case["output_stride"],
+    )
     network = build_model(model, CLASSES, precision=device_precision(resolve_precision("auto")))
     draw_statistics(network)
     return Predictor(frozen_network(network), config, 1), case["source"], channels

@@ -39,6 +39,7 @@ def define_flags() -> flags.FlagValues:
         ("batch", 1, "frames or crops in a batch"),
         ("calls", 3, "calls to record, after a warm-up call"),
         ("top", 20, "rows to print"),
+        ("output_stride", 16, "output stride of the encoder"),
     ):
         flags.DEFINE_integer(name, default, help_text, lower_bound=1, flag_values=values)
     help_text = "a row for each operation instead of each kind"
@@ -67,12 +68,11 @@ def prediction(values: flags.FlagValues) -> Callable[[], Any]:
     """Returns a function that segments a batch of noise and waits for the ids."""
     import numpy as np
 
-    predictor, *_ = load(
-        {"source": values.encoder, "is_run": False, "tile_px": 4097, "decoder_channels": 256}
-    )
     sides = values.size.split("x")
-    if len(sides) != 2 or not all(map(str.isdecimal, sides)):
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise ValueError(f"size must be HEIGHTxWIDTH in pixels; got {values.size}")
+    case = {"source": values.encoder, "is_run": False, "tile_px": 4097, "decoder_channels": 256}
+    predictor, *_ = load({**case, "output_stride": values.output_stride})
     shape = (values.batch, *map(int, sides), 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return lambda: [segmentation.ids for segmentation in predictor.segment_batch(frames)]
@@ -86,7 +86,7 @@ def training_step(values: flags.FlagValues) -> Callable[[], Any]:
     defaults([sys.argv[0]])
     case = {name: defaults[name].value for name in (*OPTIONS, "keras_convolutions")}
     case |= {"encoder": values.encoder, "crop": values.crop, "batch": values.batch}
-    training = build({**case, "precision": "auto"})
+    training = build({**case, "precision": "auto", "output_stride": values.output_stride})
     batches = iter(training.batches)
     return lambda: float(training.steps(batches, tf.constant(1))[0][0])
 

@@ -78,6 +78,9 @@ def define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer("crop", 513, "side of a crop in pixels", flag_values=values)
+    flags.DEFINE_integer(
+        "output_stride", 16, "output stride; ddrnet23_slim has 8", flag_values=values
+    )
     flags.DEFINE_list("batches", ["1", "16"], "batch sizes to time", flag_values=values)
     flags.DEFINE_list(
         "precisions", ["auto"], "precisions to time: " + ", ".join(PRECISIONS), flag_values=values
@@ -136,7 +139,7 @@ def work(values: flags.FlagValues) -> int:
                 case = {"encoder": encoder, "batch": batch, "precision": precision}
                 for name in ("crop", "steps", *OPTIONS, "keras_convolutions", "compile_cache_dir"):
                     case[name] = values[name].value
-                case["records_dir"] = values.records_dir
+                case |= {n: values[n].value for n in ("records_dir", "output_stride")}
                 try:
                     rows.append({**case, **run_case(case, values)})
                 except ChildProcessError as error:  # perhaps out of memory: smaller cases may fit
@@ -328,7 +331,9 @@ def build(case: dict[str, Any]) -> Training:
         strategy="one_device",
         **{name: case[name] for name in OPTIONS},
     )
-    model = ModelConfig(encoder=case["encoder"], encoder_weights="none")
+    model = ModelConfig(
+        encoder=case["encoder"], encoder_weights="none", output_stride=case["output_stride"]
+    )
     classes = [LabelClass(i, str(i), (i, i, i)) for i in range(CLASSES)]
     run = Run(Path(), model, config, make_label_set(classes, "all"), crop, (), "")
     state = build_state(run, lambda _: None, fresh=True)

@@ -29,12 +29,26 @@ def stack(maps: Sequence[Image.Image]) -> Image.Image:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
+    if len(argv) != 3 or not argv[2].endswith(".png"):
+        sys.exit(__doc__)
     _, ids_dir, picture_path = argv
     paths = sorted(Path(ids_dir).glob("*.png"))[:COUNT]
-    if not paths:
-        raise FileNotFoundError(f"{ids_dir}: must contain id maps, *.png; got none")
-    maps = [Image.open(path) for path in paths]
-    stack(maps).quantize(dither=Image.Dither.NONE).save(picture_path)  # at most 256 colours
+    if len(paths) < COUNT:
+        sys.exit(f"error: {ids_dir}: must contain {COUNT} id maps, *.png; got {len(paths)}")
+    maps = []
+    for path in paths:
+        try:
+            maps.append(Image.open(path))
+            maps[-1].load()
+        except OSError as error:
+            sys.exit(f"error: {path}: must be an id map of infer_main.py; {error}")
+        if maps[-1].mode != "P":
+            sys.exit(f"error: {path}: must be an id map of infer_main.py; got {maps[-1].mode}")
+    picture = stack(maps).quantize(dither=Image.Dither.NONE)  # at most 256 colours
+    try:
+        picture.save(picture_path)
+    except OSError as error:
+        sys.exit(f"error: {picture_path}: cannot be written: {error}")
     return 0
 
 

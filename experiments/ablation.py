@@ -81,8 +81,9 @@ def work(values: flags.FlagValues) -> int:
 
     from mapseg.data.manifest import read_manifest
 
-    classes = read_manifest(records_dir).classes
-    make_label_set(classes, options["label_set"]).select(values.classes)  # fails before training
+    manifest = read_manifest(records_dir)
+    manifest.split(split)  # fails before training, as the next line
+    make_label_set(manifest.classes, options["label_set"]).select(values.classes)
     cases = _available_cases(values, options)
     outcomes: dict[str, list[Outcome]] = {}
     # All cases of a seed first, for an early table.

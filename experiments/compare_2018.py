@@ -26,6 +26,7 @@ from mapseg import pictures as plots
 from mapseg.config import InferConfig, ModelConfig, PredictConfig, TrainConfig
 from mapseg.data.label_files import read_ids
 from mapseg.evaluation.scores import Scores, confusion_matrix
+from mapseg.files import check_writable
 from mapseg.labels import LANE_MARKING, LabelSet, make_label_set
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def work(values: flags.FlagValues) -> int:
 
     from data_prep.sources import find_vistas
     from mapseg.estimator import Estimator
+    from mapseg.inference.frames import find_frames
     from mapseg.inference.infer import infer_run
     from mapseg.inference.reading import read_image
     from mapseg.runs.folder import open_run
@@ -71,17 +73,31 @@ def work(values: flags.FlagValues) -> int:
         raise ValueError("run_dirs must have the same label set, all or lane_marking")
     label_set = label_sets.pop()
     source = find_vistas(vistas_dir)
+    if label_set != make_label_set(source.classes, label_set.name):
+        raise ValueError(
+            f"{run_dirs[0]}: run_dirs must be of the classes of {vistas_dir}; they differ. Remedy: "
+            "choose runs trained on Vistas v1.2"
+        )
     splits = [s for s in source.splits if s.name == "validation"]
     if not splits:
         raise ValueError(f"{vistas_dir}: vistas_dir must have a validation split with labels")
     (split,) = splits
+    check_writable(out_dir)
+    config = InferConfig(
+        frames=values.frames, out_dir=str(out_dir / "frames"), outputs="ids,overlay,panel"
+    )
+    if values.frames:
+        find_frames(config)  # fails before the predictions
     # The models of 2018 may also predict "unlabeled", which is not a class of the runs.
     scored = (
         label_set if label_set.name == "lane_marking" else make_label_set(source.classes, "all_66")
     )
+    labels = [cv2.LUT(read_map(pair.label_path, "label"), scored.table) for pair in split.pairs]
+    ids = 2 if label_set.name == "lane_marking" else len(source.classes)
     guesses: dict[str, list[np.ndarray]] = {
         name: [
-            read_map(former_dir / name / f"{pair.key}.png", "prediction") for pair in split.pairs
+            read_guess(former_dir / name / f"{pair.key}.png", label.shape, ids)
+            for pair, label in zip(split.pairs, labels, strict=True)
         ]
         for name in FORMER[label_set.name]
     }
@@ -91,7 +107,6 @@ def work(values: flags.FlagValues) -> int:
         guesses[str(run_dir)] = [
             estimator.predict(image, predicting, "latest").ids for image in images
         ]
-    labels = [cv2.LUT(read_map(pair.label_path, "label"), scored.table) for pair in split.pairs]
     print(table(guesses, labels, scored, LANES[label_set.name], split.pairs))
     for i, pair in enumerate(split.pairs):
         drawn = {
@@ -102,9 +117,6 @@ def work(values: flags.FlagValues) -> int:
         }
         plots.write_jpg(out_dir / "panels" / f"{pair.key}.jpg", side_by_side(drawn))
     if values.frames:
-        config = InferConfig(
-            frames=values.frames, out_dir=str(out_dir / "frames"), outputs="ids,overlay,panel"
-        )
         infer_run(run_dirs[0], config, predicting, "latest", cli.report)
     cli.report(f"wrote {out_dir}")
     return 0
@@ -113,6 +125,26 @@ def work(values: flags.FlagValues) -> int:
 def read_map(path: Path, noun: str) -> np.ndarray:
     """Reads a PNG of ids, [H, W] uint8; `noun` is what messages call it."""
     return np.asarray(read_ids(path, noun, "copy it again").image)
+
+
+def read_guess(path: Path, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """Reads a prediction of 2018, [H, W] uint8.
+
+    Raises:
+      ValueError: it has another shape, or ids from `count` on.
+    """
+    ids = read_map(path, "prediction")
+    if ids.shape != shape:
+        sides = " x ".join(map(str, shape))
+        raise ValueError(
+            f"{path}: must have the size of the label, {sides} (height x width); got "
+            f"{ids.shape[0]} x {ids.shape[1]}. Remedy: copy it again, or choose other labels"
+        )
+    if ids.max() >= count:
+        raise ValueError(
+            f"{path}: ids must be below {count}; got {ids.max()}. Remedy: copy it again"
+        )
+    return ids
 
 
 def table(

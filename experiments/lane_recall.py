@@ -1,6 +1,6 @@
 """Measures how much of the lane markings in five KITTI frames a run recognizes.
 
-    python experiments/lane_recall.py --run_dir=R --frames_dir=KITTI/training/image_2 --out_dir=P
+    python experiments/lane_recall.py --run_dir=R --frames_dir=KITTI5 --out_dir=P
         [any option of prediction]
 
 `kitti_lanes.json` has polylines [(x, y)] in pixels along the middle of the markings. They were
@@ -53,6 +53,13 @@ def work(values: flags.FlagValues) -> int:
     run_dir, frames_dir, out_dir = (Path(cli.required(values, name)) for name in names)
     predicting = PredictConfig(**cli.explicit_options(values, PredictConfig))
     lines = json.loads(LINES_PATH.read_text(encoding="utf-8"))
+    missing = [name for name in lines if not (frames_dir / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{frames_dir}: frames_dir must contain {', '.join(lines)}; {', '.join(missing)} "
+            "missing. Remedy: copy them from KITTI's training/image_2, 000... from the stereo "
+            "benchmark of 2015, um_... from the road benchmark"
+        )
     frames = {name: read_frame(frames_dir / name) for name in lines}
     check_writable(out_dir)
 
@@ -88,7 +95,7 @@ def read_frame(path: Path) -> np.ndarray:
         raise ValueError(
             f"{path}: must have {FRAME_SIZE[0]} x {FRAME_SIZE[1]} pixels (height x width), as "
             f"lane markings are drawn for this size; got {frame.shape[0]} x {frame.shape[1]}. "
-            "Remedy: give KITTI's own training/image_2"
+            "Remedy: copy the frame from KITTI again"
         )
     return frame
 

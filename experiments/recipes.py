@@ -183,12 +183,17 @@ def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, lis
       ValueError: a split does not exist, or the number of folds is invalid.
     """
     known = {split.name: split for source in sources for split in source.splits}
+    if values.train_split not in known:
+        raise FileNotFoundError(
+            f"{values.data_dir}: data_dir must contain {values.train_split}, which is trained on; "
+            f"got {', '.join(known)}. Remedy: put it there, with images and labels"
+        )
     scored = [] if values.folds else values.splits or [values.eval_split]
-    for name in (values.train_split, *scored):
+    for name in scored:
         if name not in known:
             raise ValueError(
                 f"{values.data_dir}: splits must be among {', '.join(known)}; got {name}. Remedy: "
-                "choose --splits=..., or put the images there"
+                "choose other --splits, or put the images and labels there"
             )
     if not values.folds:
         return {split: [Part("", sources, split)] for split in scored}
@@ -273,17 +278,15 @@ def fold(source: "Source", training: "SourceSplit", number: int, folds: int) -> 
 
 def convert(part: Part, work_dir: Path, recipe: Recipe) -> None:
     """Converts the sources of a run to records, unless that is done."""
+    from data_prep.audit import audit_lines
     from data_prep.conversion import build_records
     from data_prep.convert import Resize
 
+    records_dir = work_dir / part.name / "records"
     for source in part.sources:
-        build_records(
-            source,
-            work_dir / part.name / "records",
-            Resize(resize_to=recipe.resize_to),
-            workers=0,
-            progress=cli.report,
-        )
+        resize = Resize(resize_to=recipe.resize_to)
+        build_records(source, records_dir, resize, workers=0, progress=cli.report)
+    cli.report("\n".join(audit_lines(records_dir)))
 
 
 def add_up(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -316,8 +319,11 @@ class Results:
             return
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
-            stored_protocol, self._tables = dict(stored["protocol"]), dict(stored["tables"])
-        except (KeyError, TypeError, ValueError) as error:
+            stored_protocol, self._tables = {**stored["protocol"]}, {**stored["tables"]}
+            for seeds in self._tables.values():
+                _ = [({**figures["facts"]}, int(seed)) for seed, figures in seeds.items()]
+            self.text()  # needs all other figures
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{self._path}: must be as this program wrote it; got {error!r}. Remedy: remove "
                 "it; the results of finished runs are read again"

@@ -34,7 +34,7 @@ def smoothed(values: Sequence[float] | np.ndarray, weight: float) -> np.ndarray:
       [N] float64; nan before the first finite value.
     """
     if not 0 <= weight < 1:
-        raise ValueError(f"weight must be at least 0 and below 1; got {weight}")
+        raise ValueError(f"loss_smoothing must be at least 0 and below 1; got {weight}")
     mean = total = 0.0
     result = np.full(len(values), np.nan)
     for i, value in enumerate(values):

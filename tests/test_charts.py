@@ -22,7 +22,7 @@ def test_smoothed_skips_non_finite_values():
 
 @pytest.mark.parametrize("weight", [1, -0.1])
 def test_smoothed_refuses_a_weight_out_of_range(weight):
-    with pytest.raises(ValueError, match="weight must be"):
+    with pytest.raises(ValueError, match="loss_smoothing must be"):
         charts.smoothed([1.0], weight)
 
 

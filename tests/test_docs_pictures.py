@@ -23,6 +23,35 @@ def test_three_maps_are_stacked_in_their_colours(tmp_path):
     assert (stacked[200:206] == 255).all()
 
 
-def test_a_folder_without_maps_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: must contain id maps"):
-        stack_maps.main(["stack_maps.py", str(tmp_path), "stacked.png"])
+def write_maps(folder, last):
+    folder.mkdir()
+    for i in range(2):
+        Image.new("P", (8, 8)).save(folder / f"{i}.png")
+    if last == "cut":
+        noise = np.random.default_rng(0).integers(0, 256, [80, 80], np.uint8)
+        write_png(folder / "2.png", noise, np.zeros([256, 3], np.uint8))
+        (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:5000])
+    elif last:
+        Image.new(last, (8, 8)).save(folder / "2.png")
+
+
+@pytest.mark.parametrize(
+    ("last", "problem"),
+    [
+        ("", "ids: must contain 3 id maps, *.png; got 2"),
+        ("RGB", "2.png: must be an id map of infer_main.py; got RGB"),
+        ("cut", "2.png: must be an id map of infer_main.py; "),
+    ],
+)
+def test_a_folder_without_three_id_maps_is_refused(tmp_path, last, problem):
+    write_maps(tmp_path / "ids", last)
+    with pytest.raises(SystemExit) as caught:
+        stack_maps.main(["stack_maps.py", str(tmp_path / "ids"), str(tmp_path / "stacked.png")])
+    assert problem in str(caught.value)
+    assert not (tmp_path / "stacked.png").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["ids", "stacked.jpg"]])
+def test_other_arguments_show_the_usage(arguments):
+    with pytest.raises(SystemExit, match=r"python docs/stack_maps\.py OUT_DIR/ids PICTURE\.png"):
+        stack_maps.main(["stack_maps.py", *arguments])

@@ -43,6 +43,16 @@ def test_frames_of_another_size_are_refused_before_anything_is_written(tmp_path,
     assert lane_recall.read_frame(tmp_path / min(sizes)).shape == (375, 1242, 3)
 
 
+def test_a_missing_frame_is_named(tmp_path, capsys):
+    first, *others = json.loads(lane_recall.LINES_PATH.read_text(encoding="utf-8"))
+    for name in others:
+        Image.fromarray(np.zeros((375, 1242, 3), np.uint8)).save(tmp_path / name)
+    folders = ["--run_dir=R", f"--frames_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
+    assert lane_recall.main(["lane_recall", *folders]) == 1
+    assert f"{others[-1]}; {first} missing. Remedy: copy them from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_lane_markings_are_found_in_all_label_sets():
     table = read_class_table(ROOT / "data_prep" / "vistas_v1.2.json")
     assert lane_recall.lane_ids(make_label_set(table, "lane_marking")) == [1]

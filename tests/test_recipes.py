@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import ablation
@@ -244,9 +245,30 @@ def test_results_of_later_calls_are_added(tmp_path):
     assert (tmp_path / "results.json").read_text() == written
     with pytest.raises(ValueError, match=r"results\.json: .* steps=1 stored, steps=2 now"):
         recipes.Results(tmp_path, {"steps": 2})
-    (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"results\.json: must be as this program wrote it"):
-        recipes.Results(tmp_path, {"steps": 1})
+
+    def without_iou(content):
+        del content["tables"]["val"]["1"]["iou"]
+
+    def without_facts(content):
+        del content["tables"]["val"]["1"]["facts"]
+
+    def a_name_for_a_seed(content):
+        content["tables"]["val"]["x"] = content["tables"]["val"].pop("1")
+
+    def a_list_for_a_table(content):
+        content["tables"]["val"] = [1]
+
+    def a_list_for_the_protocol(content):
+        content["protocol"] = []
+
+    damages = [without_iou, without_facts, a_name_for_a_seed, a_list_for_a_table]
+    for damage in (*damages, a_list_for_the_protocol, None):
+        content = json.loads(written) if damage else []
+        if damage:
+            damage(content)
+        (tmp_path / "results.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"results\.json: must be as this program wrote it"):
+            recipes.Results(tmp_path, {"steps": 1})
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*_*.flags")), ids=lambda p: p.stem)
@@ -278,7 +300,7 @@ def test_folds_are_summed_as_pixels():
         (["--folds=5"], "to the 4 pairs of train; got 5"),
         (["--folds=2", "--splits=val"], "splits must not be set with --folds"),
         (["--splits=val,test"], "splits must be among train, val; got test"),
-        (["--train_split=training"], "splits must be among train, val; got training"),
+        (["--train_split=training"], "data_dir must contain training, which is trained on; got"),
         (["--seeds=1,x"], "seeds must be comma-separated integers"),
         (["--seeds=1,2,1"], "seeds must be distinct; got 1,2,1"),
         (["--seed=2"], "seed must be given by --seeds"),
@@ -410,3 +432,38 @@ def test_a_run_is_compared_with_the_predictions_of_2018(
     assert by_name[str(run_dir)][1] == f"{evaluated['pixel_accuracy']:.2%}"
     for name in ("panels", "frames/overlay", "frames/panel"):
         assert len(list((tmp_path / "out" / name).glob("*.jpg"))) == 3, name
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [
+        (np.full([4, 5], 255, np.uint8), "ids must be below 2; got 255. Remedy: copy it again"),
+        (np.zeros([2, 5], np.uint8), "must have the size of the label, 4 x 5 .*; got 2 x 5. Rem"),
+    ],
+)
+def test_a_prediction_of_2018_with_other_ids_or_another_size_is_refused(tmp_path, ids, problem):
+    path = tmp_path / "k.png"
+    Image.fromarray(ids).save(path)
+    with pytest.raises(ValueError, match=f"{path}: {problem}"):
+        compare_2018.read_guess(path, (4, 5), 2)
+
+
+def test_a_run_of_other_classes_is_not_compared(records_dir, run_dir, tmp_path, capsys):
+    vistas_dir = shutil.copytree(records_dir.parent / "vistas", tmp_path / "vistas")
+    config = json.loads((vistas_dir / "config_v1.2.json").read_text())
+    config["labels"][0]["name"] = "flat--parking"
+    (vistas_dir / "config_v1.2.json").write_text(json.dumps(config))
+    places = {"vistas_dir": vistas_dir, "predictions_dir": tmp_path, "out_dir": tmp_path / "out"}
+    arguments = [f"--{name}={place}" for name, place in places.items()]
+    assert compare_2018.main(["compare_2018.py", *arguments, f"--run_dirs={run_dir}"]) == 1
+    assert f"{run_dir}: run_dirs must be of the classes of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ablation_refuses_an_unknown_split_before_training(records_dir, tmp_path, capsys):
+    arguments = [f"--records_dir={records_dir}", f"--work_dir={tmp_path / 'w'}", "--eval_split=zzz"]
+    assert ablation.main(["ablation.py", *arguments]) == 1
+    assert f"{records_dir}: split must be one of training, validation; got zzz" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "w").exists()

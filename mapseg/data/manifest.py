@@ -140,7 +140,8 @@ class Manifest:
         if name not in self.splits:
             reason = f" ({name} was skipped: {self.skipped[name]})" if name in self.skipped else ""
             raise ValueError(
-                f"split must be one in the records, {', '.join(self.splits)}; got {name}{reason}"
+                f"{self.records_dir}: split must be one of {', '.join(self.splits)}; got "
+                f"{name}{reason}. Remedy: choose another split, or convert it"
             )
         return self.splits[name]
 

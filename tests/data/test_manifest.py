@@ -58,7 +58,7 @@ def test_the_remedy_for_a_missing_shard_covers_shards_of_other_tools(tmp_path):
 
 def test_an_unknown_split_names_the_known_ones(tmp_path):
     manifest = write_records(tmp_path)
-    with pytest.raises(ValueError, match=r"training; got val$"):
+    with pytest.raises(ValueError, match=r"training; got val\. Remedy: "):
         manifest.split("val")
     with pytest.raises(ValueError, match=r"got testing \(testing was skipped: no labels\)"):
         manifest.split("testing")
