@@ -83,10 +83,10 @@ def work(values: flags.FlagValues) -> int:
         raise ValueError(f"{vistas_dir}: vistas_dir must have a validation split with labels")
     (split,) = splits
     check_writable(out_dir)
-    config = InferConfig(
-        frames=values.frames, out_dir=str(out_dir / "frames"), outputs="ids,overlay,panel"
-    )
+    config = None
     if values.frames:
+        frames_dir = str(out_dir / "frames")
+        config = InferConfig(values.frames, frames_dir, outputs="ids,overlay,panel")
         find_frames(config)  # fails before the predictions
     # The models of 2018 may also predict "unlabeled", which is not a class of the runs.
     scored = (
@@ -116,7 +116,7 @@ def work(values: flags.FlagValues) -> int:
             "ground truth": scored.palette[labels[i]],
         }
         plots.write_jpg(out_dir / "panels" / f"{pair.key}.jpg", side_by_side(drawn))
-    if values.frames:
+    if config:
         infer_run(run_dirs[0], config, predicting, "latest", cli.report)
     cli.report(f"wrote {out_dir}")
     return 0

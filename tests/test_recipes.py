@@ -422,6 +422,9 @@ def test_a_run_is_compared_with_the_predictions_of_2018(
         f"--predictions_dir={tmp_path}",
         f"--run_dirs={run_dir}",
     ]
+    assert compare_2018.main(["compare_2018.py", *common, f"--out_dir={tmp_path / 'bare'}"]) == 0
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["panels"]
+    capsys.readouterr()
     common.append(f"--frames={vistas_dir / 'validation' / 'images'}")
     assert compare_2018.main(["compare_2018.py", *common, f"--out_dir={tmp_path / 'out'}"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
