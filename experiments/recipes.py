@@ -224,7 +224,7 @@ def find_sources(recipe: Recipe, data_dir: Path) -> list["Source"]:
 
     if recipe.keys:
         keys = json.loads((FOLDER / recipe.keys).read_text(encoding="utf-8"))
-        return [choose(find_vistas(data_dir, "v1.2"), keys, data_dir)]
+        return [choose(find_vistas(data_dir, "v1.2", skip=True), keys, data_dir)]
     sources = [
         find_folders(folder / "images", folder / "labels", FOLDER / "camvid.json", folder.name)
         for folder in (data_dir / split for split in CAMVID_SPLITS)
@@ -249,10 +249,14 @@ def choose(source: "Source", keys: Mapping[str, Sequence[str]], data_dir: Path) 
         if missing := sorted({*wanted} - found.get(name, set())):
             raise FileNotFoundError(
                 f"{data_dir}: data_dir must contain the recipe's {len(wanted)} {name} images; "
-                f"{len(missing)} are missing, the first is {name}/images/{missing[0]}"
+                f"{len(missing)} are missing, the first is {name}/images/{missing[0]} or its label"
             )
     splits = tuple(
-        replace(split, pairs=tuple(pair for pair in split.pairs if pair.key in keys[split.name]))
+        replace(
+            split,
+            pairs=tuple(pair for pair in split.pairs if pair.key in keys[split.name]),
+            left_out={},  # none of the listed pairs
+        )
         for split in source.splits
         if split.name in keys
     )

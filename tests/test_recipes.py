@@ -198,7 +198,7 @@ def test_folds_hold_out_every_training_pair_once_and_neighbours_together(camvid_
 def test_a_recipe_for_ten_images_takes_them_from_the_whole_dataset(
     records_dir, tmp_path, monkeypatch
 ):
-    vistas_dir = records_dir.parent / "vistas"
+    vistas_dir = shutil.copytree(records_dir.parent / "vistas", tmp_path / "vistas")
     everything = {
         split.name: [pair.key for pair in split.pairs] for split in find_vistas(vistas_dir).splits
     }
@@ -208,6 +208,16 @@ def test_a_recipe_for_ten_images_takes_them_from_the_whole_dataset(
     recipe = recipes.Recipe(keys="keys.json")
     (source,) = recipes.find_sources(recipe, vistas_dir)
     assert {s.name: [pair.key for pair in s.pairs] for s in source.splits} == listed
+
+    # A file without a partner does not matter, unless it is listed.
+    labels = vistas_dir / "training" / "labels"
+    (labels / f"{everything['training'][0]}.png").unlink()
+    (source,) = recipes.find_sources(recipe, vistas_dir)
+    assert [split.left_out for split in source.splits] == [{}, {}]
+    (labels / f"{listed['training'][0]}.png").unlink()
+    with pytest.raises(FileNotFoundError, match="2 training images; 1 are missing, the first is"):
+        recipes.find_sources(recipe, vistas_dir)
+    listed["training"] = everything["training"][-1:]
 
     listed["validation"] += ["absent", "gone"]
     (tmp_path / "keys.json").write_text(json.dumps(listed))

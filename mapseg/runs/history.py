@@ -31,7 +31,9 @@ def read_history(path: Path) -> list[dict[str, float]]:
       ValueError: not a history.csv of mapseg.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such history. Remedy: train first")
+        raise FileNotFoundError(
+            f"{path}: no such history. Remedy: train first, or give the folder of a run"
+        )
     # A process that is killed while appending leaves an incomplete last row.
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     try:
