@@ -64,9 +64,11 @@ def work(values: flags.FlagValues) -> int:
     check_writable(out_dir)
 
     from mapseg.estimator import Estimator
+    from mapseg.runs.checkpoints import find_checkpoint
 
     estimator = Estimator(run_dir, cli.report)
     lanes = lane_ids(estimator.run.label_set)
+    find_checkpoint(run_dir, values.checkpoint)  # fails before the table
     print("| frame | recall | within 2 px | predicted as lane marking |\n| --- | --- | --- | --- |")
     counts = []
     for name, polylines in lines.items():
@@ -109,7 +111,8 @@ def lane_ids(label_set: LabelSet) -> list[int]:
     ids = [i for i, name in enumerate(label_set.names) if is_lane_marking(name)]
     if not ids:
         raise ValueError(
-            f"the run's classes must include lane markings; got {', '.join(label_set.names)}"
+            f"the run's classes must include lane markings; got {', '.join(label_set.names)}. "
+            "Remedy: choose a run trained on Vistas"
         )
     return ids
 

@@ -65,7 +65,8 @@ def seeds_of(values: flags.FlagValues) -> list[int]:
         raise ValueError("seed must be given by --seeds here, a comma-separated list")
     if not values.seeds or not all(text.isdecimal() for text in values.seeds):
         raise ValueError(
-            f"seeds must be comma-separated integers of 0 or more; got {','.join(values.seeds)!r}"
+            f"seeds must be comma-separated integers of 0 or more; got {','.join(values.seeds)!r}. "
+            "Remedy: --seeds=1,2,3"
         )
     seeds = [int(text) for text in values.seeds]
     if len({*seeds}) < len(seeds):  # the same run twice would count as two

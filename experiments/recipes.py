@@ -201,7 +201,7 @@ def plan(values: flags.FlagValues, sources: Sequence["Source"]) -> dict[str, lis
     if not 2 <= values.folds <= pairs:
         raise ValueError(
             f"folds must be 0 (off), or from 2 to the {pairs} pairs of {values.train_split}; got "
-            f"{values.folds}"
+            f"{values.folds}. Remedy: choose another --folds"
         )
     if values.splits:
         raise ValueError("splits must not be set with --folds, which scores the held-out parts")

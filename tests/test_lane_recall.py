@@ -53,6 +53,17 @@ def test_a_missing_frame_is_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_checkpoint_is_reported_before_the_table(run_dir, tmp_path, capsys):
+    for name in json.loads(lane_recall.LINES_PATH.read_text(encoding="utf-8")):
+        Image.fromarray(np.zeros((375, 1242, 3), np.uint8)).save(tmp_path / name)
+    folders = [f"--run_dir={run_dir}", f"--frames_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
+    assert lane_recall.main(["lane_recall", *folders, "--checkpoint=99"]) == 1
+    out, errors = capsys.readouterr()
+    assert "|" not in out
+    assert "99" in errors
+    assert not (tmp_path / "out").exists()
+
+
 def test_lane_markings_are_found_in_all_label_sets():
     table = read_class_table(ROOT / "data_prep" / "vistas_v1.2.json")
     assert lane_recall.lane_ids(make_label_set(table, "lane_marking")) == [1]
