@@ -36,10 +36,11 @@ from programs import (
     take_turns,
 )
 
-from mapseg import machine
+from mapseg import cli, machine
 from mapseg.config import ENCODERS, InferConfig, PredictConfig
 
 CLASSES = 66
+MEASURED = ("size", "image", "calls", "tile_px", "decoder_channels", "output_stride")
 # (trained run, mode of the twin) -> maximum ratio of our time to the twin's.
 TARGETS = {(True, "onnx"): 1.0, (True, "infer"): 0.55, (False, "onnx"): 1.0, (False, "infer"): 0.7}
 GPU_TARGET = 0.67
@@ -91,13 +92,13 @@ def define_flags() -> flags.FlagValues:
 def work(values: flags.FlagValues) -> int:
     """Prints a line for each measurement; with --check, returns 1 if a target was missed."""
     print(describe_machine(), flush=True)
+    cli.size(values, "size")  # before any measurement
     missed, records = [], []
     sources = [(True, run) for run in values.run_dirs] + [(False, e) for e in values.encoders]
     for is_run, source in sources:
         for batch in map(int, values.batches):
             case = {"source": source, "is_run": is_run, "batch": batch}
-            case |= {name: values[name].value for name in ("size", "image", "calls", "tile_px")}
-            case |= {name: values[name].value for name in ("decoder_channels", "output_stride")}
+            case |= {name: values[name].value for name in MEASURED}
             records.append(compare(case, values))
             missed += records[-1]["missed"]
         if values.frames and is_run:

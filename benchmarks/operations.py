@@ -68,12 +68,9 @@ def prediction(values: flags.FlagValues) -> Callable[[], Any]:
     """Returns a function that segments a batch of noise and waits for the ids."""
     import numpy as np
 
-    sides = values.size.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"size must be HEIGHTxWIDTH in pixels; got {values.size}")
+    shape = (values.batch, *cli.size(values, "size"), 3)
     case = {"source": values.encoder, "is_run": False, "tile_px": 4097, "decoder_channels": 256}
     predictor, *_ = load({**case, "output_stride": values.output_stride})
-    shape = (values.batch, *map(int, sides), 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return lambda: [segmentation.ids for segmentation in predictor.segment_batch(frames)]
 

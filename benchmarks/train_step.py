@@ -65,7 +65,15 @@ COLUMNS = (
     "TFLOP/s",
     "from records",
 )
-OPTIONS = ("loss", "xla", "accumulate_steps", "recompute")
+OPTIONS = ("loss", "xla", "accumulate_steps", "recompute")  # of TrainConfig
+MEASURED = (
+    "crop",
+    "output_stride",
+    "steps",
+    "keras_convolutions",
+    "compile_cache_dir",
+    "records_dir",
+)
 
 
 def define_flags() -> flags.FlagValues:
@@ -137,9 +145,7 @@ def work(values: flags.FlagValues) -> int:
         for precision in values.precisions:
             for batch in map(int, values.batches):
                 case = {"encoder": encoder, "batch": batch, "precision": precision}
-                for name in ("crop", "steps", *OPTIONS, "keras_convolutions", "compile_cache_dir"):
-                    case[name] = values[name].value
-                case |= {n: values[n].value for n in ("records_dir", "output_stride")}
+                case |= {name: values[name].value for name in (*OPTIONS, *MEASURED)}
                 try:
                     rows.append({**case, **run_case(case, values)})
                 except ChildProcessError as error:  # perhaps out of memory: smaller cases may fit

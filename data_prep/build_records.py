@@ -13,7 +13,6 @@ The same command resumes an interrupted conversion. With --on_error=skip pairs t
 converted are left out and reported.
 """
 
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -40,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work_on(values: flags.FlagValues) -> int:
-    resize = Resize(values.max_side, _parse_size(values.resize_to))
+    resize_to = cli.size(values, "resize_to") if values.resize_to else None
+    resize = Resize(values.max_side, resize_to)
     records_dir = Path(cli.required(values, "records_dir"))
     source = _find_source(values)
     _print_source(source)
@@ -93,15 +93,6 @@ def _define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     return values
-
-
-def _parse_size(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise ValueError(f"resize_to must be HEIGHTxWIDTH in pixels, such as 384x512; got {text}")
-    return int(match[1]), int(match[2])
 
 
 def _find_source(values: flags.FlagValues) -> sources.Source:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import signal
 import socket
 import sys
@@ -58,6 +59,22 @@ def required(values: flags.FlagValues, name: str) -> str:
     if not value:
         raise ValueError(f"{name} must be given: {values[name].help}. Remedy: --{name}=...")
     return value
+
+
+def size(values: flags.FlagValues, name: str) -> tuple[int, int]:
+    """Returns a flag's (height, width) in pixels.
+
+    Raises:
+      ValueError: it is not HEIGHTxWIDTH, or one of them is 0.
+    """
+    text = str(values[name].value)
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, such as 384x512; got {text}")
+    height, width = map(int, match.groups())
+    if not height or not width:
+        raise ValueError(f"{name} must be two positive pixel counts; got {text}")
+    return height, width
 
 
 def use_compile_cache(values: flags.FlagValues) -> None:

@@ -106,3 +106,17 @@ with cli.stop_on_signal():
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=10) == code
+
+
+def test_a_size_is_height_by_width():
+    values = flags.FlagValues()
+    flags.DEFINE_string("resize_to", "384x512", "size", flag_values=values)
+    values(["program"])
+    assert cli.size(values, "resize_to") == (384, 512)
+    for text, problem in (
+        ("512", "be HEIGHTxWIDTH in pixels, such as"),
+        ("0x9", "be two positive"),
+    ):
+        values.resize_to = text
+        with pytest.raises(ValueError, match=f"resize_to must {problem}.*; got {text}"):
+            cli.size(values, "resize_to")

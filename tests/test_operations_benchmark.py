@@ -75,9 +75,12 @@ def test_a_prediction_and_a_step_are_profiled(mode, capsys):
     assert any("Conv2D" in row for row in rows)
 
 
-@pytest.mark.parametrize("size", ["375", "375x", "axb"])
+@pytest.mark.parametrize("size", ["375", "375x", "axb", "0x64"])
 def test_a_bad_size_is_named(size):
     values = operations.define_flags()
     values(["operations.py", "--encoder=mobilenet_v2", f"--size={size}"])
-    with pytest.raises(ValueError, match=f"size must be HEIGHTxWIDTH in pixels; got {size}"):
+    what = (
+        "two positive pixel counts" if "0x" in size else "HEIGHTxWIDTH in pixels, such as 384x512"
+    )
+    with pytest.raises(ValueError, match=f"size must be {what}; got {size}"):
         operations.work(values)
